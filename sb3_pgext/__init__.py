@@ -1,0 +1,7 @@
+"""sb3-pgext: the policy-gradient family that Stable-Baselines3 leaves out."""
+
+from sb3_pgext.algorithms import REINFORCE
+
+__version__ = "0.1.0"
+
+__all__ = ["REINFORCE", "__version__"]

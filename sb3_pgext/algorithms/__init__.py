@@ -1,0 +1,5 @@
+"""One file per algorithm, each reading like its pseudo-code."""
+
+from sb3_pgext.algorithms.reinforce import REINFORCE
+
+__all__ = ["REINFORCE"]

@@ -1,0 +1,230 @@
+"""What the algorithms of the family share: whose parameter is whose, the two gradient steps, checks and logging."""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium.vector.utils import create_empty_array
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import obs_as_tensor
+from torch.nn import functional as F
+
+__all__ = ["PolicyGradientAlgorithm", "critic_parameters", "policy_parameters"]
+
+DEFAULT_CRITIC_EPOCHS = 5
+DEFAULT_CRITIC_BATCH_SIZE = 256
+
+
+def policy_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
+    """
+    The parameters that the action distribution depends on, as autograd sees it.
+
+    :param policy: any actor-critic policy
+    :return: name → parameter, in the order of ``policy.parameters()``; P numbers in all
+    """
+    observation = _any_observation(policy)
+    distribution = policy.get_distribution(observation)
+    return _dependencies(policy, distribution.log_prob(distribution.mode()))
+
+
+def critic_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
+    """
+    The parameters that only the values depend on. What the distribution depends on too belongs to the policy.
+
+    :param policy: any actor-critic policy
+    :return: name → parameter, in the order of ``policy.parameters()``
+    """
+    of_values = _dependencies(policy, policy.predict_values(_any_observation(policy)))
+    of_policy = policy_parameters(policy)
+    return {name: parameter for name, parameter in of_values.items() if name not in of_policy}
+
+
+def _any_observation(policy: ActorCriticPolicy) -> PyTorchObs:
+    """A batch of two observations. Zeros, since drawing them would advance a random generator."""
+    batch = create_empty_array(policy.observation_space, n=2, fn=np.zeros)
+    return obs_as_tensor(batch, policy.device)  # type: ignore[arg-type]
+
+
+def _dependencies(policy: ActorCriticPolicy, output: th.Tensor) -> dict[str, th.nn.Parameter]:
+    named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    gradients = th.autograd.grad(output.sum(), list(named.values()), allow_unused=True)
+    return {name: p for (name, p), g in zip(named.items(), gradients, strict=True) if g is not None}
+
+
+def require(condition: bool, argument: str, value: Any, allowed: str) -> None:
+    """
+    :param condition: whether the argument's value is allowed
+    :param argument: its name
+    :param value: its value
+    :param allowed: what is allowed, in words
+    :raises ValueError: naming all three
+    """
+    if not condition:
+        raise ValueError(f"{argument}={value!r}: allowed is {allowed}")
+
+
+def require_one_of(argument: str, value: Any, allowed: Collection[str]) -> None:
+    """:func:`require` for a choice."""
+    require(value in allowed, argument, value, "one of " + ", ".join(map(repr, allowed)))
+
+
+def require_fraction(argument: str, value: Any) -> None:
+    """:func:`require` for a number in [0, 1], such as γ and λ."""
+    require(isinstance(value, (int, float)) and 0.0 <= value <= 1.0, argument, value, "a number in [0, 1]")
+
+
+def require_count(argument: str, value: Any, at_least: int = 1) -> None:
+    """:func:`require` for a whole number."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    require(whole and value >= at_least, argument, value, f"a whole number >= {at_least}")
+
+
+def flat_gradient(output: th.Tensor, parameters: list[th.nn.Parameter]) -> th.Tensor:
+    """
+    The gradient as one vector. The graph is kept, for a second output of the same forward pass.
+
+    :param output: scalar
+    :param parameters: what to differentiate for; those it does not depend on get 0
+    :return: ``(P,)``
+    """
+    gradients = th.autograd.grad(output, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return th.cat([g.flatten() for g in gradients])
+
+
+def standardize(x: th.Tensor) -> th.Tensor:
+    """
+    Subtract the mean and divide by the standard deviation, as SB3 does with advantages.
+
+    :param x: ``(M,)``; returned as it is for M = 1, where there is no deviation
+    :return: ``(M,)``
+    """
+    return (x - x.mean()) / (x.std() + 1e-8) if len(x) > 1 else x
+
+
+def explained_variance(predictions: th.Tensor, targets: th.Tensor) -> th.Tensor:
+    """
+    1 - Var(y - V) / Var(y); NaN where the targets do not vary. SB3's, without leaving the device.
+
+    :param predictions: V, ``(M,)``
+    :param targets: y, ``(M,)``
+    :return: scalar
+    """
+    return 1 - (targets - predictions).var(correction=0) / targets.var(correction=0)
+
+
+class PolicyGradientAlgorithm(OnPolicyAlgorithm):
+    """
+    The two steps of every policy-gradient method: along the gradient with the policy, by regression with the critic.
+
+    Both use ``policy.optimizer``, and each moves only parameters of its own: an optimizer leaves alone what has no
+    gradient.
+    """
+
+    max_grad_norm: float | None  # type: ignore[assignment]
+    critic_epochs: int | None
+    critic_batch_size: int | None
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        super()._setup_model()
+
+    def _check_arguments(self) -> None:
+        """
+        Subclasses extend this with their own arguments.
+
+        :raises ValueError: naming the argument, its value and what is allowed
+        """
+        suitable = issubclass(self.policy_class, ActorCriticPolicy)
+        suitable = suitable and not issubclass(self.policy_class, RecurrentActorCriticPolicy)
+        require(suitable, "policy", self.policy_class.__name__, "an ActorCriticPolicy that is not recurrent")
+        require_fraction("gamma", self.gamma)
+        require_fraction("gae_lambda", self.gae_lambda)
+        for argument in ("critic_epochs", "critic_batch_size"):
+            if getattr(self, argument) is not None:
+                require_count(argument, getattr(self, argument))
+        require(math.isfinite(self.ent_coef), "ent_coef", self.ent_coef, "a finite number")
+        require(self.max_grad_norm is None or self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "None or > 0")
+        require(
+            self.sde_sample_freq == -1 or (self.use_sde and self.sde_sample_freq >= 1),
+            "sde_sample_freq",
+            self.sde_sample_freq,
+            "-1, or a number of steps >= 1 together with use_sde=True",
+        )
+
+    def _begin_update(self) -> None:
+        """Training mode and learning rate, as SB3's algorithms do first of all."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        self._n_updates += 1
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _evaluate(self, observations: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        The current policy on the steps of a batch. The critic is not evaluated.
+
+        :param observations: ``(M, *observation shape)``
+        :param actions: ``(M, …)``
+        :return: log π(a_t|s_t), ``(M,)``, and the mean entropy, a scalar (estimated by -log π where the distribution
+            has no closed form, as SB3 does), both differentiable
+        """
+        distribution = self.policy.get_distribution(observations)
+        log_prob = distribution.log_prob(actions)
+        entropy = distribution.entropy()
+        return log_prob, (-log_prob if entropy is None else entropy).mean()
+
+    def _ascend(self, gradient: th.Tensor) -> None:
+        """
+        One optimizer step with the policy's parameters.
+
+        :param gradient: ĝ, of what is to be made larger, ``(P,)``
+        :raises ValueError: ĝ is not finite; the parameters are as they were
+        """
+        parameters = list(policy_parameters(self.policy).values())
+        norm = gradient.norm().item()
+        require(math.isfinite(norm), "policy gradient norm", norm, f"a finite number (update {self._n_updates})")
+        self.logger.record("train/grad_norm", norm)
+        descent = (-gradient).split([p.numel() for p in parameters])
+        self._step(parameters, [d.view_as(p) for d, p in zip(descent, parameters, strict=True)])
+
+    def _fit_critic(self, observations: PyTorchObs, targets: th.Tensor, values: th.Tensor) -> None:
+        """
+        Minibatch regression of V(s_t) on the targets.
+
+        :param observations: ``(M, *observation shape)``
+        :param targets: y_t, ``(M,)``
+        :param values: V(s_t) before the fit, ``(M,)``, for the log
+        :raises ValueError: the loss is not finite
+        """
+        parameters = list(critic_parameters(self.policy).values())
+        losses = []
+        for _ in range(self.critic_epochs or DEFAULT_CRITIC_EPOCHS):
+            shuffled = th.randperm(len(targets), device=targets.device)
+            for indices in shuffled.split(self.critic_batch_size or DEFAULT_CRITIC_BATCH_SIZE):
+                predictions = self.policy.predict_values(_rows(observations, indices)).flatten()
+                loss = F.mse_loss(predictions, targets[indices])
+                self._step(parameters, th.autograd.grad(loss, parameters))
+                losses.append(loss.detach())
+        value_loss = th.stack(losses).mean().item()
+        require(math.isfinite(value_loss), "value loss", value_loss, f"a finite number (update {self._n_updates})")
+        self.logger.record("train/value_loss", value_loss)
+        self.logger.record("train/explained_variance", explained_variance(values, targets).item())
+
+    def _step(self, parameters: list[th.nn.Parameter], gradients: Collection[th.Tensor]) -> None:
+        """One optimizer step that moves these parameters and no others."""
+        self.policy.optimizer.zero_grad(set_to_none=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if self.max_grad_norm is not None:
+            th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        self.policy.optimizer.step()
+
+
+def _rows(observations: PyTorchObs, indices: th.Tensor) -> PyTorchObs:
+    if isinstance(observations, dict):
+        return {key: tensor[indices] for key, tensor in observations.items()}
+    return observations[indices]

@@ -1,0 +1,314 @@
+"""REINFORCE: the score-function estimator of the policy gradient with a choice of baselines."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+
+from sb3_pgext.algorithms.base import (
+    PolicyGradientAlgorithm,
+    flat_gradient,
+    policy_parameters,
+    require,
+    require_count,
+    require_one_of,
+    standardize,
+)
+from sb3_pgext.estimators.baselines import constant_baseline, time_baseline
+from sb3_pgext.estimators.returns import (
+    discount_weights,
+    discounted_returns,
+    lambda_returns,
+    trajectory_returns,
+)
+from sb3_pgext.estimators.score_function import optimal_baseline_gradient, score_function_surrogate
+from sb3_pgext.rollouts import EpisodeBatch, EpisodicAlgorithm
+
+__all__ = ["REINFORCE"]
+
+Baseline = Callable[[EpisodeBatch, th.Tensor], th.Tensor]
+"""A baseline of the user's own: (the batch, G_t ``(M,)``) → b_t ``(M,)``. See :class:`REINFORCE`, ``baseline``."""
+
+SelfREINFORCE = TypeVar("SelfREINFORCE", bound="REINFORCE")
+
+
+class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
+    r"""
+    REINFORCE (Williams 1992; lectures 000, 001, 003, 004): one gradient step per batch of N whole episodes along
+
+    .. math:: \hat g = \frac1N \sum_{i=1}^N \sum_t w_t \nabla_\theta \log \pi_\theta(a_t|s_t) \, (G_t - b_t).
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or an ActorCriticPolicy class)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: of the policy and of the critic; can be a function of the remaining progress (from 1 to 0)
+    :param n_episodes: episodes per update, N. Best a multiple of the number of sub-environments: each plays its share
+    :param gamma: Discount factor, in [0, 1]
+    :param credit: what a log-probability is multiplied by: ``"reward_to_go"`` (G_t, the return from t on) or
+        ``"trajectory"`` (R(τ) = G_0, the return of the whole episode)
+    :param baseline: what is subtracted from it:
+
+        * ``"none"``: nothing
+        * ``"constant"``: the mean return
+        * ``"time"``: the mean return at the same time step
+        * ``"optimal"``: for each parameter the constant of minimum variance
+        * ``"state"``: the critic's V(s_t)
+        * a callable ``baseline(episodes, returns)`` from an :class:`~sb3_pgext.rollouts.EpisodeBatch` and its G_t
+          ``(M,)`` to b_t ``(M,)``. If it is an object that also has a method ``fit(episodes, returns)``, that is
+          called after each policy step, with the same arguments
+    :param leave_one_out: compute an episode's baseline from the other episodes, which keeps ĝ unbiased
+        (for ``"constant"``, ``"time"`` and ``"optimal"``; needs N >= 2)
+    :param discount_weighting: w_t = γ^t, the gradient of the discounted return, instead of w_t = 1, which everyone
+        runs (for ``"reward_to_go"``; ``"trajectory"`` carries the discounts already)
+    :param critic_target: what the critic is fitted to (for ``baseline="state"``): ``"mc"`` (G_t), ``"td"``
+        (r_t + γV(s_{t+1})) or ``"lambda"`` (TD(λ))
+    :param gae_lambda: the λ of ``critic_target="lambda"``
+    :param critic_epochs: passes over the batch when fitting the critic; None for 5
+    :param critic_batch_size: minibatch size when fitting the critic; None for 256
+    :param truncation: an episode cut by a time limit is continued by the critic's V(s_T) (``"bootstrap"``) or taken
+        to end there (``"terminal"``); None means ``"bootstrap"`` with a critic, ``"terminal"`` without
+    :param max_episode_steps: cut (truncate) longer episodes; None for no limit
+    :param normalize_advantage: Whether to normalize G_t - b_t over the batch (not with ``baseline="optimal"``)
+    :param ent_coef: coefficient of the mean entropy in the objective
+    :param max_grad_norm: The maximum norm of the gradient of a step, of the policy and of the critic; None for no limit
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
+        (-1: only at the beginning of the rollout)
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, …) on which the code should be run; "auto" uses the GPU if possible
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: an argument is not allowed, or would have no effect beside the others
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ActorCriticPolicy,
+        "CnnPolicy": ActorCriticCnnPolicy,
+        "MultiInputPolicy": MultiInputActorCriticPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_episodes: int = 16,
+        gamma: float = 0.99,
+        credit: str = "reward_to_go",
+        baseline: str | Baseline = "state",
+        leave_one_out: bool = True,
+        discount_weighting: bool = False,
+        critic_target: str = "mc",
+        gae_lambda: float = 0.95,
+        critic_epochs: int | None = None,
+        critic_batch_size: int | None = None,
+        truncation: str | None = None,
+        max_episode_steps: int | None = None,
+        normalize_advantage: bool = False,
+        ent_coef: float = 0.0,
+        max_grad_norm: float | None = None,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_episodes,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=0.0,
+            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+        )
+        self.n_episodes = n_episodes
+        self.credit = credit
+        self.baseline = baseline
+        self.leave_one_out = leave_one_out
+        self.discount_weighting = discount_weighting
+        self.critic_target = critic_target
+        self.critic_epochs = critic_epochs
+        self.critic_batch_size = critic_batch_size
+        self.truncation = truncation
+        self.max_episode_steps = max_episode_steps
+        self.normalize_advantage = normalize_advantage
+
+        if _init_setup_model:
+            self._setup_model()
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether V is learnt and used."""
+        return isinstance(self.baseline, str) and self.baseline == "state"
+
+    @property
+    def bootstraps(self) -> bool:
+        """Whether an episode cut by a time limit is continued by V(s_T)."""
+        return self.has_critic if self.truncation is None else self.truncation == "bootstrap"
+
+    def train(self) -> None:
+        """One step along the policy gradient of the episodes just collected, then the fit of the baseline."""
+        self._begin_update()
+        episodes = self.episodes
+        returns = discounted_returns(episodes.rewards, episodes.episode, self.gamma, episodes.bootstrap_values)
+
+        self._ascend(self.policy_gradient(episodes, returns))
+
+        if self.has_critic:
+            self._fit_critic(episodes.observations, self._critic_targets(episodes, returns), episodes.values)
+        elif hasattr(self.baseline, "fit"):
+            self.baseline.fit(episodes, returns)
+
+    def policy_gradient(self, episodes: EpisodeBatch, returns: th.Tensor) -> th.Tensor:
+        r"""
+        The estimate :math:`\hat g`, plus the gradient of the entropy bonus.
+
+        :param episodes: a batch collected with the current policy
+        :param returns: its G_t, ``(M,)``
+        :return: ``(P,)``, in the order of :func:`~sb3_pgext.algorithms.base.policy_parameters`
+        """
+        parameters = list(policy_parameters(self.policy).values())
+        log_prob, entropy = self._evaluate(episodes.observations, episodes.actions)
+        self.logger.record("train/entropy", entropy.item())
+
+        credit = returns
+        if self.credit == "trajectory":
+            credit = trajectory_returns(returns, episodes.time)[episodes.episode]
+        weights = discount_weights(episodes.time, self.gamma) if self.discount_weighting else None
+
+        gradient = self.ent_coef * flat_gradient(entropy, parameters) if self.ent_coef else 0.0
+        if self.baseline == "optimal":
+            return gradient + optimal_baseline_gradient(
+                log_prob, credit, episodes.episode, episodes.n_episodes, parameters, self.leave_one_out, weights
+            )
+        advantages = credit - self._baseline(episodes, returns)
+        if self.normalize_advantage:
+            advantages = standardize(advantages)
+        surrogate = score_function_surrogate(log_prob, advantages, episodes.n_episodes, weights)
+        self.logger.record("train/policy_gradient_loss", -surrogate.item())
+        return gradient + flat_gradient(surrogate, parameters)
+
+    def _baseline(self, episodes: EpisodeBatch, returns: th.Tensor) -> th.Tensor:
+        """
+        :param episodes: the batch
+        :param returns: its G_t, ``(M,)``
+        :return: b_t, ``(M,)``
+        :raises ValueError: a baseline of the user's own is not finite, or not one number per step
+        """
+        if callable(self.baseline):
+            values = th.as_tensor(self.baseline(episodes, returns), device=self.device).detach()
+            require(values.shape == returns.shape, "shape of the baseline", tuple(values.shape), f"({len(returns)},)")
+            require(bool(values.isfinite().all()), "baseline", values, "finite numbers")
+            return values
+        if self.baseline == "state":
+            return episodes.values
+        if self.baseline == "time":
+            return time_baseline(returns, episodes.time, self.leave_one_out)
+        if self.baseline == "constant" and self.credit == "trajectory":
+            each = th.arange(episodes.n_episodes, device=self.device)
+            of_episodes = trajectory_returns(returns, episodes.time)
+            return constant_baseline(of_episodes, each, len(each), self.leave_one_out)[episodes.episode]
+        if self.baseline == "constant":
+            return constant_baseline(returns, episodes.episode, episodes.n_episodes, self.leave_one_out)
+        return th.zeros_like(returns)
+
+    def _critic_targets(self, episodes: EpisodeBatch, returns: th.Tensor) -> th.Tensor:
+        """y_t, ``(M,)``, from the critic as it was before this batch is fitted."""
+        if self.critic_target == "mc":
+            return returns
+        gae_lambda = 0.0 if self.critic_target == "td" else self.gae_lambda
+        return lambda_returns(
+            episodes.rewards, episodes.values, episodes.episode, self.gamma, gae_lambda, episodes.bootstrap_values
+        )
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        require_count("n_episodes", self.n_episodes)
+        require_one_of("credit", self.credit, ("reward_to_go", "trajectory"))
+        if not callable(self.baseline):
+            require_one_of("baseline", self.baseline, ("none", "constant", "time", "optimal", "state"))
+        require_one_of("critic_target", self.critic_target, ("mc", "td", "lambda"))
+        require_one_of("truncation", self.truncation, (None, "bootstrap", "terminal"))
+        if self.max_episode_steps is not None:
+            require_count("max_episode_steps", self.max_episode_steps)
+        self._check_arguments_without_effect()
+
+    def _check_arguments_without_effect(self) -> None:
+        """
+        :raises ValueError: an argument would be ignored beside the others
+        """
+        of_others = self.baseline in ("constant", "time", "optimal")
+        if of_others and self.leave_one_out:
+            require_count("n_episodes", self.n_episodes, at_least=2)
+        require(
+            self.leave_one_out or of_others,
+            "leave_one_out",
+            self.leave_one_out,
+            f"True with baseline={self.baseline!r}: only 'constant', 'time' and 'optimal' look at other episodes",
+        )
+        require(
+            not (self.discount_weighting and self.credit == "trajectory"),
+            "discount_weighting",
+            self.discount_weighting,
+            "False with credit='trajectory', whose return carries the discounts already",
+        )
+        require(
+            not (self.normalize_advantage and self.baseline == "optimal"),
+            "normalize_advantage",
+            self.normalize_advantage,
+            "False with baseline='optimal', where each parameter has an advantage of its own",
+        )
+        require(
+            self.gae_lambda == 0.95 or self.critic_target == "lambda",
+            "gae_lambda",
+            self.gae_lambda,
+            f"its default 0.95 with critic_target={self.critic_target!r}: only 'lambda' uses it",
+        )
+        for argument, default in (
+            ("critic_target", "mc"),
+            ("critic_epochs", None),
+            ("critic_batch_size", None),
+            ("truncation", None if self.truncation is None else "terminal"),
+        ):
+            value = getattr(self, argument)
+            needs = f"{default!r} with baseline={self.baseline!r}: anything else needs the critic of baseline='state'"
+            require(self.has_critic or value == default, argument, value, needs)
+
+    def learn(
+        self: SelfREINFORCE,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "REINFORCE",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfREINFORCE:
+        """SB3's ``learn``. The last batch is finished, so a little more than ``total_timesteps`` may be taken."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -1,0 +1,87 @@
+"""Baselines: what is subtracted from the return to reduce the variance of the score-function estimator.
+
+With ``leave_one_out`` the baseline of an episode is computed from the other episodes only. It is then independent of
+the episode's own actions, so that the estimator stays exactly unbiased; otherwise the episode's own return correlates
+with its score. Flat tensors as in :mod:`sb3_pgext.estimators.returns`; definitions in ``docs/mathematics.md``
+(section 2; lectures 000 and 003; Peters & Schaal 2008).
+"""
+
+import torch as th
+
+__all__ = ["constant_baseline", "leave_one_out_sum", "optimal_baseline", "time_baseline"]
+
+
+def leave_one_out_sum(x: th.Tensor) -> th.Tensor:
+    r"""
+    For each row the sum over all other rows, :math:`y_i = \sum_{j \ne i} x_j`.
+
+    The sums before and after the row are added, rather than the row subtracted from the total: nothing is lost to
+    rounding when one row dominates.
+
+    :param x: ``(N, …)``
+    :return: ``(N, …)``
+    """
+    before, after = th.zeros_like(x), th.zeros_like(x)
+    before[1:] = x.cumsum(0)[:-1]
+    after[:-1] = x.flip(0).cumsum(0).flip(0)[1:]
+    return before + after
+
+
+def constant_baseline(returns: th.Tensor, episode: th.Tensor, n_episodes: int, leave_one_out: bool) -> th.Tensor:
+    r"""
+    The mean return, one constant for all steps: :math:`b = \mathrm{mean}\, G_t`.
+
+    For ``credit="trajectory"`` pass one entry per episode: ``returns`` = R(τ_i) and ``episode`` = 0 … N-1.
+
+    :param returns: ``(K,)``
+    :param episode: episode of each entry, ``(K,)``, integer
+    :param n_episodes: N
+    :param leave_one_out: take the mean over the entries of the *other* episodes
+    :return: ``(K,)``
+    """
+    if not leave_one_out:
+        return returns.mean().expand_as(returns)
+    totals = returns.new_zeros(n_episodes).index_add(0, episode, returns)
+    counts = returns.new_zeros(n_episodes).index_add(0, episode, th.ones_like(returns))
+    return (leave_one_out_sum(totals) / leave_one_out_sum(counts))[episode]
+
+
+def time_baseline(returns: th.Tensor, time: th.Tensor, leave_one_out: bool) -> th.Tensor:
+    r"""
+    The mean return at each time, :math:`b_t` = mean of :math:`G_t` over the episodes that are still alive at t.
+
+    With ``leave_one_out`` it is 0 where no other episode is alive.
+
+    :param returns: G_t, ``(M,)``
+    :param time: time index within the episode, ``(M,)``, integer
+    :param leave_one_out: take the mean over the *other* episodes
+    :return: ``(M,)``
+    """
+    by_time = returns.new_zeros(len(time))
+    totals = by_time.index_add(0, time, returns)[time]
+    alive = by_time.index_add(0, time, th.ones_like(returns))[time]
+    if leave_one_out:
+        totals, alive = totals - returns, alive - 1
+        # Where no other episode is alive the difference of totals is rounding error, not a baseline.
+        return th.where(alive > 0, totals / alive.clamp(min=1), 0.0)
+    return totals / alive
+
+
+def optimal_baseline(scores: th.Tensor, credited_scores: th.Tensor, leave_one_out: bool) -> th.Tensor:
+    r"""
+    The minimum-variance constant of each coordinate of the gradient, :math:`b_k = E[A_k S_k] / E[S_k^2]`.
+
+    :math:`S` is an episode's score and :math:`A` the same sum with each term multiplied by its return; for trajectory
+    credit this is :math:`E[g^2 R] / E[g^2]` of lecture 003. A coordinate whose scores are all 0 gets 0.
+
+    :param scores: :math:`S_i = \sum_t w_t \nabla\log\pi_t`, ``(N, P)``
+    :param credited_scores: :math:`A_i = \sum_t w_t \nabla\log\pi_t \, G_t`, ``(N, P)``
+    :param leave_one_out: estimate the expectations from the *other* episodes
+    :return: ``(N, P)``
+    """
+    products, squares = credited_scores * scores, scores.square()
+    if leave_one_out:
+        products, squares = leave_one_out_sum(products), leave_one_out_sum(squares)
+    else:
+        products, squares = products.sum(0).expand_as(scores), squares.sum(0).expand_as(scores)
+    return th.where(squares > 0, products / squares, 0.0)

@@ -1,0 +1,168 @@
+"""Returns, temporal differences and critic targets of a batch of whole episodes.
+
+Every function takes flat tensors: one entry per step, shape ``(M,)``, the steps of an episode next to each other and
+in order of time, ``episode`` naming the episode ``0 … N-1`` of each step. Nothing is padded and there is no loop over
+steps. The definitions are those of ``docs/mathematics.md`` (sections "Notation", 3 and 4).
+"""
+
+import torch as th
+
+__all__ = [
+    "discounted_returns",
+    "discounted_sum_to_go",
+    "discount_weights",
+    "generalized_advantages",
+    "lambda_returns",
+    "last_steps",
+    "next_values",
+    "td_errors",
+    "trajectory_returns",
+]
+
+
+def discounted_sum_to_go(x: th.Tensor, episode: th.Tensor, discount: float) -> th.Tensor:
+    r"""
+    The reverse discounted cumulative sum within each episode, :math:`y_t = \sum_{k \ge t} d^{k-t} x_k`.
+
+    Computed by doubling: after pass :math:`j` each entry holds the sum over its next :math:`2^j` steps, so
+    :math:`\log_2 M` vectorised passes suffice, without the division by :math:`d^t` that makes
+    a plain cumulative sum underflow on long episodes.
+
+    :param x: what is summed, ``(M,)``
+    :param episode: episode of each step, ``(M,)``, integer
+    :param discount: :math:`d`, in [0, 1]
+    :return: the sums, ``(M,)``
+    """
+    total, shift, weight = x, 1, discount
+    while shift < len(x) and weight > 0.0:
+        same_episode = episode[shift:] == episode[:-shift]
+        continuation = th.where(same_episode, total[shift:], 0.0)
+        total = th.cat([total[:-shift] + weight * continuation, total[-shift:]])
+        shift, weight = 2 * shift, weight * weight
+    return total
+
+
+def last_steps(episode: th.Tensor) -> th.Tensor:
+    """
+    Which steps are the last of their episode.
+
+    :param episode: episode of each step, ``(M,)``, integer
+    :return: boolean, ``(M,)``
+    """
+    last = th.ones_like(episode, dtype=th.bool)
+    last[:-1] = episode[1:] != episode[:-1]
+    return last
+
+
+def next_values(values: th.Tensor, episode: th.Tensor, bootstrap_values: th.Tensor) -> th.Tensor:
+    """
+    V(s_{t+1}) of each step: the next step's value, and after an episode's last step its bootstrap value.
+
+    :param values: V(s_t), ``(M,)``
+    :param episode: episode of each step, ``(M,)``, integer
+    :param bootstrap_values: V(s_T) of episodes that were cut and are bootstrapped, 0 for all others, ``(N,)``
+    :return: ``(M,)``
+    """
+    return th.where(last_steps(episode), bootstrap_values[episode], values.roll(-1))
+
+
+def discounted_returns(
+    rewards: th.Tensor, episode: th.Tensor, gamma: float, bootstrap_values: th.Tensor | None = None
+) -> th.Tensor:
+    r"""
+    The return from each step on, :math:`G_t = \sum_{k \ge t} \gamma^{k-t} r_k \; [+ \gamma^{T-t} V(s_T)]`.
+
+    :param rewards: r_t, ``(M,)``
+    :param episode: episode of each step, ``(M,)``, integer
+    :param gamma: discount, in [0, 1]
+    :param bootstrap_values: V(s_T) of episodes that were cut and are bootstrapped, 0 for all others, ``(N,)``
+    :return: ``(M,)``
+    """
+    if bootstrap_values is not None:
+        rewards = rewards + gamma * th.where(last_steps(episode), bootstrap_values[episode], 0.0)
+    return discounted_sum_to_go(rewards, episode, gamma)
+
+
+def trajectory_returns(returns: th.Tensor, time: th.Tensor) -> th.Tensor:
+    r"""
+    The return of each whole episode, :math:`R(\tau) = G_0`.
+
+    :param returns: G_t, ``(M,)``
+    :param time: time index within the episode, ``(M,)``, integer
+    :return: ``(N,)``
+    """
+    return returns[time == 0]
+
+
+def discount_weights(time: th.Tensor, gamma: float) -> th.Tensor:
+    r"""
+    :math:`w_t = \gamma^t`, which makes the sum of scores the gradient of the discounted return (lecture 004).
+
+    :param time: time index within the episode, ``(M,)``, integer
+    :param gamma: discount, in [0, 1]
+    :return: ``(M,)``
+    """
+    return th.pow(gamma, time)
+
+
+def td_errors(
+    rewards: th.Tensor, values: th.Tensor, episode: th.Tensor, gamma: float, bootstrap_values: th.Tensor
+) -> th.Tensor:
+    r"""
+    :math:`\delta_t = r_t + \gamma V(s_{t+1}) - V(s_t)` (lecture 002).
+
+    :param rewards: r_t, ``(M,)``
+    :param values: V(s_t), ``(M,)``
+    :param episode: episode of each step, ``(M,)``, integer
+    :param gamma: discount, in [0, 1]
+    :param bootstrap_values: V(s_T) of episodes that were cut and are bootstrapped, 0 for all others, ``(N,)``
+    :return: ``(M,)``
+    """
+    return rewards + gamma * next_values(values, episode, bootstrap_values) - values
+
+
+def generalized_advantages(
+    rewards: th.Tensor,
+    values: th.Tensor,
+    episode: th.Tensor,
+    gamma: float,
+    gae_lambda: float,
+    bootstrap_values: th.Tensor,
+) -> th.Tensor:
+    r"""
+    :math:`\Psi_t = \sum_k (\gamma\lambda)^k \delta_{t+k}` (lecture 002; Schulman et al. 2016, eq. 16).
+
+    :param rewards: r_t, ``(M,)``
+    :param values: V(s_t), ``(M,)``
+    :param episode: episode of each step, ``(M,)``, integer
+    :param gamma: discount, in [0, 1]
+    :param gae_lambda: trade-off between bias (0) and variance (1), in [0, 1]
+    :param bootstrap_values: V(s_T) of episodes that were cut and are bootstrapped, 0 for all others, ``(N,)``
+    :return: ``(M,)``
+    """
+    delta = td_errors(rewards, values, episode, gamma, bootstrap_values)
+    return discounted_sum_to_go(delta, episode, gamma * gae_lambda)
+
+
+def lambda_returns(
+    rewards: th.Tensor,
+    values: th.Tensor,
+    episode: th.Tensor,
+    gamma: float,
+    gae_lambda: float,
+    bootstrap_values: th.Tensor,
+) -> th.Tensor:
+    r"""
+    The TD(λ) target of the critic, :math:`y_t = \Psi^{GAE}_t + V(s_t)` (lecture 002).
+
+    λ = 0 is the one-step target :math:`r_t + \gamma V(s_{t+1})`, λ = 1 the Monte-Carlo return :math:`G_t`.
+
+    :param rewards: r_t, ``(M,)``
+    :param values: V(s_t) of the critic as it was before this batch is fitted, ``(M,)``
+    :param episode: episode of each step, ``(M,)``, integer
+    :param gamma: discount, in [0, 1]
+    :param gae_lambda: λ, in [0, 1]
+    :param bootstrap_values: V(s_T) of episodes that were cut and are bootstrapped, 0 for all others, ``(N,)``
+    :return: ``(M,)``
+    """
+    return generalized_advantages(rewards, values, episode, gamma, gae_lambda, bootstrap_values) + values

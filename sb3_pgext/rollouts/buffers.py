@@ -1,0 +1,192 @@
+"""Storage of rollouts: recorded while acting, handed over once as flat tensors on the model's device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+__all__ = ["EpisodeBatch", "EpisodeBuffer"]
+
+
+@dataclass(frozen=True)
+class EpisodeBatch:
+    """
+    N whole episodes, flat: M steps in all, the steps of an episode next to each other and in order of time.
+
+    :param observations: s_t, ``(M, *observation shape)``; a dict of such tensors for Dict spaces
+    :param actions: a_t as the policy drew them (not clipped), ``(M,)`` for Discrete, else ``(M, action dim)``
+    :param rewards: r_t as the VecEnv gave them, ``(M,)``
+    :param values: V(s_t) of the critic that was there while acting, ``(M,)``; None without a critic
+    :param episode: episode of each step, 0 … N-1, ``(M,)``, int64
+    :param time: time index within the episode, ``(M,)``, int64
+    :param lengths: number of steps of each episode, ``(N,)``, int64
+    :param truncated: whether the episode was cut by a limit instead of ending, ``(N,)``, bool
+    :param bootstrap_values: V(s_T) of the truncated episodes if they are bootstrapped, else 0, ``(N,)``
+    """
+
+    observations: PyTorchObs
+    actions: th.Tensor
+    rewards: th.Tensor
+    values: th.Tensor | None
+    episode: th.Tensor
+    time: th.Tensor
+    lengths: th.Tensor
+    truncated: th.Tensor
+    bootstrap_values: th.Tensor
+
+    @property
+    def n_episodes(self) -> int:
+        """N, the number of episodes."""
+        return len(self.lengths)
+
+    def __len__(self) -> int:
+        """M, the number of steps."""
+        return len(self.rewards)
+
+
+class EpisodeBuffer(BaseBuffer):
+    """
+    Records vector steps and cuts the whole episodes of a batch out of them.
+
+    Steps are kept as they come (a list, since nobody knows how long the episodes will be); :meth:`episodes` gathers
+    those that belong to the batch.
+
+    :param buffer_size: number of episodes of a batch, N
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param device: device of the gathered tensors
+    :param gae_lambda: accepted because SB3 passes it to every rollout buffer; the estimators take it from the model
+    :param gamma: as ``gae_lambda``
+    :param n_envs: Number of parallel environments, E
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: th.device | str = "auto",
+        gae_lambda: float = 1,
+        gamma: float = 0.99,
+        n_envs: int = 1,
+    ):
+        super().__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self._steps: list[tuple[PyTorchObs, th.Tensor]] = []
+        self._outcomes: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._final_observations: dict[tuple[int, int], dict | np.ndarray] = {}
+
+    def size(self) -> int:
+        """Number of vector steps recorded since the last reset."""
+        return len(self._steps)
+
+    def add(  # type: ignore[override]
+        self,
+        observations: PyTorchObs,
+        actions: th.Tensor,
+        rewards: np.ndarray,
+        recording: np.ndarray,
+        ended: np.ndarray,
+    ) -> None:
+        """
+        Record one vector step. Nothing is copied: the caller hands over what is not written to again.
+
+        :param observations: ``(E, *observation shape)``, or a dict of such tensors
+        :param actions: ``(E, …)``
+        :param rewards: ``(E,)``
+        :param recording: which sub-environments are playing an episode of the batch, ``(E,)``, bool
+        :param ended: which of those episodes ended with this step, ``(E,)``, bool
+        """
+        self._steps.append((observations, actions))
+        self._outcomes.append((rewards, recording, ended))
+
+    def add_final_observation(self, env_index: int, observation: dict | np.ndarray) -> None:
+        """
+        Record the observation in which the step just added truncated an episode.
+
+        :param env_index: sub-environment
+        :param observation: s_T, not batched
+        """
+        self._final_observations[env_index, self.size() - 1] = observation
+
+    def last_rewards(self, env_index: int, n_steps: int) -> np.ndarray:
+        """
+        :param env_index: sub-environment
+        :param n_steps: how many
+        :return: its rewards of the last steps recorded, ``(n_steps,)``
+        """
+        return np.array([rewards[env_index] for rewards, _, _ in self._outcomes[-n_steps:]])
+
+    def episodes(self, value_function: Callable[[PyTorchObs], th.Tensor] | None, bootstrap: bool) -> EpisodeBatch:
+        """
+        The batch of whole episodes, numbered by sub-environment and then by time.
+
+        :param value_function: observations ``(K, …)`` → V ``(K,)``; None without a critic
+        :param bootstrap: whether truncated episodes get the value of their last observation
+        :return: the batch
+        """
+        rewards, recording, ended = (np.stack(column, axis=1) for column in zip(*self._outcomes, strict=True))  # (E, T)
+        # A sub-environment's recorded steps end with the end of an episode, so counting ends numbers the episodes.
+        last = ended[recording]
+        episode = np.cumsum(last) - last
+        ends = np.flatnonzero(last) + 1
+        lengths = np.diff(ends, prepend=0)
+        time = np.arange(len(last)) - (ends - lengths)[episode]
+        truncated = np.zeros_like(recording)
+        for key in self._final_observations:
+            truncated[key] = True
+
+        selected = th.as_tensor(recording, device=self.device)
+        all_observations, all_actions = zip(*self._steps, strict=True)
+        observations = _gather(all_observations, selected)
+        of_truncated = self.to_torch(truncated[recording][last])
+        bootstrap_values = th.zeros(len(ends), device=self.device)
+        if bootstrap and self._final_observations:
+            assert value_function is not None
+            bootstrap_values[of_truncated] = value_function(self._stacked_final_observations())
+        return EpisodeBatch(
+            observations=observations,
+            actions=_flat_actions(_gather(all_actions, selected)),
+            rewards=self.to_torch(rewards[recording].astype(np.float32)),
+            values=None if value_function is None else value_function(observations),
+            episode=self.to_torch(episode),
+            time=self.to_torch(time),
+            lengths=self.to_torch(lengths),
+            truncated=of_truncated,
+            bootstrap_values=bootstrap_values,
+        )
+
+    def _stacked_final_observations(self) -> PyTorchObs:
+        """The observations s_T of the truncated episodes, in the order of the episodes."""
+        final = [self._final_observations[key] for key in sorted(self._final_observations)]
+        if isinstance(final[0], dict):
+            return {key: self.to_torch(np.stack([obs[key] for obs in final])) for key in final[0]}
+        return self.to_torch(np.stack(final))
+
+    def _get_samples(self, batch_inds: np.ndarray, env: object = None) -> None:  # type: ignore[override]
+        raise NotImplementedError("EpisodeBuffer hands out whole batches: use episodes()")
+
+
+def _gather(steps: tuple[Any, ...], selected: th.Tensor) -> Any:
+    """
+    :param steps: of each vector step a tensor ``(E, …)`` or a dict of such tensors, T of them
+    :param selected: ``(E, T)``, bool
+    :return: the selected ones, flat and sorted by sub-environment, then time, ``(M, …)``
+    """
+    if isinstance(steps[0], dict):
+        return {key: _gather(tuple(step[key] for step in steps), selected) for key in steps[0]}
+    return th.stack(steps, dim=1)[selected]
+
+
+def _flat_actions(actions: th.Tensor) -> th.Tensor:
+    """Actions of any shape as SB3's distributions take them: ``(M,)`` or ``(M, action dim)``."""
+    return actions if actions.ndim == 1 else actions.flatten(1)

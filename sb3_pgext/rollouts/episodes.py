@@ -1,0 +1,288 @@
+"""Whole-episode collection: exactly N episodes are started and every one of them is finished.
+
+Taking the first N episodes that happen to *finish* would favour short ones. Here each sub-environment has a fixed
+share of the N episodes, settled before the first step, so that nothing depends on which episode ends first.
+A sub-environment that is done with its share idles until the others are done: the VecEnv goes on stepping it, these
+steps count in ``num_timesteps``, but nothing is learnt from them.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_pgext.rollouts.buffers import EpisodeBatch, EpisodeBuffer
+
+__all__ = ["EpisodeSchedule", "EpisodicAlgorithm"]
+
+MAX_STEPS_WITHOUT_END = 1_000_000
+"""An episode longer than this, where the user gave no limit, is taken to have no end."""
+
+
+class EpisodeSchedule:
+    """
+    Which sub-environments are playing an episode of the batch, and when the batch is complete.
+
+    Sub-environment e plays ⌈(N - e) / E⌉ episodes, one after the other.
+
+    :param n_episodes: number of episodes of the batch, N
+    :param n_envs: number of sub-environments, E
+    :param max_episode_steps: episodes are cut after this many steps; None for no limit
+    """
+
+    def __init__(self, n_episodes: int, n_envs: int, max_episode_steps: int | None = None):
+        self.max_episode_steps = max_episode_steps
+        self._remaining = np.array([len(range(e, n_episodes, n_envs)) for e in range(n_envs)])
+        self._started = np.zeros(n_envs, dtype=np.int64)
+        self._nowhere = np.zeros(n_envs, dtype=bool)
+        self._n_steps = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Every sub-environment is at the start of an episode."""
+        self._started[:] = self._n_steps
+        self._set_recording(self._remaining > 0)
+
+    def _set_recording(self, recording: np.ndarray) -> None:
+        self.recording = recording
+        self._oldest_start = self._started[recording].min(initial=self._n_steps)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every episode of the batch is finished."""
+        return not self._remaining.any()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether episodes are left, but nobody plays one: all wait in an episode that was cut."""
+        return not self.recording.any() and not self.complete
+
+    def step(self, dones: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Account for one vector step.
+
+        :param dones: which sub-environments ended an episode and are at the start of the next, ``(E,)``, bool
+        :return: which episodes of the batch ended with this step, and which of these because they reached
+            ``max_episode_steps``, each ``(E,)``, bool
+        :raises RuntimeError: an episode has neither an end nor a limit
+        """
+        self._n_steps += 1
+        longest = self._n_steps - self._oldest_start
+        if self.max_episode_steps is None and longest > MAX_STEPS_WITHOUT_END:
+            raise RuntimeError(
+                f"A sub-environment has been in the same episode for more than {MAX_STEPS_WITHOUT_END:,} steps: the "
+                "environment seems to have no end and no limit, and whole episodes are needed here. Wrap it in "
+                "gymnasium.wrappers.TimeLimit, or set `max_episode_steps`."
+            )
+        at_limit = self.max_episode_steps is not None and longest >= self.max_episode_steps
+        if not at_limit and not dones.any():
+            return self._nowhere, self._nowhere
+
+        cut = self._nowhere
+        if at_limit:
+            cut = self.recording & ~dones & (self._n_steps - self._started >= self.max_episode_steps)
+        ended = self.recording & (dones | cut)
+        self._remaining = self._remaining - ended
+        self._started[dones] = self._n_steps
+        # After a cut the sub-environment is still inside its episode: it waits for its end, or for a reset.
+        self._set_recording(np.where(dones, self._remaining > 0, self.recording & ~cut))
+        return ended, cut
+
+
+class EpisodicAlgorithm(OnPolicyAlgorithm):
+    """
+    An SB3 on-policy algorithm that learns from batches of whole episodes.
+
+    A subclass sets ``n_episodes`` and ``max_episode_steps`` before :meth:`_setup_model` and says whether it
+    :attr:`has_critic` and :attr:`bootstraps`. After a rollout the batch lies in ``episodes``.
+    """
+
+    n_episodes: int
+    max_episode_steps: int | None
+    rollout_buffer: EpisodeBuffer  # type: ignore[assignment]
+    episodes: EpisodeBatch
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether V is learnt and used."""
+        raise NotImplementedError
+
+    @property
+    def bootstraps(self) -> bool:
+        """Whether an episode cut by a time limit is continued by V(s_T)."""
+        raise NotImplementedError
+
+    def _setup_model(self) -> None:
+        self.rollout_buffer_class = EpisodeBuffer  # type: ignore[assignment]
+        self.n_steps = self.n_episodes
+        super()._setup_model()
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: EpisodeBuffer,  # type: ignore[override]
+        n_rollout_steps: int,
+    ) -> bool:
+        """
+        Play ``n_rollout_steps`` whole episodes with the current policy and store them in ``self.episodes``.
+
+        The callbacks see what they see in SB3, with the same names in their ``locals``.
+
+        :param env: the training environment
+        :param callback: called at each vector step, and at the beginning and end of the rollout
+        :param rollout_buffer: where steps are recorded
+        :param n_rollout_steps: number of *episodes*; named as in SB3
+        :return: False if the callback ended the training early, else True
+        :raises ValueError: the environment gives an observation or a reward that is NaN or infinite
+        :raises RuntimeError: an episode has neither an end nor a limit
+        """
+        assert self._last_obs is not None and self._last_episode_starts is not None, "No previous observation"
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        if not np.all(self._last_episode_starts):
+            self._reset(env)
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        callback.on_rollout_start()
+
+        # Values are computed for the whole batch at once, a third of the time of acting less. Step by step they, and
+        # the log-probabilities, serve only a callback that may look them up in its locals.
+        has_listener = not (isinstance(callback, ConvertCallback) and callback.callback is None)
+        n_steps = 0
+        schedule = EpisodeSchedule(n_rollout_steps, env.num_envs, self.max_episode_steps)
+        while not schedule.complete:
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+
+            # The environment may write its next observation into the same memory, hence the copy.
+            obs_tensor = obs_as_tensor(_checked_copy(self._last_obs, n_steps), self.device)
+            with th.no_grad(), _unvalidated_distributions():
+                distribution = self.policy.get_distribution(obs_tensor)
+                action_tensor = distribution.get_actions()
+                if has_listener:
+                    values, log_probs = self.policy.predict_values(obs_tensor), distribution.log_prob(action_tensor)
+            action_tensor = action_tensor.reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+            actions = action_tensor.cpu().numpy()
+            _require_finite("action", actions, n_steps)
+            clipped_actions = self._environment_actions(actions)
+
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+                return False
+
+            _require_finite("reward", rewards, n_steps)
+            recording = schedule.recording
+            ended, cut = schedule.step(dones)
+            rollout_buffer.add(obs_tensor, action_tensor, rewards.copy(), recording, ended)
+            if ended.any():
+                self._finish_episodes(ended, cut, new_obs, infos)
+            n_steps += 1
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            if schedule.stalled:
+                self._reset(env)
+                schedule.restart()
+
+        self.episodes = rollout_buffer.episodes(self._values if self.has_critic else None, self.bootstraps)
+        rollout_buffer.reset()
+        self.logger.record("rollout/idle_fraction", 1 - len(self.episodes) / (n_steps * env.num_envs))
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _reset(self, env: VecEnv) -> None:
+        self._last_obs = env.reset()  # type: ignore[assignment]
+        self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+
+    def _environment_actions(self, actions: np.ndarray) -> np.ndarray:
+        """The policy's actions as the environment takes them: a Box's are unscaled or clipped to its bounds."""
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        if self.policy.squash_output:
+            return self.policy.unscale_action(actions)
+        return np.clip(actions, self.action_space.low, self.action_space.high)
+
+    def _finish_episodes(self, ended: np.ndarray, cut: np.ndarray, new_obs: Any, infos: list[dict[str, Any]]) -> None:
+        """Note the statistics of the batch's episodes that ended, and the last observation of those truncated."""
+        # Episodes of idling sub-environments stay out of the statistics: the short ones among them finish more often.
+        finished = np.flatnonzero(ended)
+        for e in finished:
+            if cut[e]:
+                infos[e] = {**infos[e], "episode": self._cut_episode_info(int(e))}
+                final = {key: obs[e] for key, obs in new_obs.items()} if isinstance(new_obs, dict) else new_obs[e]
+            elif infos[e].get("TimeLimit.truncated", False) and infos[e].get("terminal_observation") is not None:
+                final = infos[e]["terminal_observation"]
+            else:
+                continue
+            self.rollout_buffer.add_final_observation(int(e), final)
+        self._update_info_buffer([infos[e] for e in finished], ended[finished])
+
+    def _cut_episode_info(self, env_index: int) -> dict[str, float]:
+        """What a Monitor would have said of an episode that was cut here, of which it knows nothing."""
+        assert self.max_episode_steps is not None
+        rewards = self.rollout_buffer.last_rewards(env_index, self.max_episode_steps)
+        if self._vec_normalize_env is not None:
+            rewards = self._vec_normalize_env.unnormalize_reward(rewards)
+        return {"r": float(rewards.sum()), "l": self.max_episode_steps, "t": (time.time_ns() - self.start_time) / 1e9}
+
+    def _values(self, observations: PyTorchObs) -> th.Tensor:
+        """
+        :param observations: ``(K, *observation shape)``
+        :return: V, ``(K,)``, constant
+        """
+        with th.no_grad():
+            return self.policy.predict_values(observations).flatten()
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "episodes"]
+
+
+def _checked_copy(obs: Any, n_steps: int) -> Any:
+    """A copy of the observations, known to be finite."""
+    if isinstance(obs, dict):
+        return {key: _checked_copy(value, n_steps) for key, value in obs.items()}
+    _require_finite("observation", obs, n_steps)
+    return obs.copy()
+
+
+def _require_finite(what: str, array: np.ndarray, n_steps: int) -> None:
+    """
+    :param what: name of the quantity, for the message
+    :param array: one row per sub-environment, ``(E, …)``
+    :param n_steps: vector steps since the start of the rollout, for the message
+    :raises ValueError: naming the first sub-environment with a NaN or an infinity
+    """
+    # The sum of squares is not finite if any entry is not, and several times cheaper than looking at each.
+    if array.dtype.kind == "f" and not math.isfinite(np.vdot(array, array)):
+        bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        if bad.any():
+            e = int(np.argmax(bad))
+            raise ValueError(
+                f"{what}={array[e]!r} of sub-environment {e} at vector step {n_steps} of this rollout: "
+                "allowed are finite numbers only"
+            )
+
+
+@contextmanager
+def _unvalidated_distributions() -> Iterator[None]:
+    """Without torch's validation of distribution arguments: a fifth of the time of acting, and a synchronisation."""
+    validate = th.distributions.Distribution._validate_args
+    th.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        th.distributions.Distribution.set_default_validate_args(validate)
