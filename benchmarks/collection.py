@@ -49,9 +49,10 @@ def main() -> None:
         return model
 
     a2c, reinforce = build(A2C, n_steps=N_STEPS), build(REINFORCE, n_episodes=arguments.n_episodes)
-    rows = []
-    for _ in range(arguments.repetitions + 1):
-        rows.append((microseconds_per_step(a2c, N_STEPS), microseconds_per_step(reinforce, arguments.n_episodes)))
+    rows = [
+        (microseconds_per_step(a2c, N_STEPS), microseconds_per_step(reinforce, arguments.n_episodes))
+        for _ in range(arguments.repetitions + 1)
+    ]
     ratios = sorted(ours / theirs for theirs, ours in rows[1:])  # the first is a warm-up
     for name, column in zip(("A2C", "REINFORCE"), zip(*rows[1:], strict=True), strict=True):
         print(f"{name:10s} {statistics.median(column):6.2f} us per environment step (median of {len(ratios)})")

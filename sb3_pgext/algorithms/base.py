@@ -68,7 +68,7 @@ def require(condition: bool, argument: str, value: Any, allowed: str) -> None:
         raise ValueError(f"{argument}={value!r}: allowed is {allowed}")
 
 
-def require_one_of(argument: str, value: Any, allowed: Collection[str]) -> None:
+def require_one_of(argument: str, value: Any, allowed: Collection[str | None]) -> None:
     """:func:`require` for a choice."""
     require(value in allowed, argument, value, "one of " + ", ".join(map(repr, allowed)))
 
@@ -148,7 +148,9 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
             if getattr(self, argument) is not None:
                 require_count(argument, getattr(self, argument))
         require(math.isfinite(self.ent_coef), "ent_coef", self.ent_coef, "a finite number")
-        require(self.max_grad_norm is None or self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "None or > 0")
+        require(
+            self.max_grad_norm is None or self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "None or > 0"
+        )
         require(
             self.sde_sample_freq == -1 or (self.use_sde and self.sde_sample_freq >= 1),
             "sde_sample_freq",
@@ -190,6 +192,8 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
         self.logger.record("train/grad_norm", norm)
         descent = (-gradient).split([p.numel() for p in parameters])
         self._step(parameters, [d.view_as(p) for d, p in zip(descent, parameters, strict=True)])
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", self.policy.log_std.exp().mean().item())
 
     def _fit_critic(self, observations: PyTorchObs, targets: th.Tensor, values: th.Tensor) -> None:
         """

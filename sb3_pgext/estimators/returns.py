@@ -8,9 +8,9 @@ steps. The definitions are those of ``docs/mathematics.md`` (sections "Notation"
 import torch as th
 
 __all__ = [
+    "discount_weights",
     "discounted_returns",
     "discounted_sum_to_go",
-    "discount_weights",
     "generalized_advantages",
     "lambda_returns",
     "last_steps",

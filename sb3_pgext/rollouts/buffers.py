@@ -21,7 +21,7 @@ class EpisodeBatch:
     :param observations: s_t, ``(M, *observation shape)``; a dict of such tensors for Dict spaces
     :param actions: a_t as the policy drew them (not clipped), ``(M,)`` for Discrete, else ``(M, action dim)``
     :param rewards: r_t as the VecEnv gave them, ``(M,)``
-    :param values: V(s_t) of the critic that was there while acting, ``(M,)``; None without a critic
+    :param values: V(s_t) of the critic that was there while acting, ``(M,)``; 0 without a critic
     :param episode: episode of each step, 0 … N-1, ``(M,)``, int64
     :param time: time index within the episode, ``(M,)``, int64
     :param lengths: number of steps of each episode, ``(N,)``, int64
@@ -32,7 +32,7 @@ class EpisodeBatch:
     observations: PyTorchObs
     actions: th.Tensor
     rewards: th.Tensor
-    values: th.Tensor | None
+    values: th.Tensor
     episode: th.Tensor
     time: th.Tensor
     lengths: th.Tensor
@@ -83,17 +83,19 @@ class EpisodeBuffer(BaseBuffer):
         super().reset()
         self._steps: list[tuple[PyTorchObs, th.Tensor]] = []
         self._outcomes: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._final_observations: dict[tuple[int, int], dict | np.ndarray] = {}
+        self._original_rewards: list[np.ndarray] = []
+        self._final_observations: dict[tuple[int, int], Any] = {}
 
     def size(self) -> int:
         """Number of vector steps recorded since the last reset."""
         return len(self._steps)
 
-    def add(  # type: ignore[override]
+    def add(
         self,
         observations: PyTorchObs,
         actions: th.Tensor,
         rewards: np.ndarray,
+        original_rewards: np.ndarray,
         recording: np.ndarray,
         ended: np.ndarray,
     ) -> None:
@@ -103,11 +105,13 @@ class EpisodeBuffer(BaseBuffer):
         :param observations: ``(E, *observation shape)``, or a dict of such tensors
         :param actions: ``(E, …)``
         :param rewards: ``(E,)``
+        :param original_rewards: the same before any normalisation, ``(E,)``
         :param recording: which sub-environments are playing an episode of the batch, ``(E,)``, bool
         :param ended: which of those episodes ended with this step, ``(E,)``, bool
         """
         self._steps.append((observations, actions))
         self._outcomes.append((rewards, recording, ended))
+        self._original_rewards.append(original_rewards)
 
     def add_final_observation(self, env_index: int, observation: dict | np.ndarray) -> None:
         """
@@ -118,13 +122,13 @@ class EpisodeBuffer(BaseBuffer):
         """
         self._final_observations[env_index, self.size() - 1] = observation
 
-    def last_rewards(self, env_index: int, n_steps: int) -> np.ndarray:
+    def original_return(self, env_index: int, n_steps: int) -> float:
         """
         :param env_index: sub-environment
         :param n_steps: how many
-        :return: its rewards of the last steps recorded, ``(n_steps,)``
+        :return: the sum of its last rewards, before any normalisation
         """
-        return np.array([rewards[env_index] for rewards, _, _ in self._outcomes[-n_steps:]])
+        return float(sum(rewards[env_index] for rewards in self._original_rewards[-n_steps:]))
 
     def episodes(self, value_function: Callable[[PyTorchObs], th.Tensor] | None, bootstrap: bool) -> EpisodeBatch:
         """
@@ -153,11 +157,14 @@ class EpisodeBuffer(BaseBuffer):
         if bootstrap and self._final_observations:
             assert value_function is not None
             bootstrap_values[of_truncated] = value_function(self._stacked_final_observations())
+        values = th.zeros(len(last), device=self.device)
+        if value_function is not None:
+            values = value_function(observations)
         return EpisodeBatch(
             observations=observations,
             actions=_flat_actions(_gather(all_actions, selected)),
             rewards=self.to_torch(rewards[recording].astype(np.float32)),
-            values=None if value_function is None else value_function(observations),
+            values=values,
             episode=self.to_torch(episode),
             time=self.to_torch(time),
             lengths=self.to_torch(lengths),

@@ -41,7 +41,7 @@ class EpisodeSchedule:
     """
 
     def __init__(self, n_episodes: int, n_envs: int, max_episode_steps: int | None = None):
-        self.max_episode_steps = max_episode_steps
+        self._limit = math.inf if max_episode_steps is None else max_episode_steps
         self._remaining = np.array([len(range(e, n_episodes, n_envs)) for e in range(n_envs)])
         self._started = np.zeros(n_envs, dtype=np.int64)
         self._nowhere = np.zeros(n_envs, dtype=bool)
@@ -78,19 +78,19 @@ class EpisodeSchedule:
         """
         self._n_steps += 1
         longest = self._n_steps - self._oldest_start
-        if self.max_episode_steps is None and longest > MAX_STEPS_WITHOUT_END:
+        if math.isinf(self._limit) and longest > MAX_STEPS_WITHOUT_END:
             raise RuntimeError(
                 f"A sub-environment has been in the same episode for more than {MAX_STEPS_WITHOUT_END:,} steps: the "
                 "environment seems to have no end and no limit, and whole episodes are needed here. Wrap it in "
                 "gymnasium.wrappers.TimeLimit, or set `max_episode_steps`."
             )
-        at_limit = self.max_episode_steps is not None and longest >= self.max_episode_steps
+        at_limit = longest >= self._limit
         if not at_limit and not dones.any():
             return self._nowhere, self._nowhere
 
         cut = self._nowhere
         if at_limit:
-            cut = self.recording & ~dones & (self._n_steps - self._started >= self.max_episode_steps)
+            cut = self.recording & ~dones & (self._n_steps - self._started >= self._limit)
         ended = self.recording & (dones | cut)
         self._remaining = self._remaining - ended
         self._started[dones] = self._n_steps
@@ -188,7 +188,10 @@ class EpisodicAlgorithm(OnPolicyAlgorithm):
             _require_finite("reward", rewards, n_steps)
             recording = schedule.recording
             ended, cut = schedule.step(dones)
-            rollout_buffer.add(obs_tensor, action_tensor, rewards.copy(), recording, ended)
+            rewards = rewards.copy()
+            normalizer = self._vec_normalize_env
+            original_rewards = rewards if normalizer is None else normalizer.get_original_reward()
+            rollout_buffer.add(obs_tensor, action_tensor, rewards, original_rewards, recording, ended)
             if ended.any():
                 self._finish_episodes(ended, cut, new_obs, infos)
             n_steps += 1
@@ -234,10 +237,8 @@ class EpisodicAlgorithm(OnPolicyAlgorithm):
     def _cut_episode_info(self, env_index: int) -> dict[str, float]:
         """What a Monitor would have said of an episode that was cut here, of which it knows nothing."""
         assert self.max_episode_steps is not None
-        rewards = self.rollout_buffer.last_rewards(env_index, self.max_episode_steps)
-        if self._vec_normalize_env is not None:
-            rewards = self._vec_normalize_env.unnormalize_reward(rewards)
-        return {"r": float(rewards.sum()), "l": self.max_episode_steps, "t": (time.time_ns() - self.start_time) / 1e9}
+        episode_return = self.rollout_buffer.original_return(env_index, self.max_episode_steps)
+        return {"r": episode_return, "l": self.max_episode_steps, "t": (time.time_ns() - self.start_time) / 1e9}
 
     def _values(self, observations: PyTorchObs) -> th.Tensor:
         """

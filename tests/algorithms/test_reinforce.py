@@ -1,0 +1,494 @@
+"""Claim: REINFORCE is an SB3 algorithm, its update is the one of its formula, and every option does something."""
+
+import io
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_pgext import REINFORCE
+from sb3_pgext.algorithms.base import critic_parameters, policy_parameters
+from tests.environments import AnySpaces, Scripted
+
+BASELINES = ["none", "constant", "time", "optimal", "state"]
+
+
+def model_on(env="CartPole-v1", policy="MlpPolicy", **parameters):
+    return REINFORCE(policy, env, **{"n_episodes": 4, "seed": 0, "device": "cpu", **parameters})
+
+
+def parameters_after(steps=300, **parameters):
+    """The parameters after a short training, as one vector."""
+    model = model_on(make_vec_env("CartPole-v1", 2, seed=0), **parameters).learn(steps)
+    return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
+
+
+# --- the update ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("credit", ["reward_to_go", "trajectory"])
+@pytest.mark.parametrize("baseline", ["none", "constant", "time", "state"])
+@pytest.mark.parametrize("discount_weighting", [False, True])
+def test_the_step_is_along_the_formula(credit, baseline, discount_weighting):
+    """With plain gradient ascent the policy moves by η ĝ, ĝ summed episode by episode and step by step."""
+    if credit == "trajectory" and discount_weighting:
+        pytest.skip("raises, see test_arguments_without_effect")
+    model = model_on(
+        make_vec_env("CartPole-v1", 2, seed=0),
+        gamma=0.9,
+        credit=credit,
+        baseline=baseline,
+        discount_weighting=discount_weighting,
+        learning_rate=0.01,
+        policy_kwargs={"optimizer_class": th.optim.SGD},
+    )
+    _, callback = model._setup_learn(10**9)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, 4)
+    batch, parameters = model.episodes, list(policy_parameters(model.policy).values())
+    before = th.nn.utils.parameters_to_vector(parameters).detach().clone()
+
+    G = {}
+    for i in range(4):
+        rewards = batch.rewards[batch.episode == i].tolist()
+        for t in range(len(rewards)):
+            G[i, t] = sum(0.9 ** (k - t) * rewards[k] for k in range(t, len(rewards)))
+    R = {i: G[i, 0] for i in range(4)}
+
+    def b(i, t, step):
+        if baseline == "constant":
+            of_others = {"trajectory": [R[j] for j in R], "reward_to_go": [g for (j, _), g in G.items() if j != i]}
+            return np.mean([R[j] for j in R if j != i] if credit == "trajectory" else of_others[credit])
+        if baseline == "time":
+            alive = [G[j, t] for j in range(4) if j != i and (j, t) in G]
+            return np.mean(alive) if alive else 0.0
+        return batch.values[step].item() if baseline == "state" else 0.0
+
+    log_prob = model.policy.get_distribution(batch.observations).log_prob(batch.actions)
+    estimate = th.zeros_like(before)
+    for step, (i, t) in enumerate(zip(batch.episode.tolist(), batch.time.tolist(), strict=True)):
+        score = th.cat([g.flatten() for g in th.autograd.grad(log_prob[step], parameters, retain_graph=True)])
+        weight = 0.9**t if discount_weighting else 1.0
+        estimate += weight * score * ((R[i] if credit == "trajectory" else G[i, t]) - b(i, t, step)) / 4
+
+    model.train()
+    moved = th.nn.utils.parameters_to_vector(parameters).detach() - before
+    th.testing.assert_close(moved, 0.01 * estimate, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("credit", ["reward_to_go", "trajectory"])
+def test_it_learns(baseline, credit):
+    """The action that is rewarded becomes likely, by every estimator."""
+    model = model_on(
+        make_vec_env(ActionIsReward, 4, seed=0), baseline=baseline, credit=credit, n_episodes=16, gamma=1.0,
+        learning_rate=0.02,
+    ).learn(8000)  # fmt: skip
+    assert evaluate_policy(model, ActionIsReward(), 5)[0] == 5
+    assert model.policy.get_distribution(th.zeros(1, 2)).distribution.probs[0, 1] > 0.9
+
+
+class ActionIsReward(AnySpaces):
+    def __init__(self):
+        super().__init__(spaces.Box(-1, 1, (2,)), spaces.Discrete(2))
+
+    def step(self, action):
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, float(action), terminated, truncated, info
+
+
+def critic_target_of(target, **parameters):
+    """The values y_t that V is fitted to, on episodes (0, t) and (1, t), t = 0, 1, 2, rewards 100·episode + t."""
+    model = model_on(
+        DummyVecEnv([lambda: Scripted((3, -3))]), n_episodes=2, gamma=0.5, critic_target=target, **parameters
+    )
+    _, callback = model._setup_learn(10**9)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, 2)
+    seen = {}
+    model._fit_critic = lambda observations, targets, values: seen.update(y=targets.tolist())
+    model.train()
+    return seen["y"], model.episodes
+
+
+@pytest.mark.parametrize("truncation", ["bootstrap", "terminal"])
+def test_critic_targets(truncation):
+    y, batch = critic_target_of("mc", truncation=truncation)
+    final = batch.bootstrap_values[1].item()
+    assert (final != 0) == (truncation == "bootstrap")
+    end = [102 + 0.5 * final]
+    expected = [0 + 0.5 * 1 + 0.25 * 2, 1 + 0.5 * 2, 2, 100 + 0.5 * 101 + 0.25 * end[0], 101 + 0.5 * end[0], *end]
+    assert y == pytest.approx(expected)
+
+    y, batch = critic_target_of("td", truncation=truncation)
+    V = batch.values.tolist()
+    assert y == pytest.approx(
+        [0 + 0.5 * V[1], 1 + 0.5 * V[2], 2, 100 + 0.5 * V[4], 101 + 0.5 * V[5], 102 + 0.5 * final]
+    )
+
+    y, batch = critic_target_of("lambda", gae_lambda=0.5, truncation=truncation)
+    third = y[5]
+    assert third == pytest.approx(102 + 0.5 * final)
+    assert y[4] == pytest.approx(101 + 0.5 * (0.5 * V[5] + 0.5 * third))
+    assert y[3] == pytest.approx(100 + 0.5 * (0.5 * V[4] + 0.5 * y[4]))
+
+
+def test_the_critic_fits():
+    """Repeated fits bring V near the return, here 5 - t, and the log says so."""
+    env = DummyVecEnv([Countdown])
+    model = model_on(env, gamma=1.0, critic_epochs=20, critic_batch_size=5, learning_rate=1e-2).learn(400)
+    batch = model.episodes
+    th.testing.assert_close(batch.values, 5.0 - batch.time, rtol=0, atol=0.2)
+    assert model.logger.name_to_value["train/explained_variance"] > 0.99
+    assert model.logger.name_to_value["train/value_loss"] < 0.05
+
+
+class Countdown(AnySpaces):
+    """5 steps of reward 1, seen in the observation."""
+
+    def __init__(self):
+        super().__init__(spaces.Box(0, 5, (1,)), spaces.Discrete(2))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        _, *outcome = super().step(action)
+        return np.full(1, self.t, np.float32), *outcome
+
+
+# --- whose parameter is whose ----------------------------------------------------------------------------------------
+
+
+class SharedTrunk(BaseFeaturesExtractor):
+    """Features that learn, shared by policy and critic; the names say nothing about values or policies."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 8)
+        self.layer = th.nn.Linear(int(np.prod(observation_space.shape)), 8)
+
+    def forward(self, observations):
+        return self.layer(observations).tanh()
+
+
+def moved_parameters(model, update):
+    before = {name: p.detach().clone() for name, p in model.policy.named_parameters()}
+    update()
+    return {name for name, p in model.policy.named_parameters() if not th.equal(p, before[name])}
+
+
+@pytest.mark.parametrize("share_features_extractor", [True, False])
+def test_each_step_moves_its_own_parameters_only(share_features_extractor):
+    model = model_on(
+        "Pendulum-v1",
+        policy_kwargs={
+            "features_extractor_class": SharedTrunk,
+            "share_features_extractor": share_features_extractor,
+            "optimizer_kwargs": {"weight_decay": 0.1},
+        },
+    )
+    _, callback = model._setup_learn(10**9)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, 4)
+    fit, model._fit_critic = model._fit_critic, lambda *_: None
+    of_policy = moved_parameters(model, model.train)
+    batch = model.episodes
+    of_critic = moved_parameters(model, lambda: fit(batch.observations, batch.rewards, batch.values))
+    assert of_policy == set(policy_parameters(model.policy))
+    assert of_critic == set(critic_parameters(model.policy))
+    assert not of_policy & of_critic
+    assert "log_std" in of_policy
+    assert of_critic >= {"value_net.weight", "mlp_extractor.value_net.0.weight"}
+    shared = {n for n in of_policy if "features_extractor" in n}
+    assert shared
+    # SB3 registers a shared trunk under three names, and one of its own under two.
+    trunk_of_critic = {n for n in of_critic if n.startswith("vf_features_extractor")}
+    assert bool(trunk_of_critic) != share_features_extractor
+
+
+def test_frozen_parameters_stay():
+    model = model_on()
+    model.policy.action_net.bias.requires_grad_(False)
+    assert "action_net.bias" not in policy_parameters(model.policy)
+    assert moved_parameters(model, lambda: model.learn(100)).isdisjoint({"action_net.bias"})
+
+
+def test_finding_parameters_draws_no_random_number():
+    model = model_on("Pendulum-v1", use_sde=True)
+    state = th.get_rng_state()
+    policy_parameters(model.policy)
+    critic_parameters(model.policy)
+    assert th.equal(state, th.get_rng_state())
+
+
+# --- SB3's promises --------------------------------------------------------------------------------------------------
+
+IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+VECTOR = spaces.Box(-1, 1, (3,), np.float32)
+DICT = spaces.Dict({"image": IMAGE, "vector": VECTOR, "kind": spaces.Discrete(3)})
+ACTIONS = {
+    "discrete": spaces.Discrete(3),
+    "box": spaces.Box(-2, 1, (2,), np.float32),
+    "box_2d": spaces.Box(-2, 1, (2, 2), np.float32),
+    "multi_discrete": spaces.MultiDiscrete([2, 3]),
+    "multi_binary": spaces.MultiBinary(3),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("baseline", ["state", "optimal"])
+def test_action_spaces(action, baseline, device):
+    env = DummyVecEnv([lambda: AnySpaces(VECTOR, ACTIONS[action])] * 2)
+    model = model_on(env, baseline=baseline, device=device).learn(60)
+    actions, _ = model.predict(env.reset())
+    assert actions.shape == (2, *ACTIONS[action].shape)
+
+
+@pytest.mark.parametrize(
+    ("policy", "observation"),
+    [
+        ("CnnPolicy", IMAGE),
+        ("CnnPolicy", spaces.Box(0, 255, (36, 36, 3), np.uint8)),
+        ("MultiInputPolicy", DICT),
+        ("MlpPolicy", spaces.Discrete(4)),
+        ("MlpPolicy", spaces.MultiDiscrete([2, 3])),
+        ("MlpPolicy", spaces.MultiBinary(4)),
+        (ActorCriticPolicy, VECTOR),
+    ],
+)
+def test_observation_spaces_and_policies(policy, observation, device):
+    env = DummyVecEnv([lambda: AnySpaces(observation, spaces.Discrete(2))] * 2)
+    model = model_on(env, policy, device=device, truncation="bootstrap", max_episode_steps=3).learn(30)
+    model.predict(env.reset())
+    assert model.episodes.truncated.all()
+
+
+@pytest.mark.parametrize("squash_output", [False, True])
+def test_gsde(squash_output, device):
+    env = DummyVecEnv([lambda: AnySpaces(VECTOR, ACTIONS["box"])] * 2)
+    parameters = {"use_sde": True, "sde_sample_freq": 2, "policy_kwargs": {"squash_output": squash_output}}
+    model = model_on(env, ent_coef=0.01, device=device, **parameters).learn(100)
+    assert np.isfinite(model.logger.name_to_value["train/std"])
+
+
+def test_wrong_action_space():
+    with pytest.raises(AssertionError, match="only supports"):
+        model_on(DummyVecEnv([lambda: AnySpaces(VECTOR, spaces.Text(3))]))
+
+
+def test_same_seed_same_bits():
+    assert th.equal(parameters_after(seed=3), parameters_after(seed=3))
+    assert not th.equal(parameters_after(seed=3), parameters_after(seed=4))
+
+
+def test_save_load_predict_continue(tmp_path):
+    model = model_on(make_vec_env("CartPole-v1", 2, seed=0), learning_rate=lambda progress: 1e-3 * progress).learn(500)
+    observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    model.save(tmp_path / "model")
+    loaded = REINFORCE.load(tmp_path / "model", env=make_vec_env("CartPole-v1", 2, seed=0), device="cpu")
+    assert (
+        loaded.predict(observations, deterministic=True)[0] == model.predict(observations, deterministic=True)[0]
+    ).all()
+    for ours, theirs in zip(loaded.policy.parameters(), model.policy.parameters(), strict=True):
+        assert th.equal(ours, theirs)
+    ours, theirs = (m.policy.optimizer.state_dict()["state"] for m in (loaded, model))
+    assert all(th.equal(ours[k]["exp_avg"], theirs[k]["exp_avg"]) for k in theirs)
+    steps = loaded.num_timesteps
+    loaded.learn(300, reset_num_timesteps=False)
+    assert steps == model.num_timesteps
+    assert loaded.num_timesteps >= steps + 300
+    assert loaded._n_updates > model._n_updates
+
+
+def test_a_saved_model_holds_no_episodes():
+    model = model_on(make_vec_env("CartPole-v1", 2, seed=0)).learn(100)
+    empty, full = io.BytesIO(), io.BytesIO()
+    model.save(full)
+    del model.episodes
+    model.save(empty)
+    assert abs(len(full.getvalue()) - len(empty.getvalue())) < 100
+
+
+def test_logged_keys():
+    model = model_on("Pendulum-v1", n_episodes=1).learn(200)
+    keys = set(model.logger.name_to_value)
+    expected = "learning_rate n_updates entropy policy_gradient_loss grad_norm value_loss explained_variance std"
+    assert {f"train/{key}" for key in expected.split()} <= keys
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "base"),
+    [
+        ({"learning_rate": 2e-3}, {}),
+        ({"n_episodes": 5}, {}),
+        ({"gamma": 0.9}, {}),
+        ({"credit": "trajectory"}, {}),
+        *(({"baseline": baseline}, {"baseline": "none"}) for baseline in ["constant", "time", "optimal", "state"]),
+        *(({"leave_one_out": False}, {"baseline": baseline}) for baseline in ["constant", "time", "optimal"]),
+        ({"discount_weighting": True}, {}),
+        ({"discount_weighting": True}, {"baseline": "optimal"}),
+        ({"critic_target": "td"}, {}),
+        ({"critic_target": "lambda"}, {}),
+        ({"gae_lambda": 0.5}, {"critic_target": "lambda"}),
+        ({"critic_epochs": 6}, {}),
+        ({"critic_batch_size": 32}, {}),
+        ({"truncation": "terminal"}, {"max_episode_steps": 8}),
+        ({"max_episode_steps": 8}, {"baseline": "none"}),
+        ({"normalize_advantage": True}, {"policy_kwargs": {"optimizer_class": th.optim.SGD}}),
+        ({"ent_coef": 0.1}, {}),
+        ({"ent_coef": 0.1}, {"baseline": "optimal"}),
+        ({"max_grad_norm": 0.5}, {"policy_kwargs": {"optimizer_class": th.optim.SGD}}),
+        ({"policy_kwargs": {"net_arch": [64, 64], "activation_fn": th.nn.ReLU}}, {}),
+    ],
+)
+def test_every_option_changes_the_run(change, base):
+    assert not th.equal(parameters_after(**{**base, **change}), parameters_after(**base))
+
+
+def test_gsde_options_change_the_run():
+    def after(**parameters):
+        env = DummyVecEnv([lambda: AnySpaces(VECTOR, ACTIONS["box"])] * 2)
+        env.seed(0)
+        return th.cat([p.flatten() for p in model_on(env, **parameters).learn(40).policy.get_distribution(
+            th.zeros(1, 3)).distribution.mean.detach()])  # fmt: skip
+
+    assert not th.equal(after(use_sde=True), after())
+    assert not th.equal(after(use_sde=True, sde_sample_freq=1), after(use_sde=True))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named"),
+    [
+        ({"baseline": "value"}, "baseline='value'.*'none', 'constant', 'time', 'optimal', 'state'"),
+        ({"baseline": None}, "baseline=None"),
+        ({"credit": "all"}, "credit='all'.*'reward_to_go', 'trajectory'"),
+        ({"critic_target": "gae"}, "critic_target='gae'.*'mc', 'td', 'lambda'"),
+        ({"truncation": "cut"}, "truncation='cut'.*'bootstrap', 'terminal'"),
+        ({"n_episodes": 0}, "n_episodes=0.*>= 1"),
+        ({"n_episodes": 1.5}, "n_episodes=1.5.*whole number"),
+        *(({"n_episodes": 1, "baseline": b}, "n_episodes=1.*>= 2") for b in ["constant", "time", "optimal"]),
+        ({"gamma": 1.01}, r"gamma=1.01.*\[0, 1\]"),
+        ({"gamma": float("nan")}, "gamma=nan"),
+        ({"gamma": "0.9"}, "gamma='0.9'"),
+        ({"gae_lambda": -0.1, "critic_target": "lambda"}, r"gae_lambda=-0.1.*\[0, 1\]"),
+        ({"max_episode_steps": 0}, "max_episode_steps=0"),
+        ({"critic_epochs": 0}, "critic_epochs=0"),
+        ({"critic_batch_size": -1}, "critic_batch_size=-1"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm=0.0"),
+        ({"ent_coef": float("inf")}, "ent_coef=inf"),
+        ({"policy": "NoPolicy"}, "NoPolicy"),
+        ({"policy": th.nn.Linear}, "policy='Linear'.*ActorCriticPolicy"),
+    ],
+)
+def test_bad_arguments(parameters, named):
+    with pytest.raises(ValueError, match=named):
+        model_on(**parameters)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named"),
+    [
+        ({"baseline": "none", "truncation": "bootstrap"}, "truncation='bootstrap'.*baseline='none'.*critic"),
+        ({"baseline": "time", "critic_target": "td"}, "critic_target='td'.*critic"),
+        ({"baseline": "time", "critic_target": "lambda"}, "critic_target='lambda'.*critic"),
+        ({"baseline": "constant", "critic_epochs": 3}, "critic_epochs=3.*critic"),
+        ({"baseline": "optimal", "critic_batch_size": 3}, "critic_batch_size=3.*critic"),
+        ({"baseline": lambda episodes, returns: returns, "critic_epochs": 3}, "critic_epochs=3.*critic"),
+        ({"leave_one_out": False}, "leave_one_out=False.*baseline='state'"),
+        ({"baseline": "none", "leave_one_out": False}, "leave_one_out=False.*baseline='none'"),
+        ({"credit": "trajectory", "discount_weighting": True}, "discount_weighting=True.*trajectory"),
+        ({"baseline": "optimal", "normalize_advantage": True}, "normalize_advantage=True.*optimal"),
+        ({"gae_lambda": 0.9}, "gae_lambda=0.9.*'lambda'"),
+        ({"sde_sample_freq": 4}, "sde_sample_freq=4.*use_sde"),
+    ],
+)
+def test_arguments_without_effect(parameters, named):
+    """Nothing is accepted and ignored."""
+    with pytest.raises(ValueError, match=named):
+        model_on(**parameters)
+
+
+def test_recurrent_policies_are_refused():
+    from sb3_contrib.ppo_recurrent.policies import MlpLstmPolicy
+
+    with pytest.raises(ValueError, match=r"policy='RecurrentActorCriticPolicy'.*not recurrent"):
+        model_on(policy=MlpLstmPolicy)
+
+
+def test_arguments_are_checked_when_loading_too(tmp_path):
+    model_on().save(tmp_path / "model")
+    with pytest.raises(ValueError, match="credit='all'"):
+        REINFORCE.load(tmp_path / "model", credit="all")
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing():
+    model = model_on(baseline=lambda episodes, returns: returns).learn(100)
+    model.episodes.rewards[0] = np.inf
+    model.baseline = "none"
+    before = th.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
+    with pytest.raises(ValueError, match="policy gradient norm"):
+        model.train()
+    assert th.equal(th.nn.utils.parameters_to_vector(model.policy.parameters()), before)
+
+
+# --- baselines of the user's own -------------------------------------------------------------------------------------
+
+
+class LastReturn:
+    """The mean return of the batch before."""
+
+    def __init__(self):
+        self.mean, self.fits = 0.0, 0
+
+    def __call__(self, episodes, returns):
+        return self.mean * th.ones_like(returns)
+
+    def fit(self, episodes, returns):
+        self.mean, self.fits = returns.mean(), self.fits + 1
+        assert len(returns) == len(episodes)
+
+
+def test_own_baseline():
+    assert th.equal(parameters_after(baseline=lambda e, g: th.zeros_like(g)), parameters_after(baseline="none"))
+    baseline = LastReturn()
+    model = model_on(baseline=baseline).learn(300)
+    assert baseline.fits == model._n_updates > 0
+    assert not th.equal(parameters_after(baseline=LastReturn()), parameters_after(baseline="none"))
+
+
+def test_own_baseline_is_saved(tmp_path):
+    model = model_on(baseline=LastReturn()).learn(100)
+    model.save(tmp_path / "model")
+    assert REINFORCE.load(tmp_path / "model").baseline.mean == model.baseline.mean
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (lambda episodes, returns: returns[:-1], "shape of the baseline"),
+        (lambda episodes, returns: returns * np.nan, "finite"),
+    ],
+)
+def test_wrong_own_baseline(wrong, named):
+    with pytest.raises(ValueError, match=named):
+        model_on(baseline=wrong).learn(10)
+
+
+@pytest.mark.parametrize("name", ["learn", "train"])
+def test_hot_path_has_no_step_loop(name):
+    """A guard against loops over steps: a batch ten times as long makes no more calls of the estimators."""
+    calls = []
+    for length in (5, 50):
+        model = model_on(DummyVecEnv([lambda n=length: Scripted((n,))]), baseline="time")
+        model.learn(1)
+        with th.profiler.profile() as profile:
+            model.train()
+        calls.append(sum(event.count for event in profile.key_averages()))
+    assert calls[1] < 1.5 * calls[0]

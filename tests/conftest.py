@@ -1,0 +1,20 @@
+"""Settings of every test."""
+
+import pytest
+import torch as th
+from hypothesis import settings
+
+import tests.environments  # noqa: F401  registers the test environments
+
+th.set_num_threads(1)
+# Tests time nothing, and find the same examples each time.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
+
+needs_gpu = pytest.mark.skipif(not th.cuda.is_available(), reason="no GPU")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_gpu)])
+def device(request):
+    """Every device there is."""
+    return request.param
