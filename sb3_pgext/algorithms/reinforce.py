@@ -176,24 +176,30 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
     def train(self) -> None:
         """One step along the policy gradient of the episodes just collected, then the fit of the baseline."""
         self._begin_update()
-        episodes = self.episodes
-        returns = discounted_returns(episodes.rewards, episodes.episode, self.gamma, episodes.bootstrap_values)
+        episodes, returns = self.episodes, self._returns(self.episodes)
 
-        self._ascend(self.policy_gradient(episodes, returns))
+        self._ascend(self._policy_gradient(episodes, returns))
 
         if self.has_critic:
             self._fit_critic(episodes.observations, self._critic_targets(episodes, returns), episodes.values)
         elif hasattr(self.baseline, "fit"):
             self.baseline.fit(episodes, returns)
 
-    def policy_gradient(self, episodes: EpisodeBatch, returns: th.Tensor) -> th.Tensor:
+    def estimate_gradient(self) -> th.Tensor:
         r"""
-        The estimate :math:`\hat g`, plus the gradient of the entropy bonus.
+        What :meth:`train` would step along, without stepping.
 
-        :param episodes: a batch collected with the current policy
-        :param returns: its G_t, ``(M,)``
-        :return: ``(P,)``, in the order of :func:`~sb3_pgext.algorithms.base.policy_parameters`
+        :return: :math:`\hat g` of ``self.episodes``, plus the gradient of the entropy bonus, ``(P,)``, in the order of
+            :func:`~sb3_pgext.algorithms.base.policy_parameters`
         """
+        self.policy.set_training_mode(True)
+        return self._policy_gradient(self.episodes, self._returns(self.episodes))
+
+    def _returns(self, episodes: EpisodeBatch) -> th.Tensor:
+        """G_t, ``(M,)``."""
+        return discounted_returns(episodes.rewards, episodes.episode, self.gamma, episodes.bootstrap_values)
+
+    def _policy_gradient(self, episodes: EpisodeBatch, returns: th.Tensor) -> th.Tensor:
         parameters = list(policy_parameters(self.policy).values())
         log_prob, entropy = self._evaluate(episodes.observations, episodes.actions)
         self.logger.record("train/entropy", entropy.item())

@@ -1,0 +1,60 @@
+# Everything sets itself up: a machine needs Python 3.10 or newer, make and git.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install -qq --progress-bar off --log $(VENV)/pip.log \
+	--disable-pip-version-check --no-input -c constraints.txt
+
+# One thread per process: the processes are what runs in parallel.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+TEST_WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test check docs clean
+
+help:
+	@echo "make demo    train REINFORCE, A2C and PPO on CartPole-v1 and compare them, into runs/demo"
+	@echo "make test    run the test suite"
+	@echo "make check   lint, formatting, types and the import contract"
+	@echo "make docs    build the documentation into site/; warnings are errors"
+	@echo "make clean   remove what these commands made, except runs/ and the environment in $(VENV)"
+	@echo
+	@echo "Each command first creates $(VENV) and installs the pinned versions where that is still to do."
+	@echo "PYTHON=python3.12 make ... chooses the interpreter that a new $(VENV) is made from."
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("sb3-pgext needs Python 3.10 or newer; set PYTHON to one, this is " + sys.version.split()[0])'
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+# Order-only: pip's own date says nothing about whether the installation is current.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "Installing sb3-pgext with the versions of constraints.txt (a few minutes the first time)"
+	@$(PIP_INSTALL) pip && $(PIP_INSTALL) -e ".[all]" \
+		|| { echo "The installation failed: see $(VENV)/pip.log" >&2; exit 1; }
+	@touch $@
+
+install: $(INSTALLED)
+
+demo: $(INSTALLED)
+	@$(BIN)/sb3-pgext compare zoo_configs/studies/demo.yml --out runs/demo
+
+test: $(INSTALLED)
+	@$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -n $(TEST_WORKERS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(INSTALLED)
+	@# Not --quiet: it hides the warnings from --strict, which then passes.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "The documentation is in site/; open site/index.html"
+
+clean:
+	rm -rf site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,74 @@
+"""The command line: ``sb3-pgext train``, ``enjoy`` and ``compare``."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import sb3_pgext
+
+_EXTRAS = {"huggingface_sb3", "joblib", "matplotlib", "optuna", "pandas", "requests", "rich"}
+_EXTRAS |= {"rl_zoo3", "rliable", "scipy", "seaborn", "yaml"}
+"""Modules of the extras ``zoo`` and ``compare``."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run a command.
+
+    :param argv: the arguments; default: those of the process
+    :return: exit status: 0, 1 when a run of a study failed, 2 for a mistake in the arguments
+    """
+    try:
+        return _run(argv)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in _EXTRAS:
+            raise
+        return _report(f'{error.name} is not installed: pip install "sb3-pgext[zoo,compare]"')
+    except ValueError as error:
+        # Before training a ValueError is the user's mistake; one that training raises is shown with its traceback.
+        if any(frame.name == "learn" for frame in traceback.extract_tb(error.__traceback__)):
+            raise
+        return _report(str(error))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.command == "compare":
+        if rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        from sb3_pgext.compare import compare
+
+        return 0 if compare(arguments.study, arguments.out, arguments.jobs) else 1
+
+    from sb3_pgext import zoo
+
+    {"train": zoo.train, "enjoy": zoo.enjoy}[arguments.command](rest)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sb3-pgext", description=sb3_pgext.__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"sb3-pgext {sb3_pgext.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (
+        ("train", "train an agent: rl_zoo3's flags, REINFORCE and our configurations by default"),
+        ("enjoy", "watch a trained agent: rl_zoo3's flags, agents of logs/ by default"),
+    ):
+        commands.add_parser(name, help=text, add_help=False)
+    compare = commands.add_parser("compare", help="train the runs of a study and compare them")
+    compare.add_argument("study", metavar="STUDY.yml", help="a study file, or the name of one in zoo_configs/studies")
+    compare.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default: runs/<study's name>)")
+    compare.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: one per core)")
+    return parser
+
+
+def _report(mistake: str) -> int:
+    print(f"error: {mistake}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""One progress display for a whole study."""
+
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from sb3_pgext.compare.runs import Outcome, progress
+from sb3_pgext.compare.study import Run
+
+_REFRESH_SECONDS = 0.5
+_LINE_SECONDS = 15.0
+"""Between two lines where there is no terminal to draw a bar on."""
+
+
+def show_progress(outcomes: Iterable[Outcome], runs: list[Run], folder: Path, console: Console) -> list[Outcome]:
+    """
+    Show the progress of runs until all have ended.
+
+    :param outcomes: the outcomes, as the runs end
+    :param runs: all runs that are to be trained
+    :param folder: the folder of all runs
+    :param console: where to show it: a bar on a terminal, else a line now and then
+    :return: the outcomes
+    """
+    ended: list[Outcome] = []
+    stop = threading.Event()
+    watch = threading.Thread(target=_watch, args=(stop, ended, runs, folder, console), daemon=True)
+    watch.start()
+    try:
+        for outcome in outcomes:
+            ended.append(outcome)  # noqa: PERF402 (the other thread watches it grow)
+    finally:
+        stop.set()
+        watch.join()
+    return ended
+
+
+def _watch(stop: threading.Event, ended: list[Outcome], runs: list[Run], folder: Path, console: Console) -> None:
+    """Show the progress until told to stop, and once more then."""
+    all_steps = sum(run.n_timesteps for run in runs)
+    started = training_since = time.monotonic()
+    next_line = started + _LINE_SECONDS
+    bar = Progress(BarColumn(), TextColumn("{task.description}"), console=console, disable=not console.is_terminal)
+    task = bar.add_task("", total=all_steps)
+    with bar:
+        stopped = False
+        while not stopped:
+            stopped = stop.wait(_REFRESH_SECONDS)
+            now = time.monotonic()
+            steps = _steps_taken(ended, runs, folder)
+            if steps == 0:
+                # The workers are still starting, which says nothing about their speed.
+                training_since = now
+            text = f"{len(ended)}/{len(runs)} runs, {_speed(steps, all_steps, now - training_since)}"
+            text += f", {_clock(now - started)} elapsed"
+            bar.update(task, completed=steps, description=text)
+            if not console.is_terminal and (stopped or now >= next_line):
+                console.print(text, soft_wrap=True)
+                next_line = now + _LINE_SECONDS
+
+
+def _steps_taken(ended: list[Outcome], runs: list[Run], folder: Path) -> int:
+    """Environment steps of the runs that have ended and, as far as reported, of those that have not."""
+    names = {outcome.run.folder_name for outcome in ended}
+    return sum(run.n_timesteps if run.folder_name in names else progress(run, folder) for run in runs)
+
+
+def _speed(steps: int, all_steps: int, seconds: float) -> str:
+    if steps == 0 or seconds <= 0:
+        return "starting"
+    speed = steps / seconds
+    return f"{speed:,.0f} steps/s, {_clock((all_steps - steps) / speed)} left"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

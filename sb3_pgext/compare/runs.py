@@ -1,0 +1,194 @@
+"""Training the runs of a study in worker processes, each into its own folder."""
+
+import contextlib
+import json
+import shutil
+import time
+import traceback
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import joblib
+import torch
+import yaml
+from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_pgext.compare.evaluation import EvaluateAtTimesteps, Measurement, due_timesteps
+from sb3_pgext.compare.study import Run
+from sb3_pgext.zoo.names import import_environments
+
+_MAX_EVALUATION_ENVS = 10
+_EVALUATION_SEED_OFFSET = 1_000_000
+_PROGRESS_INTERVAL = 0.5
+"""Seconds between two reports of a run's progress."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """
+    How a run ended.
+
+    :param run: the run
+    :param error: what it failed with; None if it finished
+    :param log: its log file
+    """
+
+    run: Run
+    error: str | None
+    log: Path
+
+
+def finished(run: Run, folder: Path) -> bool:
+    """
+    :param run: a run
+    :param folder: the folder of all runs
+    :return: whether the run has finished: only a finished run has a folder of its name
+    """
+    return (folder / run.folder_name).is_dir()
+
+
+def execute_all(runs: list[Run], folder: Path, jobs: int) -> Iterator[Outcome]:
+    """
+    Train runs, several at a time, in worker processes (a single job runs in this process).
+
+    :param runs: the runs
+    :param folder: the folder of all runs
+    :param jobs: number of worker processes
+    :return: the outcomes, as the runs end
+    """
+    workers = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered")
+    yield from workers(joblib.delayed(execute)(run, folder) for run in runs)
+
+
+def execute(run: Run, folder: Path) -> Outcome:
+    """
+    Train one run. Its folder gets its name only when it has finished; that of a failed run ends in ``.failed``.
+
+    :param run: the run
+    :param folder: the folder of all runs
+    :return: how it ended
+    """
+    final, partial, failed = (folder / f"{run.folder_name}{suffix}" for suffix in ("", ".partial", ".failed"))
+    for leftover in (partial, failed):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    with (
+        (partial / "log.txt").open("w") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+        _one_torch_thread(),
+    ):
+        try:
+            _train(run, partial)
+            error = None
+        except Exception as exception:
+            # Reported, with its traceback in the log; the other runs go on.
+            traceback.print_exc()
+            error = f"{type(exception).__name__}: {exception}"
+    destination = final if error is None else failed
+    partial.rename(destination)
+    return Outcome(run, error, destination / "log.txt")
+
+
+def progress(run: Run, folder: Path) -> int:
+    """
+    :param run: a run
+    :param folder: the folder of all runs
+    :return: the environment steps that an unfinished run has taken, as it last reported
+    """
+    try:
+        return int((folder / f"{run.folder_name}.partial" / "progress").read_text())
+    except FileNotFoundError:
+        return 0
+
+
+def measurements(run: Run, folder: Path) -> list[Measurement]:
+    """
+    :param run: a finished run
+    :param folder: the folder of all runs
+    :return: its evaluations, in the order of time
+    """
+    return [Measurement(**row) for row in json.loads((folder / run.folder_name / "evaluations.json").read_text())]
+
+
+def _train(run: Run, folder: Path) -> None:
+    """Train the run as rl_zoo3 would, evaluating it on the way, and save what came of it."""
+    import_environments(run.gym_packages)
+    (folder / "run.json").write_text(json.dumps(asdict(run), indent=2, default=str))
+    experiment = _experiment(run, folder)
+    due = due_timesteps(run.evaluation.frequency, run.n_timesteps)
+    with contextlib.ExitStack() as stack:
+        model = _model(experiment, stack)
+        evaluation_env = stack.enter_context(contextlib.closing(_evaluation_env(run, experiment)))
+        callback = EvaluateAtTimesteps(evaluation_env, run.evaluation, due, _Reporter(folder / "progress"))
+        model.learn(run.n_timesteps, callback=[*experiment.callbacks, callback])
+    if not callback.complete:
+        raise RuntimeError(f"training stopped after {model.num_timesteps} of {run.n_timesteps} environment steps")
+    experiment.save_trained_model(model)
+    (folder / "progress").unlink(missing_ok=True)
+    (folder / "evaluations.json").write_text(json.dumps([asdict(m) for m in callback.measurements], indent=1))
+
+
+def _experiment(run: Run, folder: Path) -> ExperimentManager:
+    """rl_zoo3's experiment for a run, whose whole configuration is a file in the run's folder."""
+    config = folder / "config.yml"
+    config.write_text(yaml.safe_dump({run.environment: dict(run.config)}))
+    return ExperimentManager(
+        Namespace(algo=run.algo, env=run.environment, seed=run.seed, env_kwargs=None),
+        run.algo,
+        run.environment,
+        log_folder=str(folder),
+        eval_freq=-1,
+        seed=run.seed,
+        verbose=0,
+        config=str(config),
+    )
+
+
+def _model(experiment: ExperimentManager, stack: contextlib.ExitStack) -> BaseAlgorithm:
+    """The experiment's model; its environment is closed with the stack."""
+    results = experiment.setup_experiment()
+    assert results is not None, "only a search for hyperparameters has no model"
+    model: BaseAlgorithm = results[0]
+    assert model.env is not None
+    stack.enter_context(contextlib.closing(model.env))
+    return model
+
+
+def _evaluation_env(run: Run, experiment: ExperimentManager) -> VecEnv:
+    """An environment wrapped as the training environment is, its sub-environments seeded apart from it."""
+    env = experiment.create_envs(min(run.evaluation.episodes, _MAX_EVALUATION_ENVS), eval_env=True, no_log=True)
+    env.seed(run.seed + _EVALUATION_SEED_OFFSET)
+    return env
+
+
+class _Reporter:
+    """Write a run's progress to a file now and then, whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._next = 0.0
+
+    def __call__(self, timesteps: int) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _PROGRESS_INTERVAL
+        written = self._path.with_suffix(".new")
+        written.write_text(str(timesteps))
+        written.replace(self._path)
+
+
+@contextlib.contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """The runs are what is parallel."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

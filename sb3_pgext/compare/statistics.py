@@ -1,0 +1,107 @@
+"""Estimates over seeds, each with the interval that suits their number."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.integrate
+import scipy.stats
+from rliable import library
+
+MIN_SEEDS_FOR_BOOTSTRAP = 5
+"""Below this a percentile bootstrap is far too narrow, and there are no quartiles to speak of."""
+
+_BOOTSTRAP_REPETITIONS = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """
+    A value and its 95 % interval, for one quantity or for ``T`` at once.
+
+    :param value: the estimate, ``()`` or ``(T,)``
+    :param low: lower end, same shape; NaN where there is too little data for an interval
+    :param high: upper end, same shape
+    """
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def mean_with_t_interval(scores: np.ndarray) -> Estimate:
+    """
+    The mean over seeds with Student's 95 % interval, which is right for few seeds if they are roughly normal.
+
+    :param scores: ``(S,)`` or ``(S, T)``, one row per seed
+    :return: estimates of shape ``()`` or ``(T,)``; without an interval for a single seed
+    """
+    n_seeds = len(scores)
+    mean = scores.mean(axis=0)
+    if n_seeds < 2:
+        return Estimate(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan))
+    half_width = scipy.stats.t.ppf(0.975, n_seeds - 1) * scores.std(axis=0, ddof=1) / np.sqrt(n_seeds)
+    return Estimate(mean, mean - half_width, mean + half_width)
+
+
+def interquartile_mean(scores: np.ndarray) -> np.ndarray:
+    """
+    The mean of the middle half of the seeds (Agarwal et al., "Deep RL at the edge of the statistical precipice", 2021).
+
+    :param scores: ``(S, ...)``, one row per seed
+    :return: ``(...)``
+    """
+    cut = len(scores) // 4
+    return np.asarray(np.sort(scores, axis=0)[cut : len(scores) - cut].mean(axis=0))
+
+
+def iqm_with_bootstrap_interval(scores: np.ndarray) -> Estimate:
+    """
+    The interquartile mean over seeds with rliable's stratified bootstrap 95 % interval; one stratum: one environment.
+
+    :param scores: ``(S,)`` or ``(S, T)``, one row per seed
+    :return: estimates of shape ``()`` or ``(T,)``
+    """
+    points, intervals = _bootstrap(scores.reshape(len(scores), 1, -1), lambda sample: interquartile_mean(sample)[0])
+    shape = scores.shape[1:]
+    return Estimate(points.reshape(shape), intervals[0].reshape(shape), intervals[1].reshape(shape))
+
+
+def area_under_curve(timesteps: np.ndarray, returns: np.ndarray) -> np.ndarray:
+    """
+    The mean return over a whole training: the area under the learning curve per environment step.
+
+    :param timesteps: ``(T,)`` environment steps of the evaluations
+    :param returns: ``(S, T)`` mean returns
+    :return: ``(S,)``, in units of the return
+    """
+    return np.asarray(scipy.integrate.trapezoid(returns, timesteps, axis=1)) / (timesteps[-1] - timesteps[0])
+
+
+def steps_to_threshold(timesteps: np.ndarray, returns: np.ndarray, threshold: float) -> np.ndarray:
+    """
+    :param timesteps: ``(T,)`` environment steps of the evaluations
+    :param returns: ``(S, T)`` mean returns
+    :param threshold: the mean return to be reached
+    :return: ``(S,)`` environment steps of the first evaluation that reaches it, infinite where none does
+    """
+    reached = returns >= threshold
+    return np.where(reached.any(axis=1), timesteps[reached.argmax(axis=1)], np.inf)
+
+
+def _bootstrap(scores: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    with _seeded_numpy():
+        points, intervals = library.get_interval_estimates({"": scores}, function, reps=_BOOTSTRAP_REPETITIONS)
+    return points[""], intervals[""]
+
+
+@contextmanager
+def _seeded_numpy() -> Iterator[None]:
+    """rliable draws from NumPy's global generator, whatever ``random_state`` it is given."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002

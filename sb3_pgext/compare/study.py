@@ -1,0 +1,260 @@
+"""The study file: which runs there are, each with its full settings."""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rl_zoo3 import ALGOS
+
+import sb3_pgext
+from sb3_pgext.zoo import check_environment, check_name, configs_folder, read_config
+from sb3_pgext.zoo.configs import check_keys
+from sb3_pgext.zoo.names import import_environments
+
+_VERSIONS = {"sb3-pgext": sb3_pgext.__version__} | {
+    package: version(package) for package in ("stable-baselines3", "sb3-contrib", "torch", "gymnasium")
+}
+"""What a run's result depends on besides its settings."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    How often and how the policy is evaluated during training.
+
+    :param frequency: environment steps from one evaluation to the next
+    :param episodes: episodes per evaluation
+    :param deterministic: whether the policy's mode acts, not a sample
+    """
+
+    frequency: int
+    episodes: int = 20
+    deterministic: bool = True
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    One training run: an algorithm on an environment with a seed.
+
+    :param label: the study's name of the algorithm with its parameters
+    :param algo: zoo key of the algorithm
+    :param environment: id of the environment
+    :param seed: seed of the run
+    :param n_timesteps: environment steps that the run may take
+    :param evaluation: how it is evaluated
+    :param config: its hyperparameters as rl_zoo3 reads them, ``n_timesteps`` included
+    :param gym_packages: modules that register its environment
+    """
+
+    label: str
+    algo: str
+    environment: str
+    seed: int
+    n_timesteps: int
+    evaluation: Evaluation
+    config: Mapping[str, Any]
+    gym_packages: tuple[str, ...] = ()
+
+    @property
+    def folder_name(self) -> str:
+        """The run's folder: label, environment, seed, and a hash of all settings and versions."""
+        settings = json.dumps([asdict(self), _VERSIONS], sort_keys=True, default=str)
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
+        slug = re.sub(r"[^\w.+-]+", "-", f"{self.label}_{self.environment}").strip("-")
+        return f"{slug}_{self.seed}_{digest}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """
+    A study: every run, and the returns that count as solving the environments.
+
+    :param name: name of the study
+    :param runs: its runs; all labels of one environment and seed stand together
+    :param thresholds: for some environments, the mean return to be reached
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    thresholds: Mapping[str, float]
+
+    @property
+    def environments(self) -> list[str]:
+        """The environments, in the order of the file."""
+        return list(dict.fromkeys(run.environment for run in self.runs))
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels of the runs, in the order of the file."""
+        return list(dict.fromkeys(run.label for run in self.runs))
+
+
+def find_study(name: str) -> Path:
+    """
+    :param name: path of a study file, or name of a ready one in ``zoo_configs/studies``
+    :return: the file's path
+    :raises ValueError: there is neither
+    """
+    if Path(name).is_file():
+        return Path(name)
+    ready = {path.stem: path for path in (configs_folder() / "studies").glob("*.yml")}
+    return ready[check_name("study", name, ready)]
+
+
+def read_study(path: Path) -> Study:
+    """
+    Read a study file and check all that can be checked before anything is trained.
+
+    :param path: the YAML file
+    :return: the study
+    :raises ValueError: a key, algorithm, environment or parameter is unknown, or a value is out of its range
+    """
+    try:
+        return _parse(path.stem, yaml.safe_load(path.read_text()))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _parse(name: str, content: object) -> Study:
+    keys = {"environments", "seeds", "n_timesteps", "evaluation", "threshold", "gym_packages", "runs"}
+    content = _mapping("a study", content, keys, required=("environments", "runs"))
+    gym_packages = tuple(_list("gym_packages", content.get("gym_packages", [])))
+    import_environments(gym_packages)
+    environments = [check_environment(env_id) for env_id in _distinct("environments", content["environments"])]
+    seeds = _seeds(content.get("seeds", 3))
+    templates = {
+        env_id: [_template(label, settings, env_id, content) for label, settings in _named_runs(content["runs"])]
+        for env_id in environments
+    }
+    runs = [
+        Run(environment=env_id, seed=seed, gym_packages=gym_packages, **template)
+        for env_id in environments
+        for seed in seeds
+        for template in templates[env_id]
+    ]
+    return Study(name, tuple(runs), _thresholds(content, environments))
+
+
+def _named_runs(runs: object) -> list[tuple[str, object]]:
+    """The labels of a study with what stands under them."""
+    runs = _mapping("runs", runs)
+    if not runs:
+        raise ValueError("runs: there is none")
+    for label in runs:
+        if not isinstance(label, str):
+            raise ValueError(f"runs: a label must be a text, not {label!r}")
+    return list(runs.items())
+
+
+def _template(label: str, settings: object, env_id: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """What the runs of a label on an environment share: the zoo's configuration with the study's parameters."""
+    where = f"runs: {label}"
+    settings = _mapping(where, settings, {"algo", "params"}, required=("algo",))
+    algo = check_name("algorithm", settings["algo"], ALGOS)
+    params = _mapping(f"{where}: params", settings.get("params") or {})
+    check_keys(algo, params, where)
+    config = merge(read_config(algo, env_id), params)
+    n_timesteps = _by_environment(content, "n_timesteps", env_id, content["environments"])
+    n_timesteps = _positive("n_timesteps", config["n_timesteps"] if n_timesteps is None else n_timesteps)
+    return {
+        "label": label,
+        "algo": algo,
+        "n_timesteps": n_timesteps,
+        "evaluation": _evaluation(content.get("evaluation", {}), n_timesteps),
+        "config": config | {"n_timesteps": n_timesteps},
+    }
+
+
+def merge(config: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Lay a run's parameters over its configuration.
+
+    :param config: the configuration
+    :param params: what the run sets; a parameter set to ``None`` (YAML: ``null`` or ``~``) is taken out of the
+        configuration, so that the constructor's default holds
+    :return: the run's configuration
+    """
+    return {key: value for key, value in {**config, **params}.items() if params.get(key, "") is not None}
+
+
+def _thresholds(content: Mapping[str, Any], environments: list[str]) -> dict[str, float]:
+    thresholds = {env_id: _by_environment(content, "threshold", env_id, environments) for env_id in environments}
+    for threshold in thresholds.values():
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float | None):
+            raise ValueError(f"threshold must be a return, not {threshold!r}")
+    return {env_id: threshold for env_id, threshold in thresholds.items() if threshold is not None}
+
+
+def _evaluation(content: object, n_timesteps: int) -> Evaluation:
+    content = _mapping("evaluation", content, {"frequency", "episodes", "deterministic"})
+    deterministic = content.get("deterministic", True)
+    if not isinstance(deterministic, bool):
+        raise ValueError(f"evaluation: deterministic must be true or false, not {deterministic!r}")
+    return Evaluation(
+        _positive("evaluation: frequency", content.get("frequency", max(n_timesteps // 20, 1))),
+        _positive("evaluation: episodes", content.get("episodes", 20)),
+        deterministic,
+    )
+
+
+def _seeds(seeds: object) -> list[int]:
+    """A count of seeds means 0, 1, ...; a list is taken as it is."""
+    if not isinstance(seeds, list):
+        return list(range(_positive("seeds", seeds)))
+    for seed in _distinct("seeds", seeds):
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+            raise ValueError(f"seeds: a seed must be a whole number from 0 to 2**31 - 1, not {seed!r}")
+    return seeds
+
+
+def _by_environment(content: Mapping[str, Any], key: str, env_id: str, environments: Collection[str]) -> Any:
+    """A value that holds for all environments, or a mapping from environments to values."""
+    value = content.get(key)
+    if not isinstance(value, Mapping):
+        return value
+    for name in value:
+        check_name(f"environment of {key}", name, environments)
+    return value.get(env_id)
+
+
+def _mapping(
+    what: str, content: object, keys: Collection[str] | None = None, required: Collection[str] = ()
+) -> Mapping[Any, Any]:
+    """Refuse what is not a mapping with these keys."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{what} must be a mapping, not {content!r}")
+    for key in content:
+        if keys is not None:
+            check_name(f"key of {what}", key, keys)
+    for key in required:
+        if key not in content:
+            raise ValueError(f"{what}: the key {key!r} is missing")
+    return content
+
+
+def _list(what: str, content: object) -> list[Any]:
+    if not isinstance(content, list):
+        raise ValueError(f"{what} must be a list, not {content!r}")
+    return content
+
+
+def _distinct(what: str, content: object) -> list[Any]:
+    """Refuse what is not a list of one or more different entries."""
+    entries = _list(what, content)
+    if not entries or len({str(entry) for entry in entries}) < len(entries):
+        raise ValueError(f"{what} must be a list of one or more different entries, not {content!r}")
+    return entries
+
+
+def _positive(what: str, value: object) -> int:
+    """Refuse what is not a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1 or value != int(value):
+        raise ValueError(f"{what} must be a whole number of at least 1, not {value!r}")
+    return int(value)

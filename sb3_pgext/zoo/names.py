@@ -1,0 +1,69 @@
+"""Names that a user may misspell: algorithms, environments, keys of a configuration."""
+
+import difflib
+import importlib
+from collections.abc import Collection, Iterable
+
+import gymnasium as gym
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """
+    The phrase that suggests the known name closest to a misspelt one.
+
+    :param name: what the user wrote
+    :param known: the names that exist
+    :return: ``", did you mean 'reinforce'?"``, or an empty string where nothing is close
+    """
+    known = sorted(known)
+    by_lower_case = {candidate.lower(): candidate for candidate in reversed(known)}
+    matches = difflib.get_close_matches(name, known, n=1)
+    matches = matches or [by_lower_case[m] for m in difflib.get_close_matches(name.lower(), by_lower_case, n=1)]
+    return f", did you mean {matches[0]!r}?" if matches else ""
+
+
+def check_name(kind: str, name: object, known: Collection[str]) -> str:
+    """
+    Refuse a name that does not exist.
+
+    :param kind: what the name stands for, as the message calls it, e.g. ``"algorithm"``
+    :param name: what the user wrote
+    :param known: the names that exist
+    :return: the name
+    :raises ValueError: the name is unknown; the message suggests the nearest and lists all
+    """
+    if isinstance(name, str) and name in known:
+        return name
+    raise ValueError(f"unknown {kind} {name!r}{nearest(str(name), known)} (known: {', '.join(sorted(known))})")
+
+
+def check_environment(env_id: object) -> str:
+    """
+    Refuse an environment id that gymnasium does not know.
+
+    :param env_id: what the user wrote
+    :return: the id
+    :raises ValueError: the id is not registered; the message suggests the nearest
+    """
+    if isinstance(env_id, str) and env_id in gym.registry:
+        return env_id
+    raise ValueError(
+        f"unknown environment {env_id!r}{nearest(str(env_id), gym.registry)} "
+        "(an environment of another package is registered by --gym-packages or gym_packages)"
+    )
+
+
+def import_environments(packages: Iterable[str]) -> None:
+    """
+    Import the modules that register a user's environments with gymnasium.
+
+    :param packages: names of importable modules
+    :raises ValueError: there is no such module
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            if error.name != package.split(".")[0] and error.name != package:
+                raise
+            raise ValueError(f"unknown package of environments {package!r}: {error}") from error

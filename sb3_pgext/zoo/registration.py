@@ -1,0 +1,20 @@
+"""The one list of our algorithms, and its registration with rl_zoo3."""
+
+from rl_zoo3 import ALGOS
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sb3_pgext.algorithms import REINFORCE
+from sb3_pgext.zoo.samplers import convert_params, sample_reinforce_params
+
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"reinforce": REINFORCE}
+"""Zoo key and class of each algorithm of sb3-pgext."""
+
+_SAMPLERS = {"reinforce": sample_reinforce_params}
+
+
+def register() -> None:
+    """Make rl_zoo3 know our algorithms: to train, enjoy and optimise them."""
+    ALGOS.update(ALGORITHMS)
+    HYPERPARAMS_SAMPLER.update(_SAMPLERS)
+    HYPERPARAMS_CONVERTER.update(dict.fromkeys(ALGORITHMS, convert_params))

@@ -1,0 +1,70 @@
+"""Search spaces of ``sb3-pgext train --optimize``: the numbers of an algorithm, for optuna to choose."""
+
+from typing import Any
+
+import optuna
+from torch import nn
+
+_NET_ARCH = {"tiny": [64], "small": [64, 64], "medium": [256, 256]}
+_ACTIVATION = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+
+def convert_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """
+    Turn what optuna sampled into constructor arguments; rl_zoo3 calls it for ``--trial-id`` also.
+
+    ``<name>_pow`` stands for a power of two, ``one_minus_<name>`` for a distance from one.
+
+    :param sampled_params: the parameters of an optuna trial
+    :return: keyword arguments of the algorithm's constructor
+    """
+    params: dict[str, Any] = {}
+    for name, value in sampled_params.items():
+        if name.endswith("_pow"):
+            params[name.removesuffix("_pow")] = 2**value
+        elif name.startswith("one_minus_"):
+            params[name.removeprefix("one_minus_")] = 1 - value
+        else:
+            params[name] = value
+    net_arch = _NET_ARCH[params.pop("net_arch")]
+    params["policy_kwargs"] = {
+        "net_arch": {"pi": net_arch, "vf": net_arch},
+        "activation_fn": _ACTIVATION[params.pop("activation_fn")],
+    }
+    return params
+
+
+def sample_reinforce_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    Sample REINFORCE's numbers. Its ingredients (baseline, credit, critic target) stay the configuration's.
+
+    What only some baselines allow is sampled only where the configuration has one of those: rl_zoo3 keeps the
+    configuration in the study's attributes, as text.
+
+    :param trial: the trial to sample for
+    :param n_actions: dimension of a continuous action; not used
+    :param n_envs: number of environments; not used
+    :param additional_args: rl_zoo3's settings of replay buffers; not used
+    :return: keyword arguments of :class:`sb3_pgext.REINFORCE`
+    """
+    sampled = {
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-2, log=True),
+        "n_episodes_pow": trial.suggest_int("n_episodes_pow", 2, 6),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 3e-2, log=True),
+        "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
+        "max_grad_norm": trial.suggest_float("max_grad_norm", 0.3, 5.0, log=True),
+        "net_arch": trial.suggest_categorical("net_arch", list(_NET_ARCH)),
+        "activation_fn": trial.suggest_categorical("activation_fn", list(_ACTIVATION)),
+    }
+    config = trial.study.user_attrs
+    baseline = config.get("baseline", "state")
+    if baseline != "optimal":
+        sampled["normalize_advantage"] = trial.suggest_categorical("normalize_advantage", [False, True])
+    if baseline == "state":
+        sampled["critic_epochs"] = trial.suggest_int("critic_epochs", 1, 20, log=True)
+        sampled["critic_batch_size_pow"] = trial.suggest_int("critic_batch_size_pow", 5, 10)
+    if config.get("critic_target") == "lambda":
+        sampled["one_minus_gae_lambda"] = trial.suggest_float("one_minus_gae_lambda", 1e-3, 0.3, log=True)
+    return convert_params(sampled)

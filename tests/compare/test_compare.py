@@ -1,0 +1,220 @@
+"""Claim: a study trains each of its runs once, wherever it is interrupted, and reports all that finished and failed."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from joblib.externals.loky import get_reusable_executor
+
+from sb3_pgext.cli import main
+from sb3_pgext.compare import command, compare, read_study, runs
+from sb3_pgext.compare.runs import execute
+
+_STUDY: dict[str, Any] = {
+    "environments": ["CartPole-v1"],
+    "seeds": 2,
+    "n_timesteps": 400,
+    "evaluation": {"frequency": 200, "episodes": 2},
+    "threshold": 5,
+    "runs": {"ours [a]": {"algo": "reinforce"}, "theirs": {"algo": "ppo", "params": {"n_epochs": 1}}},
+}
+_FAILS = {"fails": {"algo": "ppo", "params": {"n_steps": 1, "n_envs": 1}}}
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def _write(**changes: Any) -> str:
+    Path("mine.yml").write_text(yaml.safe_dump(_STUDY | changes))
+    return "mine.yml"
+
+
+def _numbers(out: str) -> pd.DataFrame:
+    return pd.read_csv(f"{out}/results.csv").drop(columns="training_seconds")
+
+
+def _trained(monkeypatch) -> list[tuple[str, int]]:
+    """What a study trains from here on, in this process."""
+    trained: list[tuple[str, int]] = []
+
+    def spy(run, folder):
+        trained.append((run.label, run.seed))
+        return execute(run, folder)
+
+    monkeypatch.setattr("sb3_pgext.compare.runs.execute", spy)
+    return trained
+
+
+def test_a_study_from_the_command_line(capsys) -> None:
+    assert main(["compare", _write(), "--jobs", "1"]) == 0
+    out = Path("runs/mine")
+    assert {path.name for path in out.iterdir()} == {
+        "results.csv",
+        "summary.csv",
+        "learning_curves.png",
+        "learning_curves.svg",
+        "runs",
+    }
+    results = pd.read_csv(out / "results.csv")
+    assert results.columns[:5].tolist() == ["run", "algorithm", "environment", "seed", "timesteps"]
+    assert results.groupby(["run", "seed"])["timesteps"].apply(list).tolist() == [[0, 200, 400]] * 4
+    assert (results["episodes"] == 2).all()
+    printed = capsys.readouterr().out
+    for text in ("4/4 runs", "CartPole-v1, 2 seeds", "ours [a]", "theirs", "final return", "steps to 5", "steps/s"):
+        assert text in printed
+
+
+def test_the_summary_is_that_of_the_results() -> None:
+    compare(_write(), jobs=1)
+    results, summary = (pd.read_csv(f"runs/mine/{name}.csv") for name in ("results", "summary"))
+    assert summary["run"].tolist() == ["ours [a]", "theirs"]
+    for _, row in summary.iterrows():
+        mine = results[results["run"] == row["run"]]
+        last = mine[mine["timesteps"] == 400]
+        final = last["mean_return"].to_numpy()
+        # Student's quantile for 1 degree of freedom.
+        assert row["final_mean"] == pytest.approx(final.mean())
+        assert row["final_high"] == pytest.approx(final.mean() + 12.7062 * abs(final[0] - final[1]) / 2, rel=1e-4)
+        areas = [np.dot(curve["mean_return"], [0.25, 0.5, 0.25]) for _, curve in mine.groupby("seed")]
+        assert row["area"] == pytest.approx(np.mean(areas))
+        assert row["seeds"] == 2
+        assert row["seconds"] == pytest.approx(last["training_seconds"].mean())
+        speed = last["true_timesteps"] / last["training_seconds"]
+        assert row["steps_per_second"] == pytest.approx(speed.mean())
+
+
+def test_with_five_seeds_there_are_interquartile_means() -> None:
+    compare(_write(seeds=5, n_timesteps=40, runs={"theirs": {"algo": "ppo"}}), jobs=1)
+    results, summary = (pd.read_csv(f"runs/mine/{name}.csv") for name in ("results", "summary"))
+    final = np.sort(results[results["timesteps"] == 40]["mean_return"])
+    assert summary["final_iqm"].item() == pytest.approx(final[1:4].mean())
+    assert final[0] <= summary["final_iqm_low"].item() <= summary["final_iqm_high"].item() <= final[-1]
+
+
+def test_a_run_can_be_watched_with_enjoy() -> None:
+    compare(_write(), jobs=1)
+    (folder,) = Path("runs/mine/runs").glob("ours*_0_*")
+    assert main(["enjoy", "--folder", str(folder), "--no-render", "-n", "10"]) == 0
+
+
+def test_worker_processes_give_the_same_numbers_also_in_an_environment_of_another_package(
+    tmp_path: Path, monkeypatch
+) -> None:
+    (tmp_path / "study_envs.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "gymnasium.register('StudyCartPole-v0', CartPoleEnv, max_episode_steps=20)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    # Workers of a former test would not look there.
+    get_reusable_executor().shutdown(wait=True)
+    study = _write(environments=["StudyCartPole-v0"], gym_packages=["study_envs"], seeds=1)
+    assert compare(study, Path("two"), jobs=2)
+    assert compare(study, Path("one"), jobs=1)
+    pd.testing.assert_frame_equal(_numbers("one"), _numbers("two"))
+
+
+def test_a_finished_study_trains_nothing(monkeypatch, capsys) -> None:
+    compare(_write(), jobs=1)
+    before = _numbers("runs/mine")
+    trained = _trained(monkeypatch)
+    assert compare(_write(), jobs=1)
+    assert trained == []
+    assert "4 of 4 runs have been trained before" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(_numbers("runs/mine"), before)
+
+
+def test_an_interrupted_study_goes_on_with_what_is_missing(monkeypatch) -> None:
+    compare(_write(), jobs=1)
+    before = _numbers("runs/mine")
+    # One run was not begun, another was killed on its way.
+    (missing,) = Path("runs/mine/runs").glob("ours*_1_*")
+    shutil.rmtree(missing)
+    (killed,) = Path("runs/mine/runs").glob("theirs*_0_*")
+    (killed / "evaluations.json").write_text("[]")
+    killed.rename(f"{killed}.partial")
+    trained = _trained(monkeypatch)
+    assert compare(_write(), jobs=1)
+    assert sorted(trained) == [("ours [a]", 1), ("theirs", 0)]
+    pd.testing.assert_frame_equal(_numbers("runs/mine"), before)
+    assert not list(Path("runs/mine/runs").glob("*.partial"))
+
+
+def test_a_run_gets_its_name_only_when_it_has_finished(monkeypatch) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sb3_pgext.compare.runs.EvaluateAtTimesteps._on_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(_write(), jobs=1)
+    assert [path.suffix for path in Path("runs/mine/runs").iterdir()] == [".partial"]
+
+
+def test_changed_settings_never_use_old_results(monkeypatch) -> None:
+    compare(_write(), jobs=1)
+    trained = _trained(monkeypatch)
+    compare(_write(runs=_STUDY["runs"] | {"theirs": {"algo": "ppo", "params": {"n_epochs": 2}}}), jobs=1)
+    assert sorted(trained) == [("theirs", 0), ("theirs", 1)]
+    assert len(_numbers("runs/mine")) == 12
+
+
+# rl_zoo3 does not close the environments of a model that it could not make.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_failed_run_is_reported_and_the_others_go_on(capsys) -> None:
+    study = _write(seeds=1, runs=_FAILS | _STUDY["runs"])
+    assert main(["compare", study, "--jobs", "1"]) == 1
+    printed = capsys.readouterr().out
+    assert "failed: fails, CartPole-v1, seed 0: AssertionError: `n_steps * n_envs` must be greater than 1" in printed
+    assert set(_numbers("runs/mine")["run"]) == {"ours [a]", "theirs"}
+    (failed,) = Path("runs/mine/runs").glob("*.failed")
+    assert "Traceback" in (failed / "log.txt").read_text()
+
+
+# rl_zoo3 does not close the environments of a model that it could not make.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_failed_run_is_tried_again(monkeypatch) -> None:
+    study = _write(seeds=1, runs=_FAILS)
+    assert not compare(study, jobs=1)
+    trained = _trained(monkeypatch)
+    assert not compare(study, jobs=1)
+    assert trained == [("fails", 0)]
+    assert not Path("runs/mine/results.csv").exists()
+
+
+def test_a_run_that_stops_before_its_end_has_failed(capsys) -> None:
+    stops = {"callback": [{"stable_baselines3.common.callbacks.StopTrainingOnMaxEpisodes": {"max_episodes": 1}}]}
+    assert not compare(_write(seeds=1, runs={"stops": {"algo": "ppo", "params": stops}}), jobs=1)
+    assert "training stopped after" in capsys.readouterr().out
+
+
+def test_nothing_is_trained_for_a_study_that_is_wrong_anywhere(monkeypatch) -> None:
+    monkeypatch.setattr(command, "execute_all", lambda *args: pytest.fail("it trained"))
+    with pytest.raises(ValueError, match="unknown algorithm 'pppo'"):
+        compare(_write(runs=_STUDY["runs"] | {"wrong": {"algo": "pppo"}}), jobs=1)
+    assert not Path("runs").exists()
+
+
+def test_what_rl_zoo3_prints_goes_to_the_runs_log(capsys) -> None:
+    compare(_write(seeds=1), jobs=1)
+    assert "Loading hyperparameters" not in capsys.readouterr().out
+    for log in Path("runs/mine/runs").glob("*/log.txt"):
+        assert "Loading hyperparameters" in log.read_text()
+
+
+def test_evaluation_episodes_are_not_those_of_the_training(tmp_path: Path) -> None:
+    run = read_study(Path(_write())).runs[0]
+    experiment = runs._experiment(run, tmp_path)
+    model, _ = experiment.setup_experiment()
+    env = runs._evaluation_env(run, experiment)
+    training_starts = {tuple(observation) for observation in model.env.reset()}
+    evaluation_starts = {tuple(observation) for observation in env.reset()}
+    assert len(training_starts) == 8
+    assert len(evaluation_starts) == 2
+    assert not training_starts & evaluation_starts
+    model.env.close()

@@ -1,0 +1,45 @@
+"""Claim: the display counts the runs that ended and the steps of those that have not, on a terminal and in a file."""
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from sb3_pgext.compare.display import _clock, _speed, _steps_taken, show_progress
+from sb3_pgext.compare.runs import Outcome, _Reporter
+from sb3_pgext.compare.study import Evaluation, Run
+
+_RUNS = [Run("a", "ppo", "CartPole-v1", seed, 1000, Evaluation(100), {}) for seed in range(3)]
+
+
+def _outcome(run: Run) -> Outcome:
+    return Outcome(run, None, Path("log.txt"))
+
+
+def test_steps_are_those_of_ended_runs_and_as_reported_of_the_others(tmp_path: Path) -> None:
+    running = tmp_path / f"{_RUNS[1].folder_name}.partial"
+    running.mkdir()
+    _Reporter(running / "progress")(250)
+    assert _steps_taken([_outcome(_RUNS[0])], _RUNS, tmp_path) == 1000 + 250 + 0
+
+
+def test_the_time_left_follows_from_the_speed() -> None:
+    assert _speed(steps=3000, all_steps=12_000, seconds=10.0) == "300 steps/s, 0:30 left"
+    assert _speed(steps=0, all_steps=12_000, seconds=10.0) == "starting"
+    assert _clock(3723.4) == "1:02:03"
+
+
+def test_a_file_gets_plain_lines(tmp_path: Path) -> None:
+    file = io.StringIO()
+    outcomes = [_outcome(run) for run in _RUNS]
+    assert show_progress(iter(outcomes), _RUNS, tmp_path, Console(file=file)) == outcomes
+    assert "3/3 runs" in file.getvalue()
+    assert "\x1b" not in file.getvalue()
+
+
+def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=100)
+    show_progress(iter([_outcome(run) for run in _RUNS]), _RUNS, tmp_path, console)
+    assert "3/3 runs" in file.getvalue()
+    assert "━" in file.getvalue()

@@ -1,0 +1,91 @@
+"""Claim: the figure shows every run with its spread, its axes named with units, and its legend covers no data."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sb3_pgext.compare.plots import band, learning_curves_figure, plot_learning_curves, thousands
+from sb3_pgext.compare.study import Evaluation, Run, Study
+
+
+def _study(labels: list[str], environments: list[str], seeds: int) -> tuple[Study, pd.DataFrame]:
+    evaluation = Evaluation(5_000, 20)
+    runs = tuple(
+        Run(label, "ppo", environment, seed, 100_000, evaluation, {})
+        for environment in environments
+        for seed in range(seeds)
+        for label in labels
+    )
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "run": run.label,
+            "environment": run.environment,
+            "seed": run.seed,
+            "timesteps": t,
+            "mean_return": rng.normal(t),
+        }
+        for run in runs
+        for t in range(0, 100_001, 5_000)
+    ]
+    return Study("s", runs, {environments[0]: 50_000.0}), pd.DataFrame(rows)
+
+
+def test_files_are_written_as_png_and_svg(tmp_path: Path) -> None:
+    plot_learning_curves(*_study(["a", "b"], ["X-v0"], 3), tmp_path / "curves")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in (tmp_path / "curves.svg").read_text()
+
+
+@pytest.mark.parametrize(("n_labels", "n_environments", "seeds"), [(2, 1, 3), (4, 2, 3), (3, 4, 5)])
+def test_axes_are_named_with_units_and_the_legend_names_each_run_once(
+    n_labels: int, n_environments: int, seeds: int
+) -> None:
+    labels = [f"algorithm with a long name {i}" for i in range(n_labels)]
+    environments = [f"Environment{i}-v0" for i in range(n_environments)]
+    figure = learning_curves_figure(*_study(labels, environments, seeds))
+    figure.canvas.draw()
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels] == environments
+    assert {axes.get_xlabel() for axes in panels} == {"environment steps"}
+    assert panels[0].get_ylabel() == "mean return of 20 deterministic episodes"
+    assert "20k" in [tick.get_text() for tick in panels[0].get_xticklabels()]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [*labels, "threshold 50000"]
+    # Nothing lies over anything else.
+    boxes = [axes.get_tightbbox() for axes in panels] + [legend.get_window_extent()]
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def test_the_legend_says_what_line_and_band_are() -> None:
+    for seeds, text in (
+        (3, "mean of 3 seeds, band: lowest to highest"),
+        (5, "interquartile mean of 5 seeds, band: 95 %"),
+    ):
+        figure = learning_curves_figure(*_study(["a"], ["X-v0"], seeds))
+        assert text in figure.legends[0].get_title().get_text()
+
+
+def test_band_of_few_seeds_is_their_range_around_the_mean() -> None:
+    returns = np.array([[1.0, 2.0], [3.0, 7.0], [2.0, 3.0]])
+    curve = band(returns, bootstrap=False)
+    assert curve.value.tolist() == [2.0, 4.0]
+    assert curve.low.tolist() == [1.0, 2.0]
+    assert curve.high.tolist() == [3.0, 7.0]
+
+
+def test_band_of_enough_seeds_is_the_bootstrap_interval_of_the_interquartile_mean() -> None:
+    returns = np.random.default_rng(0).normal(size=(8, 3))
+    curve = band(returns, bootstrap=True)
+    assert curve.value == pytest.approx(np.sort(returns, axis=0)[2:6].mean(axis=0))
+    assert (returns.min(axis=0) < curve.low).all()
+    assert (curve.low < curve.value).all()
+    assert (curve.value < curve.high).all()
+
+
+def test_steps_are_written_in_thousands() -> None:
+    numbers = [0, 500, 1_000, 2_500, 50_000, 1_000_000, 2_500_000]
+    assert [thousands(n) for n in numbers] == ["0", "500", "1k", "2.5k", "50k", "1M", "2.5M"]

@@ -1,0 +1,178 @@
+"""Claim: a study file gives exactly the runs it names, and a wrong one is refused before anything is trained."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sb3_pgext.compare import study as study_module
+from sb3_pgext.compare.study import Evaluation, find_study, merge, read_study
+from sb3_pgext.zoo import configs_folder, read_config
+
+_STUDY: dict[str, Any] = {
+    "environments": ["CartPole-v1", "Acrobot-v1"],
+    "seeds": 2,
+    "n_timesteps": 1000,
+    "evaluation": {"frequency": 100, "episodes": 3, "deterministic": False},
+    "runs": {"ours": {"algo": "reinforce", "params": {"gamma": 0.5}}, "theirs": {"algo": "ppo"}},
+}
+
+
+def _read(tmp_path: Path, **changes: Any):
+    path = tmp_path / "mine.yml"
+    path.write_text(yaml.safe_dump({k: v for k, v in (_STUDY | changes).items() if v is not None}))
+    return read_study(path)
+
+
+def test_there_is_a_run_for_each_label_environment_and_seed(tmp_path: Path) -> None:
+    study = _read(tmp_path)
+    assert study.name == "mine"
+    assert study.labels == ["ours", "theirs"]
+    assert study.environments == ["CartPole-v1", "Acrobot-v1"]
+    expected = {(label, e, s) for label in ("ours", "theirs") for e in ("CartPole-v1", "Acrobot-v1") for s in (0, 1)}
+    assert {(run.label, run.environment, run.seed) for run in study.runs} == expected
+    assert len(study.runs) == 8
+    assert all(run.evaluation == Evaluation(100, 3, False) for run in study.runs)
+
+
+def test_a_runs_settings_are_the_zoos_with_the_studys_on_top(tmp_path: Path) -> None:
+    run = _read(tmp_path).runs[0]
+    zoo = read_config("reinforce", "CartPole-v1")
+    assert run.config == zoo | {"gamma": 0.5, "n_timesteps": 1000}
+    assert zoo["gamma"] != 0.5
+
+
+def test_a_parameter_set_to_null_is_taken_out_of_the_configuration(tmp_path: Path) -> None:
+    runs = {"no critic": {"algo": "reinforce", "params": {"baseline": "none", "n_episodes": None}}}
+    run = _read(tmp_path, runs=runs).runs[0]
+    assert run.config["baseline"] == "none"
+    assert "n_episodes" not in run.config
+    assert merge({"a": 1, "b": 2}, {"b": None, "c": 3, "d": None}) == {"a": 1, "c": 3}
+
+
+def test_seeds_may_be_a_list(tmp_path: Path) -> None:
+    assert {run.seed for run in _read(tmp_path, seeds=[7, 3]).runs} == {7, 3}
+
+
+def test_settings_by_environment(tmp_path: Path) -> None:
+    study = _read(tmp_path, n_timesteps={"Acrobot-v1": 50}, threshold={"CartPole-v1": 475})
+    steps = {run.environment: run.n_timesteps for run in study.runs if run.label == "theirs"}
+    assert steps == {"CartPole-v1": 100_000, "Acrobot-v1": 50}
+    assert study.thresholds == {"CartPole-v1": 475}
+    assert _read(tmp_path, threshold=-100.5).thresholds == {"CartPole-v1": -100.5, "Acrobot-v1": -100.5}
+
+
+def test_defaults(tmp_path: Path) -> None:
+    study = _read(tmp_path, seeds=None, evaluation=None, n_timesteps=None)
+    assert {run.seed for run in study.runs} == {0, 1, 2}
+    run = next(run for run in study.runs if run.label == "theirs" and run.environment == "CartPole-v1")
+    assert run.n_timesteps == run.config["n_timesteps"] == 100_000
+    assert run.evaluation == Evaluation(5_000, 20, True)
+
+
+def test_every_setting_changes_the_name_of_a_runs_folder(tmp_path: Path, monkeypatch) -> None:
+    def name(**changes: Any) -> str:
+        return _read(tmp_path, **changes).runs[0].folder_name
+
+    first = name()
+    assert name() == first
+    assert first.startswith("ours_CartPole-v1_0_")
+    others = [
+        name(seeds=[1]),
+        name(n_timesteps=999),
+        name(evaluation={"frequency": 50, "episodes": 3, "deterministic": False}),
+        name(evaluation={"frequency": 100, "episodes": 4, "deterministic": False}),
+        name(evaluation={"frequency": 100, "episodes": 3, "deterministic": True}),
+        name(environments=["Acrobot-v1"]),
+        name(runs={"ours": {"algo": "reinforce", "params": {"gamma": 0.6}}}),
+        name(runs={"ours": {"algo": "a2c", "params": {"gamma": 0.5}}}),
+        name(runs={"mine": {"algo": "reinforce", "params": {"gamma": 0.5}}}),
+    ]
+    monkeypatch.setitem(study_module._VERSIONS, "torch", "0")
+    others.append(name())
+    assert len({first, *others}) == len(others) + 1
+    # What does not concern the run does not.
+    monkeypatch.undo()
+    assert name(seeds=9, threshold=3) == first
+
+
+def test_labels_that_differ_only_in_marks_have_folders_of_their_own(tmp_path: Path) -> None:
+    study = _read(tmp_path, runs={"a b": {"algo": "ppo"}, "a/b": {"algo": "ppo"}}, seeds=1)
+    assert len({run.folder_name for run in study.runs}) == len(study.runs)
+    assert not any("/" in run.folder_name or " " in run.folder_name for run in study.runs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"environments": ["CartPole-v9"]}, "unknown environment 'CartPole-v9', did you mean 'CartPole-v"),
+        ({"environments": []}, "environments must be a list of one or more different entries"),
+        ({"environments": "CartPole-v1"}, "environments must be a list, not 'CartPole-v1'"),
+        ({"environments": ["CartPole-v1"] * 2}, "different entries"),
+        ({"environments": None}, "a study: the key 'environments' is missing"),
+        ({"seeds": 0}, "seeds must be a whole number of at least 1, not 0"),
+        ({"seeds": []}, "seeds must be a list of one or more different entries"),
+        ({"seeds": [1, 1]}, "different entries"),
+        ({"seeds": [-1]}, "a seed must be a whole number from 0"),
+        ({"seeds": True}, "seeds must be a whole number"),
+        ({"n_timesteps": 0}, "n_timesteps must be a whole number of at least 1, not 0"),
+        ({"n_timesteps": "1e5"}, "n_timesteps must be a whole number of at least 1, not '1e5'"),
+        (
+            {"n_timesteps": {"CartPole": 10}},
+            "unknown environment of n_timesteps 'CartPole', did you mean 'CartPole-v1'",
+        ),
+        ({"evaluation": {"frequency": 0}}, "evaluation: frequency must be a whole number"),
+        ({"evaluation": {"episodes": 1.5}}, "evaluation: episodes must be a whole number"),
+        ({"evaluation": {"freqency": 3}}, "unknown key of evaluation 'freqency', did you mean 'frequency'"),
+        ({"evaluation": {"deterministic": "no"}}, "deterministic must be true or false"),
+        ({"threshold": "high"}, "threshold must be a return, not 'high'"),
+        ({"gym_packages": ["no_such_envs"]}, "unknown package of environments 'no_such_envs'"),
+        ({"runs": {}}, "runs: there is none"),
+        ({"runs": None}, "a study: the key 'runs' is missing"),
+        ({"runs": ["ppo"]}, "runs must be a mapping"),
+        ({"runs": {"a": "ppo"}}, "runs: a must be a mapping"),
+        ({"runs": {"a": {}}}, "runs: a: the key 'algo' is missing"),
+        ({"runs": {"a": {"algo": "pppo"}}}, "unknown algorithm 'pppo', did you mean 'ppo'"),
+        ({"runs": {"a": {"algo": "ppo", "parms": {}}}}, "unknown key of runs: a 'parms', did you mean 'params'"),
+        (
+            {"runs": {"a": {"algo": "ppo", "params": {"n_step": 1}}}},
+            "runs: a: unknown key 'n_step', did you mean 'n_steps'",
+        ),
+        ({"runs": {3: {"algo": "ppo"}}}, "a label must be a text, not 3"),
+        ({"run": {}}, "unknown key of a study 'run', did you mean 'runs'"),
+    ],
+)
+def test_a_wrong_study_is_refused_by_name(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"mine\.yml") as error:
+        _read(tmp_path, **changes)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "3", "[", "- a"])
+def test_a_file_that_is_no_study_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yml").write_text(content)
+    with pytest.raises(ValueError, match=r"mine\.yml"):
+        read_study(tmp_path / "mine.yml")
+
+
+def test_a_study_is_found_by_path_or_by_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.yml").touch()
+    assert find_study(str(tmp_path / "mine.yml")) == tmp_path / "mine.yml"
+    assert find_study("demo") == configs_folder() / "studies" / "demo.yml"
+    with pytest.raises(ValueError, match="unknown study 'demon', did you mean 'demo'"):
+        find_study("demon")
+
+
+@pytest.mark.parametrize("path", sorted((configs_folder() / "studies").glob("*.yml")), ids=lambda path: path.stem)
+def test_every_ready_study_is_valid(path: Path) -> None:
+    assert read_study(path).runs
+
+
+def test_the_demo_compares_reinforce_with_and_without_baseline_a2c_and_ppo() -> None:
+    study = read_study(find_study("demo"))
+    runs = {run.label: (run.algo, run.config.get("baseline")) for run in study.runs}
+    assert sorted(runs.values(), key=str) == sorted(
+        [("reinforce", "state"), ("reinforce", "none"), ("a2c", None), ("ppo", None)], key=str
+    )
+    assert len(study.runs) == 12

@@ -1,0 +1,158 @@
+"""
+Claim: each estimator that MATH.md calls unbiased has the exact gradient as its mean, and the biased ones have not.
+
+The mean of the estimates is compared with the exact gradient by the largest |z| over the parameters, against the
+quantile of Student's t that bounds the probability of *any* false alarm in the whole file by 1 %. A batch is used for
+all options at once: they do not influence how it is collected. ``benchmarks/unbiased.py`` runs a larger grid.
+"""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch as th
+from scipy import stats
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_pgext.diagnostics import exact_policy_gradient, exact_values, gradient_samples
+from sb3_pgext.diagnostics.exact import _action_probabilities, _in_float64, _Model
+from sb3_pgext.envs import random_mdp
+from tests.diagnostics.policies import model_on
+
+GAMMA = 0.9
+N_TESTS = 600
+"""Comparisons in this file, with some to spare: what the level of 1 % is divided by, beside the parameters."""
+
+OPTIONS = [
+    {"credit": credit, "baseline": baseline, "leave_one_out": leave_one_out, "discount_weighting": discount_weighting}
+    for credit, baseline, leave_one_out, discount_weighting in itertools.product(
+        ["reward_to_go", "trajectory"], ["none", "constant", "time", "optimal", "state"], [True, False], [False, True]
+    )
+    # What else there is raises ValueError: leaving out no episode where others do not count, discounting twice.
+    if (leave_one_out or baseline in ("constant", "time", "optimal"))
+    and not (discount_weighting and credit == "trajectory")
+]
+UNBIASED = [options for options in OPTIONS if options["leave_one_out"]]
+BIASED = [options for options in OPTIONS if not options["leave_one_out"]]
+
+
+def largest_z(samples, exact):
+    """max |z| of the samples' mean, and what it stays below in 99 % of all runs of this file if they are unbiased."""
+    samples = samples.double()
+    standard_error = samples.std(0) / len(samples) ** 0.5
+    z = ((samples.mean(0) - exact) / standard_error).abs().max().item()
+    return z, stats.t.isf(0.01 / 2 / N_TESTS / len(exact), len(samples) - 1)
+
+
+def laboratory(seed, n_envs, n_batches, n_episodes, **horizon):
+    """A policy with a hidden layer on a random MDP, and batches of its episodes."""
+    mdp = random_mdp(seed, **horizon)
+    env = make_vec_env(lambda: random_mdp(seed, **horizon), n_envs, seed=seed)
+    model = model_on(env, gamma=GAMMA, n_episodes=n_episodes, seed=seed)
+    _, callback = model._setup_learn(10**9)
+    batches = []
+    for _ in range(n_batches):
+        model.collect_rollouts(model.env, callback, model.rollout_buffer, n_episodes)
+        batches.append(model.episodes)
+    return mdp, model, batches
+
+
+def estimates(model, batches, **options):
+    """ĝ of each batch under these options."""
+    for name, value in options.items():
+        setattr(model, name, value)
+    model._check_arguments()
+    samples = []
+    for model.episodes in batches:
+        samples.append(model.estimate_gradient())
+    return th.stack(samples)
+
+
+def exact(model, mdp, options):
+    """The expectation of the estimator: R(τ) carries the discounts, G_t does not."""
+    weighted = options["discount_weighting"] or options["credit"] == "trajectory"
+    return exact_policy_gradient(model.policy, mdp, GAMMA, weighted)
+
+
+@pytest.mark.parametrize("n_envs", [1, 3, 8])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_unbiased(seed, n_envs):
+    """20,000 episodes each, in batches of 50, which 3 and 8 sub-environments do not divide."""
+    mdp, model, batches = laboratory(seed, n_envs, n_batches=400, n_episodes=50)
+    assert len({int(n) for batch in batches[:10] for n in batch.lengths}) > 3, "the episodes are of different length"
+    for options in UNBIASED:
+        z, bound = largest_z(estimates(model, batches, **options), exact(model, mdp, options))
+        assert z < bound, options
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_two_episodes(seed):
+    """
+    The smallest batch, where including the own episode halves the gradient or worse: all biased options are found
+    out, so the check can fail; and those that leave it out stay unbiased even here.
+    """
+    mdp, model, batches = laboratory(seed, 3, n_batches=1000, n_episodes=2)
+    for options in UNBIASED:
+        z, bound = largest_z(estimates(model, batches, **options), exact(model, mdp, options))
+        assert z < bound, options
+    for options in BIASED:
+        z, bound = largest_z(estimates(model, batches, **options), exact(model, mdp, options))
+        assert z > bound, options
+
+
+def test_a_time_limit_taken_for_the_end_is_a_bias():
+    """
+    Against the task without the limit. Bootstrapped with the exact values, only the steps beyond the limit are
+    missing: the mean is Σ_{t<H} E[∇log π(a_t|s_t) Q(s_t, a_t)].
+    """
+    horizon = {"end_probability": 0.05, "horizon": 4, "at_horizon": "truncate"}
+    mdp, model, batches = laboratory(0, 4, n_batches=200, n_episodes=50, **horizon)
+    options = {"baseline": "state", "truncation": "terminal"}
+    as_end = [replace(batch, bootstrap_values=th.zeros(50)) for batch in batches]
+    target = exact_policy_gradient(model.policy, mdp, GAMMA, discount_weighting=False)
+    z, bound = largest_z(estimates(model, as_end, **options), target)
+    assert z > bound
+
+    values, _ = exact_values(model.policy, mdp, GAMMA)
+    model.policy.predict_values = lambda one_hot_or_state: values.float()[one_hot_or_state.long()].view(-1, 1)
+    samples = gradient_samples(model, 1)  # collects with these values from here on
+    model.truncation = "bootstrap"
+    samples = gradient_samples(model, 200)
+    assert model.episodes.truncated.any()
+    policy, tables = _in_float64(model.policy), _Model(mdp, GAMMA)
+    pi = _action_probabilities(policy, tables)
+    Q = exact_values(model.policy, mdp, GAMMA)[1]
+    at_time, visits = tables.initial, 0.0
+    for _ in range(4):
+        visits = visits + at_time
+        at_time = th.einsum("s,sa,sap->p", at_time, pi.detach(), tables.transitions)
+    names = [name for name, _ in model.policy.named_parameters()]
+    surrogate = visits @ (pi * Q).sum(1)
+    gradients = th.autograd.grad(surrogate, list(policy.parameters()), allow_unused=True)
+    expected = th.cat([g.flatten() for name, g in zip(names, gradients, strict=True) if g is not None])
+    z, bound = largest_z(samples, expected)
+    assert z < bound
+    assert largest_z(samples, target)[0] > bound
+
+
+def test_gradient_samples_leave_the_model_as_it_is():
+    model = model_on(make_vec_env(lambda: random_mdp(0), 2, seed=0), n_episodes=4)
+    before = [p.detach().clone() for p in model.policy.parameters()]
+    seen = []
+    samples = gradient_samples(model, 3, n_episodes=5, progress=seen.append)
+    assert samples.shape == (3, sum(p.numel() for p in before) - 5 * 8 - 9)  # less the critic: 4·8 + 8 and 8 + 1
+    assert not th.equal(samples[0], samples[1])
+    assert seen == [1, 2, 3]
+    assert model.episodes.n_episodes == 5
+    assert model.n_episodes == 4
+    assert model._n_updates == 0
+    assert all(th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
+
+
+def test_bad_arguments():
+    model = model_on(random_mdp(0), baseline="time", n_episodes=2)
+    with pytest.raises(ValueError, match="n_batches=0"):
+        gradient_samples(model, 0)
+    with pytest.raises(ValueError, match="n_episodes=1"):
+        gradient_samples(model, 1, n_episodes=1)
+    assert model.n_episodes == 2

@@ -1,0 +1,113 @@
+"""Claim: every configuration that we ship is valid and makes a model, and an invalid one is refused by name."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rl_zoo3 import ALGOS
+from rl_zoo3.exp_manager import ExperimentManager
+
+from sb3_pgext.zoo import ALGORITHMS, check_config, config_path, read_config
+from sb3_pgext.zoo.configs import allowed_keys, configs_folder
+
+_ENTRIES = [(algo, entry) for algo in ALGORITHMS for entry in yaml.safe_load(config_path(algo).read_text())]
+_EXAMPLE_OF_DEFAULT = "Pendulum-v1"
+
+
+@pytest.mark.parametrize(("algo", "entry"), _ENTRIES)
+def test_each_entry_of_our_configurations_makes_a_model(algo: str, entry: str, tmp_path: Path) -> None:
+    env_id = _EXAMPLE_OF_DEFAULT if entry == "default" else entry
+    check_config(algo, env_id)
+    arguments = Namespace(algo=algo, env=env_id)
+    experiment = ExperimentManager(
+        arguments, algo, env_id, str(tmp_path), eval_freq=-1, config=str(config_path(algo)), verbose=0, device="cpu"
+    )
+    model, _ = experiment.setup_experiment()
+    assert type(model) is ALGORITHMS[algo]
+    model.env.close()
+
+
+@pytest.mark.parametrize("algo", sorted(ALGOS))
+def test_rl_zoo3s_own_configurations_are_valid(algo: str) -> None:
+    entries = yaml.safe_load(config_path(algo).read_text())
+    keys = {key for entry in entries.values() for key in entry}
+    assert keys <= allowed_keys(ALGOS[algo])
+
+
+def test_configurations_of_a_checkout_stand_beside_the_package() -> None:
+    assert config_path("reinforce") == Path(__file__).parents[2] / "zoo_configs" / "reinforce.yml"
+    assert config_path("ppo").parent.parent.name == "rl_zoo3"
+
+
+def test_configurations_of_an_installed_package_stand_inside_it(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "zoo_configs").mkdir()
+    monkeypatch.setattr("sb3_pgext.__file__", str(tmp_path / "__init__.py"))
+    assert configs_folder() == tmp_path / "zoo_configs"
+
+
+def _write(path: Path, content: Any) -> str:
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return str(path)
+
+
+_MINIMAL = {"policy": "MlpPolicy", "n_timesteps": 1000}
+
+
+def test_an_unknown_key_is_refused_with_file_environment_nearest_key_and_all_allowed(tmp_path: Path) -> None:
+    path = _write(tmp_path / "mine.yml", {"CartPole-v1": _MINIMAL | {"baselin": "none"}})
+    with pytest.raises(
+        ValueError, match=r"mine\.yml: CartPole-v1: unknown key 'baselin', did you mean 'baseline'"
+    ) as error:
+        check_config("reinforce", "CartPole-v1", path)
+    for key in ("n_episodes", "critic_epochs", "n_envs", "normalize", "env_wrapper", "callback", "frame_stack"):
+        assert f" {key}," in str(error.value)
+
+
+def test_what_rl_zoo3_sets_itself_may_not_stand_in_a_configuration(tmp_path: Path) -> None:
+    for key in ("seed", "device", "env", "verbose", "tensorboard_log"):
+        path = _write(tmp_path / "mine.yml", {"CartPole-v1": _MINIMAL | {key: 0}})
+        with pytest.raises(ValueError, match=f"unknown key '{key}'"):
+            check_config("reinforce", "CartPole-v1", path)
+
+
+def test_keys_are_those_of_the_algorithm(tmp_path: Path) -> None:
+    path = _write(tmp_path / "mine.yml", {"CartPole-v1": _MINIMAL | {"n_episodes": 4}})
+    check_config("reinforce", "CartPole-v1", path)
+    with pytest.raises(ValueError, match="unknown key 'n_episodes'"):
+        check_config("ppo", "CartPole-v1", path)
+    assert "noise_type" in allowed_keys(ALGOS["td3"])
+    assert "noise_type" not in allowed_keys(ALGOS["reinforce"])
+
+
+def test_an_unknown_parameter_of_the_command_line_is_refused() -> None:
+    check_config("reinforce", "CartPole-v1", params={"n_episodes": 4})
+    with pytest.raises(ValueError, match="-params: unknown key 'n_episode', did you mean 'n_episodes'"):
+        check_config("reinforce", "CartPole-v1", params={"n_episode": 4})
+
+
+@pytest.mark.parametrize("key", ["policy", "n_timesteps"])
+def test_a_missing_key_is_named(key: str, tmp_path: Path) -> None:
+    path = _write(tmp_path / "mine.yml", {"default": {k: v for k, v in _MINIMAL.items() if k != key}})
+    with pytest.raises(ValueError, match=f"the key '{key}' is missing"):
+        read_config("reinforce", "CartPole-v1", path)
+
+
+@pytest.mark.parametrize(
+    "content", ["[1, 2]", "CartPole-v1: [1]", "CartPole-v1: 3", "{", "", "Acrobot-v1: {policy: MlpPolicy}"]
+)
+def test_a_malformed_file_is_refused_by_name(content: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"mine\.yml"):
+        read_config("reinforce", "CartPole-v1", _write(tmp_path / "mine.yml", content))
+
+
+@pytest.mark.parametrize("name", ["missing.yml", "missing.py", "no_such_module"])
+def test_a_missing_file_or_module_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"there is no configuration.*'{name}'"):
+        read_config("reinforce", "CartPole-v1", name)
+
+
+def test_a_python_file_is_read_as_rl_zoo3_reads_it(tmp_path: Path) -> None:
+    path = _write(tmp_path / "mine.py", f"hyperparams = {{'CartPole-v1': {_MINIMAL}}}")
+    assert read_config("reinforce", "CartPole-v1", path) == _MINIMAL

@@ -1,0 +1,70 @@
+"""Claim: rl_zoo3 knows our algorithms, and searches only among parameters that their constructors accept."""
+
+from typing import Any
+
+import optuna
+import pytest
+import rl_zoo3
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from rl_zoo3.utils import ALGOS
+
+from sb3_pgext import REINFORCE
+from sb3_pgext.zoo import ALGORITHMS
+
+
+def test_our_algorithms_are_in_rl_zoo3s_tables() -> None:
+    assert ALGORITHMS["reinforce"] is REINFORCE
+    for algo, algorithm in ALGORITHMS.items():
+        assert ALGOS[algo] is algorithm
+        assert rl_zoo3.ALGOS[algo] is algorithm
+        assert algo in HYPERPARAMS_SAMPLER
+        assert algo in HYPERPARAMS_CONVERTER
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"critic_target": "lambda"},
+        {"critic_target": "td"},
+        *({"baseline": baseline} for baseline in ("state", "none", "constant", "time", "optimal")),
+    ],
+)
+def test_whatever_is_sampled_for_reinforce_is_accepted_beside_its_configuration(config: dict[str, Any]) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for key, value in config.items():  # As rl_zoo3 does.
+        study.set_user_attr(key, str(value))
+    for _ in range(10):
+        trial = study.ask()
+        sampled = HYPERPARAMS_SAMPLER["reinforce"](trial, 1, 8, {})
+        REINFORCE("MlpPolicy", "CartPole-v1", device="cpu", **config | sampled)
+        # --trial-id gets its parameters back from the numbers that the study has kept.
+        assert HYPERPARAMS_CONVERTER["reinforce"](trial.params) == sampled
+
+
+def test_the_critics_numbers_are_sampled_where_there_is_a_critic() -> None:
+    def sampled(**config: str) -> dict[str, Any]:
+        study = optuna.create_study()
+        for key, value in config.items():
+            study.set_user_attr(key, value)
+        return HYPERPARAMS_SAMPLER["reinforce"](study.ask(), 1, 8, {})
+
+    assert {"critic_epochs", "critic_batch_size"} <= sampled(baseline="state").keys()
+    assert not {"critic_epochs", "critic_batch_size"} & sampled(baseline="none").keys()
+    assert "gae_lambda" in sampled(critic_target="lambda")
+    assert "gae_lambda" not in sampled(critic_target="mc")
+
+
+def test_conversion_of_powers_and_distances_from_one() -> None:
+    sampled = {
+        "n_episodes_pow": 4,
+        "one_minus_gamma": 0.25,
+        "ent_coef": 0.5,
+        "net_arch": "tiny",
+        "activation_fn": "relu",
+    }
+    converted = HYPERPARAMS_CONVERTER["reinforce"](sampled)
+    policy_kwargs = converted.pop("policy_kwargs")
+    assert converted == {"n_episodes": 16, "gamma": 0.75, "ent_coef": 0.5}
+    assert policy_kwargs["net_arch"] == {"pi": [64], "vf": [64]}
+    assert policy_kwargs["activation_fn"].__name__ == "ReLU"
