@@ -264,48 +264,41 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
         require_one_of("truncation", self.truncation, (None, "bootstrap", "terminal"))
         if self.max_episode_steps is not None:
             require_count("max_episode_steps", self.max_episode_steps)
-        self._check_arguments_without_effect()
-
-    def _check_arguments_without_effect(self) -> None:
-        """
-        :raises ValueError: an argument would be ignored beside the others
-        """
-        of_others = self.baseline in ("constant", "time", "optimal")
-        if of_others and self.leave_one_out:
+        if self._looks_at_other_episodes and self.leave_one_out:
             require_count("n_episodes", self.n_episodes, at_least=2)
-        require(
-            self.leave_one_out or of_others,
-            "leave_one_out",
-            self.leave_one_out,
-            f"True with baseline={self.baseline!r}: only 'constant', 'time' and 'optimal' look at other episodes",
-        )
-        require(
-            not (self.discount_weighting and self.credit == "trajectory"),
-            "discount_weighting",
-            self.discount_weighting,
-            "False with credit='trajectory', whose return carries the discounts already",
-        )
-        require(
-            not (self.normalize_advantage and self.baseline == "optimal"),
-            "normalize_advantage",
-            self.normalize_advantage,
-            "False with baseline='optimal', where each parameter has an advantage of its own",
-        )
-        require(
-            self.gae_lambda == 0.95 or self.critic_target == "lambda",
-            "gae_lambda",
-            self.gae_lambda,
-            f"its default 0.95 with critic_target={self.critic_target!r}: only 'lambda' uses it",
-        )
-        for argument, default in (
-            ("critic_target", "mc"),
-            ("critic_epochs", None),
-            ("critic_batch_size", None),
-            ("truncation", None if self.truncation is None else "terminal"),
-        ):
+        for argument, (only, reason) in self.ineffective_arguments().items():
             value = getattr(self, argument)
-            needs = f"{default!r} with baseline={self.baseline!r}: anything else needs the critic of baseline='state'"
-            require(self.has_critic or value == default, argument, value, needs)
+            require(value == only, argument, value, f"{only!r} {reason}")
+
+    @property
+    def _looks_at_other_episodes(self) -> bool:
+        return isinstance(self.baseline, str) and self.baseline in ("constant", "time", "optimal")
+
+    def ineffective_arguments(self) -> dict[str, tuple[Any, str]]:
+        """
+        The arguments that would be ignored beside the others, which is why no other value of them is accepted.
+
+        :return: name → the value that they must have, and the reason
+        """
+        arguments: dict[str, tuple[Any, str]] = {}
+        if not self._looks_at_other_episodes:
+            reason = f"with baseline={self.baseline!r}: only 'constant', 'time' and 'optimal' look at other episodes"
+            arguments["leave_one_out"] = (True, reason)
+        if self.credit == "trajectory":
+            reason = "with credit='trajectory', whose return carries the discounts already"
+            arguments["discount_weighting"] = (False, reason)
+        if self.baseline == "optimal":
+            reason = "with baseline='optimal', where each parameter has an advantage of its own"
+            arguments["normalize_advantage"] = (False, reason)
+        if self.critic_target != "lambda":
+            reason = f"(the default) with critic_target={self.critic_target!r}: only 'lambda' uses it"
+            arguments["gae_lambda"] = (0.95, reason)
+        if not self.has_critic:
+            reason = f"with baseline={self.baseline!r}: anything else needs the critic of baseline='state'"
+            arguments |= dict.fromkeys(("critic_epochs", "critic_batch_size"), (None, reason))
+            arguments["critic_target"] = ("mc", reason)
+            arguments["truncation"] = (None if self.truncation is None else "terminal", reason)
+        return arguments
 
     def learn(
         self: SelfREINFORCE,

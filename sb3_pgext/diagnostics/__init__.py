@@ -9,13 +9,17 @@ from sb3_pgext.diagnostics.exact import (
     exact_values,
 )
 from sb3_pgext.diagnostics.samples import gradient_samples
+from sb3_pgext.diagnostics.statistics import GradientStatistics, Interval, gradient_statistics
 
 __all__ = [
+    "GradientStatistics",
+    "Interval",
     "action_probabilities",
     "exact_fisher",
     "exact_policy_gradient",
     "exact_return",
     "exact_values",
     "gradient_samples",
+    "gradient_statistics",
     "policy_parameters",
 ]

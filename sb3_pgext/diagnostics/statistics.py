@@ -1,0 +1,98 @@
+"""Variance, signal and bias of a gradient estimator, from samples of it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch as th
+
+__all__ = ["GradientStatistics", "Interval", "gradient_statistics"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """
+    An estimate with its 95 % interval.
+
+    :param value: the estimate
+    :param low: lower end
+    :param high: upper end
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class GradientStatistics:
+    r"""
+    What K samples tell of an estimator ĝ.
+
+    :param n_batches: K
+    :param trace: :math:`\mathrm{tr}\,\mathrm{Cov}(\hat g)`, the summed variance of the coordinates
+    :param signal_to_noise: :math:`\|E\hat g\| / \sqrt{\mathrm{tr}\,\mathrm{Cov}}`; 0 where the mean cannot be told
+        from 0
+    :param cosine: mean cosine of a single ĝ with the mean of the others
+    :param bias: :math:`(E\hat g - g) \cdot g / \|g\|^2`, the relative error of the step along the exact gradient g:
+        0 if unbiased, -1 if nothing is left of it. None where g is not known
+    :param bias_error: its standard error
+    """
+
+    n_batches: int
+    trace: Interval
+    signal_to_noise: Interval
+    cosine: Interval
+    bias: float | None = None
+    bias_error: float | None = None
+
+
+def gradient_statistics(samples: th.Tensor, exact: th.Tensor | None = None) -> GradientStatistics:
+    """
+    Statistics of an estimator with jackknife intervals over its batches.
+
+    Not the bootstrap: a batch that is drawn twice agrees with itself, which is taken for signal.
+
+    :param samples: ĝ of K batches, ``(K, P)``
+    :param exact: its exact expectation where that is known, ``(P,)``
+    :return: the statistics
+    :raises ValueError: fewer than three samples
+    """
+    n_batches = len(samples)
+    if n_batches < 3:
+        raise ValueError(f"samples of shape {tuple(samples.shape)}: allowed are at least 3 batches")
+    samples = samples.detach().double().cpu()
+    gram = (samples @ samples.T).numpy()
+    everything, without_one = np.ones((1, n_batches)), np.ones((n_batches, n_batches)) - np.eye(n_batches)
+    values, jackknife = _moments(gram, everything)[:, 0], _moments(gram, without_one)
+    errors = np.sqrt((n_batches - 1) * jackknife.var(axis=1))
+    trace, signal_to_noise, cosine = (
+        Interval(float(v), float(v - 1.96 * e), float(v + 1.96 * e)) for v, e in zip(values, errors, strict=True)
+    )
+    if exact is None or exact.norm() == 0:
+        return GradientStatistics(n_batches, trace, signal_to_noise, cosine)
+    exact = exact.double().cpu()
+    along = samples @ exact / exact.square().sum() - 1
+    bias, error = along.mean().item(), (along.std() / n_batches**0.5).item()
+    return GradientStatistics(n_batches, trace, signal_to_noise, cosine, bias, error)
+
+
+def _moments(gram: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """
+    Trace, signal-to-noise and cosine, of samples known by their inner products alone.
+
+    :param gram: inner products of the samples, ``(K, K)``
+    :param chosen: which of them to take, 0 or 1, ``(B, K)``
+    :return: ``(3, B)``
+    """
+    n = chosen.sum(1)
+    own = np.diag(gram)
+    with_sum = chosen @ gram  # of each sample with the sum of those chosen, (B, K)
+    sum_square = (chosen * with_sum).sum(1)
+    trace = (chosen @ own - sum_square / n) / (n - 1)
+    # The mean of n samples has a squared length that is too large by an n-th of the variance.
+    signal = np.sqrt(np.maximum(sum_square / n**2 - trace / n, 0))
+    # Of each sample with the sum of the others: its own share would make any noise look like signal.
+    others_square = sum_square[:, None] - 2 * with_sum + own
+    tiny = np.finfo(float).tiny
+    cosine = (chosen * (with_sum - own) / np.sqrt(np.maximum(own * others_square, tiny))).sum(1) / n
+    return np.stack([trace, signal / np.sqrt(np.maximum(trace, tiny)), cosine])
