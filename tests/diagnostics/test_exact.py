@@ -15,7 +15,7 @@ from sb3_pgext.diagnostics import (
     policy_parameters,
 )
 from sb3_pgext.envs import Bandit, TabularMDP, chain, gridworld, random_mdp
-from tests.diagnostics.policies import model_on
+from tests.diagnostics.laboratory import model_on
 
 MDPS = {
     "random": (lambda: random_mdp(0), 0.9),

@@ -17,7 +17,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from sb3_pgext.diagnostics import exact_policy_gradient, exact_values, gradient_samples
 from sb3_pgext.diagnostics.exact import _action_probabilities, _in_float64, _Model
 from sb3_pgext.envs import random_mdp
-from tests.diagnostics.policies import model_on
+from tests.diagnostics.laboratory import collect_batches, estimates, model_on
 
 GAMMA = 0.9
 N_TESTS = 600
@@ -45,27 +45,10 @@ def largest_z(samples, exact):
 
 
 def laboratory(seed, n_envs, n_batches, n_episodes, **horizon):
-    """A policy with a hidden layer on a random MDP, and batches of its episodes."""
-    mdp = random_mdp(seed, **horizon)
+    """A random MDP, a model on it, and batches of its episodes."""
     env = make_vec_env(lambda: random_mdp(seed, **horizon), n_envs, seed=seed)
     model = model_on(env, gamma=GAMMA, n_episodes=n_episodes, seed=seed)
-    _, callback = model._setup_learn(10**9)
-    batches = []
-    for _ in range(n_batches):
-        model.collect_rollouts(model.env, callback, model.rollout_buffer, n_episodes)
-        batches.append(model.episodes)
-    return mdp, model, batches
-
-
-def estimates(model, batches, **options):
-    """ĝ of each batch under these options."""
-    for name, value in options.items():
-        setattr(model, name, value)
-    model._check_arguments()
-    samples = []
-    for model.episodes in batches:
-        samples.append(model.estimate_gradient())
-    return th.stack(samples)
+    return random_mdp(seed, **horizon), model, collect_batches(model, n_batches)
 
 
 def exact(model, mdp, options):
