@@ -1,4 +1,4 @@
-"""The command line: ``sb3-pgext train``, ``enjoy`` and ``compare``."""
+"""The command line: ``sb3-pgext train``, ``enjoy``, ``compare`` and ``variance``."""
 
 import argparse
 import sys
@@ -36,12 +36,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
+    if arguments.command in ("compare", "variance") and rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command == "compare":
-        if rest:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
         from sb3_pgext.compare import compare
 
         return 0 if compare(arguments.study, arguments.out, arguments.jobs) else 1
+
+    if arguments.command == "variance":
+        from sb3_pgext.compare.variance import parse_study, variance
+
+        names = ("algo", "env", "vary", "at_steps", "batches", "episodes", "seed", "conf_file")
+        variance(parse_study(*(getattr(arguments, name) for name in names)), arguments.out, arguments.jobs)
+        return 0
 
     from sb3_pgext import zoo
 
@@ -62,7 +69,21 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("study", metavar="STUDY.yml", help="a study file, or the name of one in zoo_configs/studies")
     compare.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default: runs/<study's name>)")
     compare.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: one per core)")
+    _add_variance(commands.add_parser("variance", help="measure variance and bias of the gradient under each option"))
     return parser
+
+
+def _add_variance(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--algo", default="reinforce", help="zoo key (default: reinforce)")
+    parser.add_argument("--env", default="CartPole-v1", help="environment id (default: CartPole-v1)")
+    parser.add_argument("--vary", required=True, metavar="OPTION=VALUE,…", help="e.g. baseline=none,time,state")
+    parser.add_argument("--at-steps", default="0", metavar="N,…", help="training steps to freeze the policy at")
+    parser.add_argument("--batches", type=int, default=200, help="gradient batches of each kind (default: 200)")
+    parser.add_argument("--episodes", type=int, help="episodes per batch (default: the configuration's)")
+    parser.add_argument("--seed", type=int, default=0, help="of the training")
+    parser.add_argument("--conf-file", help="configuration file (default: the algorithm's)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default: under runs/variance)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="worker processes (default: one per core)")
 
 
 def _report(mistake: str) -> int:

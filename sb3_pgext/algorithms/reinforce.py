@@ -96,6 +96,20 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
         "CnnPolicy": ActorCriticCnnPolicy,
         "MultiInputPolicy": MultiInputActorCriticPolicy,
     }
+    estimate_options: ClassVar[tuple[str, ...]] = (
+        "n_episodes",
+        "gamma",
+        "credit",
+        "baseline",
+        "leave_one_out",
+        "discount_weighting",
+        "truncation",
+        "max_episode_steps",
+        "normalize_advantage",
+        "ent_coef",
+        "sde_sample_freq",
+    )
+    """The arguments that the estimate depends on while the parameters stay as they are."""
 
     def __init__(
         self,

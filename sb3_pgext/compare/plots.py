@@ -72,7 +72,8 @@ def _panel(axes: Axes, study: Study, results: pd.DataFrame, environment: str) ->
         axes.plot(timesteps, curve.value, linewidth=1.8, linestyle=line_style, label=label, **style)
     if (threshold := study.thresholds.get(environment)) is not None:
         style = {"color": "0.4", "linewidth": 0.8, "linestyle": (0, (2, 3))}
-        axes.axhline(threshold, label=f"threshold {threshold:g}", zorder=2, **style)
+        values = sorted(set(study.thresholds.values()))
+        axes.axhline(threshold, label=f"threshold {', '.join(f'{t:g}' for t in values)}", zorder=2, **style)
     axes.set_title(environment)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: thousands(steps)))
     axes.margins(x=0.01)
@@ -116,10 +117,12 @@ def _label(figure: Figure, panels: np.ndarray, study: Study, results: pd.DataFra
         axes.set_ylabel(f"mean return of {evaluation.episodes} {kind} episodes")
     for axes in panels.flat:
         axes.set_xlabel("environment steps")
-    handles, labels = max((axes.get_legend_handles_labels() for axes in panels.flat), key=lambda entry: len(entry[1]))
+    entries = {
+        label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(
-        handles,
-        labels,
+        entries.values(),
+        entries.keys(),
         title=_legend_title(results),
         loc="outside lower center",
         ncols=2,
@@ -135,3 +138,59 @@ def _legend_title(results: pd.DataFrame) -> str:
     if enough_seeds(results):
         return f"line: interquartile mean of {seeds} seeds, band: 95 % bootstrap interval"
     return f"line: mean of {seeds} seeds, band: lowest to highest seed"
+
+
+_STATISTICS = {
+    "trace": "tr Cov ĝ (squared units of the gradient)",
+    "signal_to_noise": "signal-to-noise ratio",
+    "cosine": "cosine with the mean gradient",
+    "bias": "relative bias along the gradient",
+}
+
+
+def plot_variances(table: pd.DataFrame, option: str, title: str, path: Path) -> None:
+    """
+    Draw the statistics of a gradient estimator under each value of an option, and write them as PNG and SVG.
+
+    :param table: one row per step count and value, as in ``variance.csv``
+    :param option: the option's name
+    :param title: of the whole figure
+    :param path: of the files, without their suffix
+    """
+    with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.1), mpl.rc_context({"svg.hashsalt": ""}):
+        names = [name for name in _STATISTICS if table[name].notna().any()]
+        figure = Figure(figsize=(3.7 * len(names), 4.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, len(names), squeeze=False)[0]
+        for axes, name in zip(panels, names, strict=True):
+            _variance_panel(axes, table, name)
+        handles, labels = panels[0].get_legend_handles_labels()
+        legend = f"{option}; bars: 95 % intervals"
+        figure.legend(handles, labels, title=legend, loc="outside lower center", ncols=len(labels), frameon=False)
+        figure.suptitle(title)
+        figure.savefig(path.with_suffix(".png"), dpi=200)
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def _variance_panel(axes: Axes, table: pd.DataFrame, name: str) -> None:
+    """One statistic: step counts side by side, the option's values next to each other at each."""
+    values, steps = list(dict.fromkeys(table["value"])), sorted(set(table["steps"]))
+    colors = sns.color_palette("colorblind", len(values))
+    for i, value in enumerate(values):
+        rows = table[table["value"] == value].sort_values("steps")
+        x = np.arange(len(rows)) + 0.6 * ((i + 0.5) / len(values) - 0.5)
+        y = rows[name].to_numpy(dtype=float)
+        if name == "bias":
+            low = high = 1.96 * rows["bias_error"].to_numpy(dtype=float)
+        else:
+            low, high = y - rows[f"{name}_low"].to_numpy(), rows[f"{name}_high"].to_numpy() - y
+        marker = "osD^vPX*"[i % 8]
+        axes.errorbar(x, y, [low, high], fmt=marker, color=colors[i], markersize=5, capsize=2, label=value)
+    axes.set_xticks(range(len(steps)), [thousands(count) for count in steps])
+    axes.set_xlabel("environment steps of training")
+    axes.set_ylabel(_STATISTICS[name])
+    if name == "trace":
+        axes.set_yscale("log")
+    if name == "bias":
+        axes.axhline(0, color="0.4", linewidth=0.8)
+    sns.despine(ax=axes)

@@ -5,20 +5,17 @@ import json
 import shutil
 import time
 import traceback
-from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import joblib
-import torch
-import yaml
 from rl_zoo3.exp_manager import ExperimentManager
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.compare.evaluation import EvaluateAtTimesteps, Measurement, due_timesteps
 from sb3_pgext.compare.study import Run
+from sb3_pgext.zoo.experiments import experiment, model_of, one_torch_thread
 from sb3_pgext.zoo.names import import_environments
 
 _MAX_EVALUATION_ENVS = 10
@@ -80,7 +77,7 @@ def execute(run: Run, folder: Path) -> Outcome:
         (partial / "log.txt").open("w") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
-        _one_torch_thread(),
+        one_torch_thread(),
     ):
         try:
             _train(run, partial)
@@ -119,49 +116,32 @@ def _train(run: Run, folder: Path) -> None:
     """Train the run as rl_zoo3 would, evaluating it on the way, and save what came of it."""
     import_environments(run.gym_packages)
     (folder / "run.json").write_text(json.dumps(asdict(run), indent=2, default=str))
-    experiment = _experiment(run, folder)
+    manager = experiment_of(run, folder)
     due = due_timesteps(run.evaluation.frequency, run.n_timesteps)
     with contextlib.ExitStack() as stack:
-        model = _model(experiment, stack)
-        evaluation_env = stack.enter_context(contextlib.closing(_evaluation_env(run, experiment)))
+        model = stack.enter_context(model_of(manager))
+        evaluation_env = stack.enter_context(contextlib.closing(_evaluation_env(run, manager)))
         callback = EvaluateAtTimesteps(evaluation_env, run.evaluation, due, _Reporter(folder / "progress"))
-        model.learn(run.n_timesteps, callback=[*experiment.callbacks, callback])
+        model.learn(run.n_timesteps, callback=[*manager.callbacks, callback])
     if not callback.complete:
         raise RuntimeError(f"training stopped after {model.num_timesteps} of {run.n_timesteps} environment steps")
-    experiment.save_trained_model(model)
+    manager.save_trained_model(model)
     (folder / "progress").unlink(missing_ok=True)
     (folder / "evaluations.json").write_text(json.dumps([asdict(m) for m in callback.measurements], indent=1))
 
 
-def _experiment(run: Run, folder: Path) -> ExperimentManager:
-    """rl_zoo3's experiment for a run, whose whole configuration is a file in the run's folder."""
-    config = folder / "config.yml"
-    config.write_text(yaml.safe_dump({run.environment: dict(run.config)}))
-    return ExperimentManager(
-        Namespace(algo=run.algo, env=run.environment, seed=run.seed, env_kwargs=None),
-        run.algo,
-        run.environment,
-        log_folder=str(folder),
-        eval_freq=-1,
-        seed=run.seed,
-        verbose=0,
-        config=str(config),
-    )
+def experiment_of(run: Run, folder: Path) -> ExperimentManager:
+    """
+    :param run: a run
+    :param folder: its folder
+    :return: rl_zoo3's experiment for it
+    """
+    return experiment(run.algo, run.environment, run.config, run.seed, folder)
 
 
-def _model(experiment: ExperimentManager, stack: contextlib.ExitStack) -> BaseAlgorithm:
-    """The experiment's model; its environment is closed with the stack."""
-    results = experiment.setup_experiment()
-    assert results is not None, "only a search for hyperparameters has no model"
-    model: BaseAlgorithm = results[0]
-    assert model.env is not None
-    stack.enter_context(contextlib.closing(model.env))
-    return model
-
-
-def _evaluation_env(run: Run, experiment: ExperimentManager) -> VecEnv:
+def _evaluation_env(run: Run, manager: ExperimentManager) -> VecEnv:
     """An environment wrapped as the training environment is, its sub-environments seeded apart from it."""
-    env = experiment.create_envs(min(run.evaluation.episodes, _MAX_EVALUATION_ENVS), eval_env=True, no_log=True)
+    env = manager.create_envs(min(run.evaluation.episodes, _MAX_EVALUATION_ENVS), eval_env=True, no_log=True)
     env.seed(run.seed + _EVALUATION_SEED_OFFSET)
     return env
 
@@ -181,14 +161,3 @@ class _Reporter:
         written = self._path.with_suffix(".new")
         written.write_text(str(timesteps))
         written.replace(self._path)
-
-
-@contextlib.contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """The runs are what is parallel."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

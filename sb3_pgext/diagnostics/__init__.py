@@ -8,13 +8,14 @@ from sb3_pgext.diagnostics.exact import (
     exact_return,
     exact_values,
 )
-from sb3_pgext.diagnostics.samples import gradient_samples
+from sb3_pgext.diagnostics.samples import estimated_gradient, gradient_samples, set_options
 from sb3_pgext.diagnostics.statistics import GradientStatistics, Interval, gradient_statistics
 
 __all__ = [
     "GradientStatistics",
     "Interval",
     "action_probabilities",
+    "estimated_gradient",
     "exact_fisher",
     "exact_policy_gradient",
     "exact_return",
@@ -22,4 +23,5 @@ __all__ = [
     "gradient_samples",
     "gradient_statistics",
     "policy_parameters",
+    "set_options",
 ]

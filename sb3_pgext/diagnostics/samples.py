@@ -1,12 +1,45 @@
 """Samples of the gradient that an algorithm would step along."""
 
 from collections.abc import Callable
+from typing import Any
 
+import gymnasium as gym
 import torch as th
 
 from sb3_pgext.algorithms import REINFORCE
+from sb3_pgext.algorithms.base import require_one_of
+from sb3_pgext.diagnostics.exact import exact_policy_gradient
 
-__all__ = ["gradient_samples"]
+__all__ = ["estimated_gradient", "gradient_samples", "set_options"]
+
+
+def set_options(model: REINFORCE, **options: Any) -> None:
+    """
+    Give a model other options of its estimator. What they make ineffective gets the only value it may then have.
+
+    :param model: an algorithm of this family; changed in place, its parameters are not
+    :param options: name → value, of the arguments in the class's ``estimate_options``
+    :raises ValueError: an option that ĝ does not depend on, or a value that is not allowed
+    """
+    for name, value in options.items():
+        require_one_of("option", name, type(model).estimate_options)
+        setattr(model, name, value)
+    for name, (only, _) in model.ineffective_arguments().items():
+        if name not in options:
+            setattr(model, name, only)
+    model._check_arguments()
+
+
+def estimated_gradient(model: REINFORCE, mdp: gym.Env) -> th.Tensor:
+    """
+    The exact gradient that the model's options mean to estimate: with or without the weights γ^t.
+
+    :param model: an algorithm of this family
+    :param mdp: the :class:`~sb3_pgext.envs.TabularMDP` that it learns on, wrapped or not
+    :return: ``(P,)``, float64
+    """
+    weighted = model.discount_weighting or model.credit == "trajectory"
+    return exact_policy_gradient(model.policy, mdp, model.gamma, weighted)
 
 
 def gradient_samples(

@@ -209,12 +209,12 @@ def test_what_rl_zoo3_prints_goes_to_the_runs_log(capsys) -> None:
 
 def test_evaluation_episodes_are_not_those_of_the_training(tmp_path: Path) -> None:
     run = read_study(Path(_write())).runs[0]
-    experiment = runs._experiment(run, tmp_path)
+    experiment = runs.experiment_of(run, tmp_path)
     model, _ = experiment.setup_experiment()
     env = runs._evaluation_env(run, experiment)
     training_starts = {tuple(observation) for observation in model.env.reset()}
     evaluation_starts = {tuple(observation) for observation in env.reset()}
-    assert len(training_starts) == 8
+    assert len(training_starts) == model.n_envs
     assert len(evaluation_starts) == 2
     assert not training_starts & evaluation_starts
     model.env.close()

@@ -60,6 +60,14 @@ def test_axes_are_named_with_units_and_the_legend_names_each_run_once(
         assert not any(box.overlaps(other) for other in boxes[:i])
 
 
+def test_the_legend_names_also_what_only_one_panel_shows() -> None:
+    study, results = _study(["a", "b"], ["X-v0", "Y-v0"], 3)
+    study = Study("s", study.runs, {"X-v0": 475.0, "Y-v0": -100.0})
+    results = results[(results["run"] == "a") == (results["environment"] == "X-v0")]
+    (legend,) = learning_curves_figure(study, results).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "threshold -100, 475", "b"]
+
+
 def test_the_legend_says_what_line_and_band_are() -> None:
     for seeds, text in (
         (3, "mean of 3 seeds, band: lowest to highest"),

@@ -1,0 +1,276 @@
+"""``sb3-pgext variance``: how noisy, and how biased, the gradient is under each value of an option."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pandas as pd
+import torch as th
+import yaml
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_pgext.compare.plots import plot_variances
+from sb3_pgext.diagnostics import estimated_gradient, gradient_samples, gradient_statistics, set_options
+from sb3_pgext.envs import TabularMDP
+from sb3_pgext.zoo import ALGORITHMS, check_environment, check_name, read_config
+from sb3_pgext.zoo.experiments import experiment, model_of, one_torch_thread
+
+_BATCHES_PER_TASK = 20
+_SAMPLING_SEED_OFFSET = 2_000_000
+_FILE_WIDTH = 120
+
+
+@dataclass(frozen=True)
+class VarianceStudy:
+    """
+    One option of one algorithm, on one environment.
+
+    :param algo: zoo key of an algorithm of ours
+    :param environment: id of the environment
+    :param option: the option that is varied
+    :param values: the values that it takes
+    :param config: the hyperparameters of the training, as rl_zoo3 reads them
+    :param at_steps: environment steps of training after which the policy is frozen
+    :param n_batches: gradient batches for each value and step count
+    :param n_episodes: episodes of such a batch; None for the configuration's
+    :param seed: of the training; the batches have seeds of their own, the same for all values
+    """
+
+    algo: str
+    environment: str
+    option: str
+    values: tuple[Any, ...]
+    config: Mapping[str, Any]
+    at_steps: tuple[int, ...] = (0,)
+    n_batches: int = 200
+    n_episodes: int | None = None
+    seed: int = 0
+
+
+def parse_study(
+    algo: str,
+    environment: str,
+    vary: str,
+    at_steps: str = "0",
+    n_batches: int = 200,
+    n_episodes: int | None = None,
+    seed: int = 0,
+    conf_file: str | None = None,
+) -> VarianceStudy:
+    """
+    :param algo: zoo key of an algorithm of ours
+    :param environment: id of the environment
+    :param vary: ``"option=value,value,…"``, the values as in YAML
+    :param at_steps: step counts, separated by commas
+    :param n_batches: see :class:`VarianceStudy`
+    :param n_episodes: see :class:`VarianceStudy`
+    :param seed: see :class:`VarianceStudy`
+    :param conf_file: configuration file; default: that of the algorithm
+    :return: the study, each of its values known to be allowed
+    :raises ValueError: a name is unknown, or a value not allowed
+    """
+    check_name("algorithm", algo, ALGORITHMS)
+    check_environment(environment)
+    option, separator, values = vary.partition("=")
+    if not separator or not values:
+        raise ValueError(f"--vary {vary!r}: allowed is OPTION=VALUE,VALUE,…")
+    check_name("option to vary", option, ALGORITHMS[algo].estimate_options)  # type: ignore[attr-defined]
+    if n_batches < 3:
+        raise ValueError(f"--batches {n_batches}: allowed is a whole number >= 3")
+    study = VarianceStudy(
+        algo,
+        environment,
+        option,
+        tuple(yaml.safe_load(value) for value in values.split(",")),
+        read_config(algo, environment, conf_file),
+        _step_counts(at_steps),
+        n_batches,
+        n_episodes,
+        seed,
+    )
+    _check_values(study)
+    return study
+
+
+def variance(study: VarianceStudy, out: Path | None = None, jobs: int | None = None) -> None:
+    """
+    Train once, freeze the policy at the given steps, and sample its gradient under each value of the option.
+
+    Writes ``variance.csv`` and ``variance.png`` and ``.svg``, and prints the table. Per value and step count: the trace
+    of the covariance of ĝ, its signal-to-noise ratio, the cosine of single estimates with the mean of the others, and
+    on a finite MDP the bias; each as in :class:`sb3_pgext.diagnostics.GradientStatistics`.
+
+    :param study: what to measure
+    :param out: folder of the results; default: ``runs/variance/<algorithm>_<environment>_<option>``
+    :param jobs: worker processes; default: one per core
+    """
+    out = out or Path("runs/variance") / f"{study.algo}_{study.environment.replace('/', '-')}_{study.option}"
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    with tempfile.TemporaryDirectory() as folder:
+        table = _measure(study, Path(folder), jobs or joblib.cpu_count(), console)
+    table.to_csv(out / "variance.csv.new", index=False)
+    (out / "variance.csv.new").replace(out / "variance.csv")
+    plot_variances(table, study.option, f"{study.algo} on {study.environment}", out / "variance")
+    console.print(_printed(table, study))
+    console.print(f"written to {out}: variance.csv, variance.png and .svg")
+
+
+def _step_counts(text: str) -> tuple[int, ...]:
+    counts = text.split(",")
+    if not all(count.strip().isdigit() for count in counts):
+        raise ValueError(f"--at-steps {text!r}: allowed are whole numbers >= 0, separated by commas")
+    return tuple(sorted({int(count) for count in counts}))
+
+
+def _check_values(study: VarianceStudy) -> None:
+    """Refuse what cannot be measured before anything is trained."""
+    with tempfile.TemporaryDirectory() as folder, _quiet(), _model(study, Path(folder), study.seed) as model:
+        for value in study.values:
+            set_options(model, **_options(study, value))
+
+
+def _options(study: VarianceStudy, value: Any) -> dict[str, Any]:
+    batch = {} if study.n_episodes is None else {"n_episodes": study.n_episodes}
+    return {**batch, study.option: value}
+
+
+@contextlib.contextmanager
+def _model(study: VarianceStudy, folder: Path, seed: int) -> Iterator[Any]:
+    manager = experiment(study.algo, study.environment, study.config, seed, folder)
+    with model_of(manager) as model:
+        yield model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what rl_zoo3 prints."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def _measure(study: VarianceStudy, folder: Path, jobs: int, console: Console) -> pd.DataFrame:
+    """One row per step count and value."""
+    n_tasks = -(-study.n_batches // _BATCHES_PER_TASK)
+    tasks = list(product(study.at_steps, range(len(study.values)), range(n_tasks)))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    samples: dict[tuple[int, int], list[th.Tensor]] = {}
+    exact: dict[tuple[int, int], th.Tensor | None] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        training = bar.add_task("training", total=max(study.at_steps))
+        _save_snapshots(study, folder, lambda steps: bar.update(training, completed=steps))
+        sampling = bar.add_task("gradient batches", total=len(study.at_steps) * len(study.values) * study.n_batches)
+        workers = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
+        for key, batch, target in workers(joblib.delayed(_sample)(study, folder, task) for task in tasks):
+            samples.setdefault(key, []).append(batch)
+            exact[key] = target
+            bar.advance(sampling, len(batch))
+    rows = []
+    for steps, index in product(study.at_steps, range(len(study.values))):
+        statistics = gradient_statistics(th.cat(samples[steps, index]), exact[steps, index])
+        row = {
+            "option": study.option,
+            "value": str(study.values[index]),
+            "steps": steps,
+            "batches": statistics.n_batches,
+        }
+        for name in ("trace", "signal_to_noise", "cosine"):
+            interval = getattr(statistics, name)
+            row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        rows.append(row | {"bias": statistics.bias, "bias_error": statistics.bias_error})
+    return pd.DataFrame(rows)
+
+
+class _Snapshots(BaseCallback):
+    """Save the model at the first rollout that starts at or after each of some step counts, then end the training."""
+
+    def __init__(self, at_steps: Sequence[int], folder: Path, on_progress: Any):
+        super().__init__()
+        self._left = list(at_steps)
+        self._folder = folder
+        self._on_progress = on_progress
+
+    def _on_rollout_start(self) -> None:
+        while self._left and self._left[0] <= self.num_timesteps:
+            _save(self.model, self._folder / str(self._left.pop(0)))
+
+    def _on_step(self) -> bool:
+        self._on_progress(self.num_timesteps)
+        return bool(self._left)
+
+
+def _save_snapshots(study: VarianceStudy, folder: Path, on_progress: Any) -> None:
+    (folder / "training").mkdir()
+    with _quiet(), one_torch_thread(), _model(study, folder / "training", study.seed) as model:
+        n_timesteps = max(int(study.config["n_timesteps"]), max(study.at_steps) + 1)
+        model.learn(n_timesteps, callback=_Snapshots(study.at_steps, folder, on_progress))
+
+
+def _save(model: Any, path: Path) -> None:
+    model.save(path.with_suffix(".zip"))
+    if isinstance(normalizer := model.get_vec_normalize_env(), VecNormalize):
+        normalizer.save(str(path.with_suffix(".pkl")))
+
+
+def _sample(
+    study: VarianceStudy, folder: Path, task: tuple[int, int, int]
+) -> tuple[tuple[int, int], th.Tensor, th.Tensor | None]:
+    """Some gradient batches of one snapshot under one value, and the exact gradient where it can be had."""
+    steps, index, part = task
+    n_batches = min(_BATCHES_PER_TASK, study.n_batches - part * _BATCHES_PER_TASK)
+    seed = study.seed + _SAMPLING_SEED_OFFSET + part
+    with (
+        tempfile.TemporaryDirectory() as own_folder,
+        _quiet(),
+        one_torch_thread(),
+        _model(study, Path(own_folder), seed) as fresh,
+    ):
+        model = _restore(fresh, folder / str(steps))
+        set_options(model, **_options(study, study.values[index]))
+        samples = gradient_samples(model, n_batches)
+        mdp = fresh.env.unwrapped.envs[0].unwrapped if hasattr(fresh.env.unwrapped, "envs") else None
+        exact = estimated_gradient(model, mdp) if isinstance(mdp, TabularMDP) else None
+    return (steps, index), samples.cpu(), exact
+
+
+def _restore(fresh: Any, path: Path) -> Any:
+    """The model of a snapshot on the environment of a fresh one, with the statistics of its observations frozen."""
+    fresh.set_parameters(path.with_suffix(".zip"))
+    normalizer = fresh.get_vec_normalize_env()
+    if normalizer is not None:
+        saved = VecNormalize.load(str(path.with_suffix(".pkl")), normalizer.venv)
+        normalizer.obs_rms, normalizer.ret_rms, normalizer.training = saved.obs_rms, saved.ret_rms, False
+    return fresh
+
+
+def _printed(table: pd.DataFrame, study: VarianceStudy) -> Table:
+    caption = f"{study.n_batches} batches each; brackets: 95 % jackknife intervals."
+    if table["bias"].notna().any():
+        caption += " Bias: along the exact gradient, relative to it, ± standard error."
+    printed = Table(title=f"{study.algo} on {study.environment}", caption=caption, box=box.SIMPLE_HEAD)
+    columns = ["steps", study.option, "tr Cov ĝ", "signal to noise", "cosine"]
+    for name in [*columns, *(["bias"] if table["bias"].notna().any() else [])]:
+        printed.add_column(name, justify="left" if name == study.option else "right")
+    for row in table.to_dict("records"):
+        cells = [f"{row['steps']:,}", row["value"]]
+        cells += [
+            f"{row[name]:.3g} [{row[f'{name}_low']:.3g}, {row[f'{name}_high']:.3g}]"
+            for name in ("trace", "signal_to_noise", "cosine")
+        ]
+        if pd.notna(row["bias"]):
+            cells.append(f"{row['bias']:+.3f} ± {row['bias_error']:.3f}")
+        printed.add_row(*cells)
+    return printed
