@@ -12,7 +12,7 @@ from sb3_pgext.compare.runs import Outcome, progress
 from sb3_pgext.compare.study import Run
 
 _REFRESH_SECONDS = 0.5
-_LINE_SECONDS = 15.0
+LINE_SECONDS = 15.0
 """Between two lines where there is no terminal to draw a bar on."""
 
 
@@ -43,7 +43,7 @@ def _watch(stop: threading.Event, ended: list[Outcome], runs: list[Run], folder:
     """Show the progress until told to stop, and once more then."""
     all_steps = sum(run.n_timesteps for run in runs)
     started = training_since = time.monotonic()
-    next_line = started + _LINE_SECONDS
+    next_line = started + LINE_SECONDS
     bar = Progress(BarColumn(), TextColumn("{task.description}"), console=console, disable=not console.is_terminal)
     task = bar.add_task("", total=all_steps)
     with bar:
@@ -60,7 +60,7 @@ def _watch(stop: threading.Event, ended: list[Outcome], runs: list[Run], folder:
             bar.update(task, completed=steps, description=text)
             if not console.is_terminal and (stopped or now >= next_line):
                 console.print(text, soft_wrap=True)
-                next_line = now + _LINE_SECONDS
+                next_line = now + LINE_SECONDS
 
 
 def _steps_taken(ended: list[Outcome], runs: list[Run], folder: Path) -> int:

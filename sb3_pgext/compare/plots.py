@@ -15,7 +15,7 @@ from sb3_pgext.compare.report import enough_seeds, learning_curves, seeds_per_ru
 from sb3_pgext.compare.statistics import Estimate, iqm_with_bootstrap_interval
 from sb3_pgext.compare.study import Study
 
-_LINE_STYLES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1))]
+_LINE_STYLES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1))]
 """Colour is not the only mark of a curve."""
 
 _MAX_COLUMNS = 3

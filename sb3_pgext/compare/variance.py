@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -15,11 +16,12 @@ import torch as th
 import yaml
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_pgext.compare.display import LINE_SECONDS
 from sb3_pgext.compare.plots import plot_variances
 from sb3_pgext.diagnostics import estimated_gradient, gradient_samples, gradient_statistics, set_options
 from sb3_pgext.envs import TabularMDP
@@ -169,6 +171,7 @@ def _measure(study: VarianceStudy, folder: Path, jobs: int, console: Console) ->
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     samples: dict[tuple[int, int], list[th.Tensor]] = {}
     exact: dict[tuple[int, int], th.Tensor | None] = {}
+    next_line = time.monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         training = bar.add_task("training", total=max(study.at_steps))
         _save_snapshots(study, folder, lambda steps: bar.update(training, completed=steps))
@@ -178,6 +181,7 @@ def _measure(study: VarianceStudy, folder: Path, jobs: int, console: Console) ->
             samples.setdefault(key, []).append(batch)
             exact[key] = target
             bar.advance(sampling, len(batch))
+            next_line = _line_now_and_then(bar, sampling, console, next_line)
     rows = []
     for steps, index in product(study.at_steps, range(len(study.values))):
         statistics = gradient_statistics(th.cat(samples[steps, index]), exact[steps, index])
@@ -192,6 +196,15 @@ def _measure(study: VarianceStudy, folder: Path, jobs: int, console: Console) ->
             row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
         rows.append(row | {"bias": statistics.bias, "bias_error": statistics.bias_error})
     return pd.DataFrame(rows)
+
+
+def _line_now_and_then(bar: Progress, task: TaskID, console: Console, due: float) -> float:
+    """Where there is no terminal to draw a bar on, a line; returns when the next one is due."""
+    now = time.monotonic()
+    if console.is_terminal or now < due:
+        return due
+    console.print(f"{bar.tasks[task].completed:,.0f} of {bar.tasks[task].total:,.0f} {bar.tasks[task].description}")
+    return now + LINE_SECONDS
 
 
 class _Snapshots(BaseCallback):
