@@ -46,7 +46,8 @@ def _run(argv: Sequence[str] | None) -> int:
     if arguments.command == "variance":
         from sb3_pgext.compare.variance import parse_study, variance
 
-        names = ("algo", "env", "vary", "at_steps", "batches", "episodes", "seed", "conf_file")
+        names = ("algo", "env", "vary", "at_steps", "batches", "episodes", "seed", "conf_file", "params")
+        arguments.params = dict(arguments.params)
         variance(parse_study(*(getattr(arguments, name) for name in names)), arguments.out, arguments.jobs)
         return 0
 
@@ -82,8 +83,21 @@ def _add_variance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, help="episodes per batch (default: the configuration's)")
     parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--conf-file", help="configuration file (default: the algorithm's)")
+    parser.add_argument(
+        "--params", nargs="+", type=_key_and_value, default=(), metavar="KEY=VALUE", help="laid over the configuration"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default: under runs/variance)")
     parser.add_argument("--jobs", type=int, metavar="N", help="worker processes (default: one per core)")
+
+
+def _key_and_value(text: str) -> tuple[str, object]:
+    """``key=value``, the value as in YAML; ``key=~`` takes the key out of the configuration."""
+    from yaml import safe_load
+
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed is KEY=VALUE")
+    return key, safe_load(value)
 
 
 def _report(mistake: str) -> int:

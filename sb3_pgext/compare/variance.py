@@ -5,7 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_pgext.compare.display import LINE_SECONDS
 from sb3_pgext.compare.plots import plot_variances
+from sb3_pgext.compare.study import merge
 from sb3_pgext.diagnostics import estimated_gradient, gradient_samples, gradient_statistics, set_options
 from sb3_pgext.envs import TabularMDP
 from sb3_pgext.zoo import ALGORITHMS, check_environment, check_name, read_config
+from sb3_pgext.zoo.configs import check_keys
 from sb3_pgext.zoo.experiments import experiment, model_of, one_torch_thread
 
 _BATCHES_PER_TASK = 20
@@ -47,6 +49,8 @@ class VarianceStudy:
     :param n_batches: gradient batches for each value and step count
     :param n_episodes: episodes of such a batch; None for the configuration's
     :param seed: of the training; the batches have seeds of their own, the same for all values
+    :param common: options that all values share although the configuration says otherwise, because one of the values
+        allows nothing else: the estimates are to differ in one ingredient
     """
 
     algo: str
@@ -58,6 +62,7 @@ class VarianceStudy:
     n_batches: int = 200
     n_episodes: int | None = None
     seed: int = 0
+    common: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_study(
@@ -69,6 +74,7 @@ def parse_study(
     n_episodes: int | None = None,
     seed: int = 0,
     conf_file: str | None = None,
+    params: Mapping[str, Any] | None = None,
 ) -> VarianceStudy:
     """
     :param algo: zoo key of an algorithm of ours
@@ -79,6 +85,7 @@ def parse_study(
     :param n_episodes: see :class:`VarianceStudy`
     :param seed: see :class:`VarianceStudy`
     :param conf_file: configuration file; default: that of the algorithm
+    :param params: laid over the configuration; None takes a key out of it
     :return: the study, each of its values known to be allowed
     :raises ValueError: a name is unknown, or a value not allowed
     """
@@ -90,19 +97,19 @@ def parse_study(
     check_name("option to vary", option, ALGORITHMS[algo].estimate_options)  # type: ignore[attr-defined]
     if n_batches < 3:
         raise ValueError(f"--batches {n_batches}: allowed is a whole number >= 3")
+    check_keys(algo, params or {}, "-params")
     study = VarianceStudy(
         algo,
         environment,
         option,
         tuple(yaml.safe_load(value) for value in values.split(",")),
-        read_config(algo, environment, conf_file),
+        merge(read_config(algo, environment, conf_file), params or {}),
         _step_counts(at_steps),
         n_batches,
         n_episodes,
         seed,
     )
-    _check_values(study)
-    return study
+    return replace(study, common=_check_values(study))
 
 
 def variance(study: VarianceStudy, out: Path | None = None, jobs: int | None = None) -> None:
@@ -122,6 +129,8 @@ def variance(study: VarianceStudy, out: Path | None = None, jobs: int | None = N
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
+    for name, value in study.common.items():
+        console.print(f"{name}={value!r} for all values of {study.option}: one of them allows nothing else")
     with tempfile.TemporaryDirectory() as folder:
         table = _measure(study, Path(folder), jobs or joblib.cpu_count(), console)
     table.to_csv(out / "variance.csv.new", index=False)
@@ -138,16 +147,19 @@ def _step_counts(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(count) for count in counts}))
 
 
-def _check_values(study: VarianceStudy) -> None:
-    """Refuse what cannot be measured before anything is trained."""
+def _check_values(study: VarianceStudy) -> dict[str, Any]:
+    """Refuse what cannot be measured before anything is trained, and say what all values have to share."""
+    common: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, _quiet(), _model(study, Path(folder), study.seed) as model:
         for value in study.values:
-            set_options(model, **_options(study, value))
+            changed = set_options(model, **_options(study, value))
+            common |= {name: only for name, only in changed.items() if name in type(model).estimate_options}
+    return common
 
 
 def _options(study: VarianceStudy, value: Any) -> dict[str, Any]:
     batch = {} if study.n_episodes is None else {"n_episodes": study.n_episodes}
-    return {**batch, study.option: value}
+    return {**study.common, **batch, study.option: value}
 
 
 @contextlib.contextmanager

@@ -13,21 +13,24 @@ from sb3_pgext.diagnostics.exact import exact_policy_gradient
 __all__ = ["estimated_gradient", "gradient_samples", "set_options"]
 
 
-def set_options(model: REINFORCE, **options: Any) -> None:
+def set_options(model: REINFORCE, **options: Any) -> dict[str, Any]:
     """
     Give a model other options of its estimator. What they make ineffective gets the only value it may then have.
 
     :param model: an algorithm of this family; changed in place, its parameters are not
     :param options: name → value, of the arguments in the class's ``estimate_options``
+    :return: what else was changed, name → new value
     :raises ValueError: an option that ĝ does not depend on, or a value that is not allowed
     """
     for name, value in options.items():
         require_one_of("option", name, type(model).estimate_options)
         setattr(model, name, value)
-    for name, (only, _) in model.ineffective_arguments().items():
-        if name not in options:
-            setattr(model, name, only)
+    ineffective = {name: only for name, (only, _) in model.ineffective_arguments().items() if name not in options}
+    changed = {name: only for name, only in ineffective.items() if getattr(model, name) != only}
+    for name, only in changed.items():
+        setattr(model, name, only)
     model._check_arguments()
+    return changed
 
 
 def estimated_gradient(model: REINFORCE, mdp: gym.Env) -> th.Tensor:

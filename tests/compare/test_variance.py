@@ -35,6 +35,16 @@ def test_the_same_study_gives_the_same_numbers(tmp_path):
     pd.testing.assert_frame_equal(first, second)
 
 
+def test_values_differ_in_the_option_alone(tmp_path, capsys):
+    """The optimal baseline cannot be combined with normalized advantages: then nothing is normalized."""
+    conf = tmp_path / "conf.yml"
+    conf.write_text("default: {n_envs: 1, n_timesteps: 100, policy: MlpPolicy, normalize_advantage: true}")
+    table = measure(tmp_path, vary="baseline=none,optimal", conf_file=str(conf))
+    plain = measure(tmp_path, vary="baseline=none", conf_file=str(conf), params={"normalize_advantage": None})
+    assert table["trace"][0] == plain["trace"][0]
+    assert "normalize_advantage=False for all values of baseline" in capsys.readouterr().out
+
+
 def test_a_bias_is_reported(tmp_path):
     """Two episodes whose mean return is the baseline of both: half of the gradient is gone."""
     study = {"vary": "leave_one_out=true,false", "n_batches": 600, "n_episodes": 2}
@@ -72,6 +82,7 @@ def test_set_options_resets_what_becomes_ineffective():
         (["--vary", "gamma=2"], "gamma=2"),
         (["--vary", "gamma=1", "--at-steps", "-1"], "--at-steps '-1'"),
         (["--vary", "gamma=1", "--batches", "1"], "--batches 1"),
+        (["--vary", "gamma=1", "--params", "gama=1"], "'gama', did you mean 'gamma'"),
         (["--vary", "gamma=1", "--algo", "ppo"], "unknown algorithm 'ppo'"),
         (["--vary", "gamma=1", "--env", "CartPole"], "unknown environment 'CartPole'"),
     ],
