@@ -65,8 +65,9 @@ def gradient_statistics(samples: th.Tensor, exact: th.Tensor | None = None) -> G
     everything, without_one = np.ones((1, n_batches)), np.ones((n_batches, n_batches)) - np.eye(n_batches)
     values, jackknife = _moments(gram, everything)[:, 0], _moments(gram, without_one)
     errors = np.sqrt((n_batches - 1) * jackknife.var(axis=1))
+    low, high = np.maximum(values - 1.96 * errors, [0, 0, -1]), np.minimum(values + 1.96 * errors, [np.inf, np.inf, 1])
     trace, signal_to_noise, cosine = (
-        Interval(float(v), float(v - 1.96 * e), float(v + 1.96 * e)) for v, e in zip(values, errors, strict=True)
+        Interval(float(v), float(a), float(b)) for v, a, b in zip(values, low, high, strict=True)
     )
     if exact is None or exact.norm() == 0:
         return GradientStatistics(n_batches, trace, signal_to_noise, cosine)
