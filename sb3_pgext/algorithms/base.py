@@ -73,9 +73,17 @@ def require_one_of(argument: str, value: Any, allowed: Collection[str | None]) -
     require(value in allowed, argument, value, "one of " + ", ".join(map(repr, allowed)))
 
 
+def require_number(
+    argument: str, value: Any, allowed: str, at_least: float = -math.inf, at_most: float = math.inf
+) -> None:
+    """:func:`require` for a finite number within limits; ``allowed`` is what the message says."""
+    is_number = isinstance(value, (int, float, np.number)) and math.isfinite(value)
+    require(is_number and at_least <= value <= at_most, argument, value, allowed)
+
+
 def require_fraction(argument: str, value: Any) -> None:
     """:func:`require` for a number in [0, 1], such as γ and λ."""
-    require(isinstance(value, (int, float)) and 0.0 <= value <= 1.0, argument, value, "a number in [0, 1]")
+    require_number(argument, value, "a number in [0, 1]", 0.0, 1.0)
 
 
 def require_count(argument: str, value: Any, at_least: int = 1) -> None:
@@ -147,16 +155,12 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
         for argument in ("critic_epochs", "critic_batch_size"):
             if getattr(self, argument) is not None:
                 require_count(argument, getattr(self, argument))
-        require(math.isfinite(self.ent_coef), "ent_coef", self.ent_coef, "a finite number")
-        require(
-            self.max_grad_norm is None or self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "None or > 0"
-        )
-        require(
-            self.sde_sample_freq == -1 or (self.use_sde and self.sde_sample_freq >= 1),
-            "sde_sample_freq",
-            self.sde_sample_freq,
-            "-1, or a number of steps >= 1 together with use_sde=True",
-        )
+        require_number("ent_coef", self.ent_coef, "a finite number")
+        if self.max_grad_norm is not None:
+            require_number("max_grad_norm", self.max_grad_norm, "None or a number > 0", at_least=math.ulp(0.0))
+        if self.sde_sample_freq != -1:
+            require_count("sde_sample_freq", self.sde_sample_freq)
+            require(self.use_sde, "sde_sample_freq", self.sde_sample_freq, "-1 without use_sde=True")
 
     def _begin_update(self) -> None:
         """Training mode and learning rate, as SB3's algorithms do first of all."""
