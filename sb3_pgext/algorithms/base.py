@@ -1,12 +1,14 @@
 """What the algorithms of the family share: whose parameter is whose, the two gradient steps, checks and logging."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import torch as th
-from gymnasium.vector.utils import create_empty_array
+from gymnasium.vector.utils import concatenate, create_empty_array
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -22,14 +24,14 @@ DEFAULT_CRITIC_BATCH_SIZE = 256
 
 def policy_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
     """
-    The parameters that the action distribution depends on, as autograd sees it.
+    The parameters that the action distribution depends on, as autograd sees it; frozen ones are not among them.
 
     :param policy: any actor-critic policy
     :return: name → parameter, in the order of ``policy.parameters()``; P numbers in all
     """
-    observation = _any_observation(policy)
-    distribution = policy.get_distribution(observation)
-    return _dependencies(policy, distribution.log_prob(distribution.mode()))
+    with _evaluation_mode(policy):
+        distribution = policy.get_distribution(_any_observations(policy))
+        return _dependencies(policy, distribution.log_prob(distribution.mode()))
 
 
 def critic_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
@@ -39,19 +41,37 @@ def critic_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
     :param policy: any actor-critic policy
     :return: name → parameter, in the order of ``policy.parameters()``
     """
-    of_values = _dependencies(policy, policy.predict_values(_any_observation(policy)))
+    with _evaluation_mode(policy):
+        of_values = _dependencies(policy, policy.predict_values(_any_observations(policy)))
     of_policy = policy_parameters(policy)
     return {name: parameter for name, parameter in of_values.items() if name not in of_policy}
 
 
-def _any_observation(policy: ActorCriticPolicy) -> PyTorchObs:
-    """A batch of two observations. Zeros, since drawing them would advance a random generator."""
-    batch = create_empty_array(policy.observation_space, n=2, fn=np.zeros)
+@contextmanager
+def _evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
+    """Without dropout, which would draw random numbers, and without updating the statistics of batch norm."""
+    modes = {module: module.training for module in policy.modules()}
+    policy.set_training_mode(False)
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _any_observations(policy: ActorCriticPolicy) -> PyTorchObs:
+    """Two observations of the policy's space, drawn from a generator of their own."""
+    space = deepcopy(policy.observation_space)
+    space.seed(0)
+    rows = [space.sample(), space.sample()]
+    batch = concatenate(space, rows, create_empty_array(space, n=2))  # type: ignore[arg-type]
     return obs_as_tensor(batch, policy.device)  # type: ignore[arg-type]
 
 
 def _dependencies(policy: ActorCriticPolicy, output: th.Tensor) -> dict[str, th.nn.Parameter]:
     named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    if not output.requires_grad:
+        return {}
     gradients = th.autograd.grad(output.sum(), list(named.values()), allow_unused=True)
     return {name: p for (name, p), g in zip(named.items(), gradients, strict=True) if g is not None}
 
@@ -122,7 +142,8 @@ def explained_variance(predictions: th.Tensor, targets: th.Tensor) -> th.Tensor:
     :param targets: y, ``(M,)``
     :return: scalar
     """
-    return 1 - (targets - predictions).var(correction=0) / targets.var(correction=0)
+    variance = targets.var(correction=0)
+    return th.where(variance > 0, 1 - (targets - predictions).var(correction=0) / variance, th.nan)
 
 
 class PolicyGradientAlgorithm(OnPolicyAlgorithm):
@@ -147,9 +168,13 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
 
         :raises ValueError: naming the argument, its value and what is allowed
         """
-        suitable = issubclass(self.policy_class, ActorCriticPolicy)
-        suitable = suitable and not issubclass(self.policy_class, RecurrentActorCriticPolicy)
-        require(suitable, "policy", self.policy_class.__name__, "an ActorCriticPolicy that is not recurrent")
+        policy = self.policy_class
+        suitable = isinstance(policy, type) and issubclass(policy, ActorCriticPolicy)
+        suitable = suitable and not issubclass(policy, RecurrentActorCriticPolicy)
+        name = getattr(policy, "__name__", policy)
+        require(suitable, "policy", name, "an ActorCriticPolicy class that is not recurrent")
+        own = {method for method in ("forward", "evaluate_actions", "get_distribution") if _overrides(policy, method)}
+        require(not own or "get_distribution" in own, "policy", name, f"one that overrides get_distribution with {own}")
         require_fraction("gamma", self.gamma)
         require_fraction("gae_lambda", self.gae_lambda)
         for argument in ("critic_epochs", "critic_batch_size"):
@@ -183,14 +208,14 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
         entropy = distribution.entropy()
         return log_prob, (-log_prob if entropy is None else entropy).mean()
 
-    def _ascend(self, gradient: th.Tensor) -> None:
+    def _ascend(self, gradient: th.Tensor, parameters: list[th.nn.Parameter]) -> None:
         """
         One optimizer step with the policy's parameters.
 
         :param gradient: ĝ, of what is to be made larger, ``(P,)``
+        :param parameters: the policy's
         :raises ValueError: ĝ is not finite; the parameters are as they were
         """
-        parameters = list(policy_parameters(self.policy).values())
         norm = gradient.norm().item()
         require(math.isfinite(norm), "policy gradient norm", norm, f"a finite number (update {self._n_updates})")
         self.logger.record("train/grad_norm", norm)
@@ -209,6 +234,8 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
         :raises ValueError: the loss is not finite
         """
         parameters = list(critic_parameters(self.policy).values())
+        if not parameters:  # all frozen
+            return
         losses = []
         for _ in range(self.critic_epochs or DEFAULT_CRITIC_EPOCHS):
             shuffled = th.randperm(len(targets), device=targets.device)
@@ -230,6 +257,10 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
         if self.max_grad_norm is not None:
             th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         self.policy.optimizer.step()
+
+
+def _overrides(policy_class: type, method: str) -> bool:
+    return getattr(policy_class, method) is not getattr(ActorCriticPolicy, method)
 
 
 def _rows(observations: PyTorchObs, indices: th.Tensor) -> PyTorchObs:

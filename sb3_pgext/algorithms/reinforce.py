@@ -64,7 +64,8 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
           ``(M,)`` to b_t ``(M,)``. If it is an object that also has a method ``fit(episodes, returns)``, that is
           called after each policy step, with the same arguments
     :param leave_one_out: compute an episode's baseline from the other episodes, which keeps ĝ unbiased
-        (for ``"constant"``, ``"time"`` and ``"optimal"``; needs N >= 2)
+        (for ``"constant"``, ``"time"`` and ``"optimal"``; needs N >= 2. With few episodes and continuous actions the
+        optimal baseline is a ratio of sums that can be near 0, and its variance large: take 8 or more)
     :param discount_weighting: w_t = γ^t, the gradient of the discounted return, instead of w_t = 1, which everyone
         runs (for ``"reward_to_go"``; ``"trajectory"`` carries the discounts already)
     :param critic_target: what the critic is fitted to (for ``baseline="state"``): ``"mc"`` (G_t), ``"td"``
@@ -192,7 +193,9 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
         self._begin_update()
         episodes, returns = self.episodes, self._returns(self.episodes)
 
-        self._ascend(self._policy_gradient(episodes, returns))
+        parameters = list(policy_parameters(self.policy).values())
+        if parameters:  # not all frozen
+            self._ascend(self._policy_gradient(episodes, returns, parameters), parameters)
 
         if self.has_critic:
             self._fit_critic(episodes.observations, self._critic_targets(episodes, returns), episodes.values)
@@ -207,14 +210,16 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
             :func:`~sb3_pgext.algorithms.base.policy_parameters`
         """
         self.policy.set_training_mode(True)
-        return self._policy_gradient(self.episodes, self._returns(self.episodes))
+        parameters = list(policy_parameters(self.policy).values())
+        return self._policy_gradient(self.episodes, self._returns(self.episodes), parameters)
 
     def _returns(self, episodes: EpisodeBatch) -> th.Tensor:
         """G_t, ``(M,)``."""
         return discounted_returns(episodes.rewards, episodes.episode, self.gamma, episodes.bootstrap_values)
 
-    def _policy_gradient(self, episodes: EpisodeBatch, returns: th.Tensor) -> th.Tensor:
-        parameters = list(policy_parameters(self.policy).values())
+    def _policy_gradient(
+        self, episodes: EpisodeBatch, returns: th.Tensor, parameters: list[th.nn.Parameter]
+    ) -> th.Tensor:
         log_prob, entropy = self._evaluate(episodes.observations, episodes.actions)
         self.logger.record("train/entropy", entropy.item())
 
@@ -243,7 +248,9 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
         :raises ValueError: a baseline of the user's own is not finite, or not one number per step
         """
         if callable(self.baseline):
-            values = th.as_tensor(self.baseline(episodes, returns), device=self.device).detach()
+            values = self.baseline(episodes, returns)
+            require(isinstance(values, th.Tensor), "baseline", values, "a callable that returns a tensor")
+            values = values.detach().to(self.device)
             require(values.shape == returns.shape, "shape of the baseline", tuple(values.shape), f"({len(returns)},)")
             require(bool(values.isfinite().all()), "baseline", values, "finite numbers")
             return values
@@ -276,6 +283,8 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
             require_one_of("baseline", self.baseline, ("none", "constant", "time", "optimal", "state"))
         require_one_of("critic_target", self.critic_target, ("mc", "td", "lambda"))
         require_one_of("truncation", self.truncation, (None, "bootstrap", "terminal"))
+        for argument in ("leave_one_out", "discount_weighting", "normalize_advantage"):
+            require(isinstance(getattr(self, argument), bool), argument, getattr(self, argument), "True or False")
         if self.max_episode_steps is not None:
             require_count("max_episode_steps", self.max_episode_steps)
         if self._looks_at_other_episodes and self.leave_one_out:

@@ -84,6 +84,7 @@ class EpisodeBuffer(BaseBuffer):
         self._steps: list[tuple[PyTorchObs, th.Tensor]] = []
         self._outcomes: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._original_rewards: list[np.ndarray] = []
+        self._values: list[th.Tensor] = []
         self._final_observations: dict[tuple[int, int], Any] = {}
 
     def size(self) -> int:
@@ -112,6 +113,14 @@ class EpisodeBuffer(BaseBuffer):
         self._steps.append((observations, actions))
         self._outcomes.append((rewards, recording, ended))
         self._original_rewards.append(original_rewards)
+
+    def add_values(self, values: th.Tensor) -> None:
+        """
+        Record the values of the step just added, where they are not computed at once for the whole batch.
+
+        :param values: ``(E, 1)``
+        """
+        self._values.append(values.flatten())
 
     def add_final_observation(self, env_index: int, observation: dict | np.ndarray) -> None:
         """
@@ -158,7 +167,9 @@ class EpisodeBuffer(BaseBuffer):
             assert value_function is not None
             bootstrap_values[of_truncated] = value_function(self._stacked_final_observations())
         values = th.zeros(len(last), device=self.device)
-        if value_function is not None:
+        if self._values:
+            values = _gather(tuple(self._values), selected)
+        elif value_function is not None:
             values = value_function(observations)
         return EpisodeBatch(
             observations=observations,

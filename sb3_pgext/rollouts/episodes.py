@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
@@ -27,6 +27,9 @@ __all__ = ["EpisodeSchedule", "EpisodicAlgorithm"]
 
 MAX_STEPS_WITHOUT_END = 1_000_000
 """An episode longer than this, where the user gave no limit, is taken to have no end."""
+
+_NEVER_LOOK = ("stable_baselines3", "sb3_contrib", "rl_zoo3", "sb3_pgext")
+"""Packages whose callbacks do not read values or log-probabilities."""
 
 
 class EpisodeSchedule:
@@ -122,9 +125,17 @@ class EpisodicAlgorithm(OnPolicyAlgorithm):
         """Whether an episode cut by a time limit is continued by V(s_T)."""
         raise NotImplementedError
 
+    @property
+    def n_steps(self) -> int:
+        """SB3's name for what a rollout collects: here episodes."""
+        return self.n_episodes
+
+    @n_steps.setter
+    def n_steps(self, n_episodes: int) -> None:
+        self.n_episodes = n_episodes
+
     def _setup_model(self) -> None:
         self.rollout_buffer_class = EpisodeBuffer  # type: ignore[assignment]
-        self.n_steps = self.n_episodes
         super()._setup_model()
 
     def collect_rollouts(
@@ -144,34 +155,37 @@ class EpisodicAlgorithm(OnPolicyAlgorithm):
         :param rollout_buffer: where steps are recorded
         :param n_rollout_steps: number of *episodes*; named as in SB3
         :return: False if the callback ended the training early, else True
-        :raises ValueError: the environment gives an observation or a reward that is NaN or infinite
+        :raises ValueError: an observation, an action, a reward or a parameter of the policy is NaN or infinite
         :raises RuntimeError: an episode has neither an end nor a limit
         """
         assert self._last_obs is not None and self._last_episode_starts is not None, "No previous observation"
         self.policy.set_training_mode(False)
+        self._require_finite_parameters()
         rollout_buffer.reset()
         if not np.all(self._last_episode_starts):
-            self._reset(env)
+            self._last_obs = env.reset()  # type: ignore[assignment]
+        # Whatever ends this rollout early, what follows must not take the middle of an episode for its start.
+        self._last_episode_starts = np.zeros(env.num_envs, dtype=bool)
+        _require_finite("observation", self._last_obs, 0)
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
 
-        # Values are computed for the whole batch at once, a third of the time of acting less. Step by step they, and
-        # the log-probabilities, serve only a callback that may look them up in its locals.
-        has_listener = not (isinstance(callback, ConvertCallback) and callback.callback is None)
         n_steps = 0
+        values_while_acting = self._values_while_acting
+        values_in_locals = values_while_acting or _may_look_at_values(callback)
         schedule = EpisodeSchedule(n_rollout_steps, env.num_envs, self.max_episode_steps)
         while not schedule.complete:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
 
             # The environment may write its next observation into the same memory, hence the copy.
-            obs_tensor = obs_as_tensor(_checked_copy(self._last_obs, n_steps), self.device)
+            obs_tensor = obs_as_tensor(_copy(self._last_obs), self.device)
             with th.no_grad(), _unvalidated_distributions():
-                distribution = self.policy.get_distribution(obs_tensor)
-                action_tensor = distribution.get_actions()
-                if has_listener:
-                    values, log_probs = self.policy.predict_values(obs_tensor), distribution.log_prob(action_tensor)
+                if values_in_locals:
+                    action_tensor, values, log_probs = self.policy(obs_tensor)
+                else:
+                    action_tensor = self.policy.get_distribution(obs_tensor).get_actions()
             action_tensor = action_tensor.reshape(-1, *self.action_space.shape)  # type: ignore[misc]
             actions = action_tensor.cpu().numpy()
             _require_finite("action", actions, n_steps)
@@ -180,36 +194,54 @@ class EpisodicAlgorithm(OnPolicyAlgorithm):
             new_obs, rewards, dones, infos = env.step(clipped_actions)
 
             self.num_timesteps += env.num_envs
+            _require_finite("reward", rewards, n_steps)
+            _require_finite("observation", new_obs, n_steps + 1)
             callback.update_locals(locals())
             if not callback.on_step():
-                self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
                 return False
 
-            _require_finite("reward", rewards, n_steps)
             recording = schedule.recording
             ended, cut = schedule.step(dones)
             rewards = rewards.copy()
             normalizer = self._vec_normalize_env
             original_rewards = rewards if normalizer is None else normalizer.get_original_reward()
             rollout_buffer.add(obs_tensor, action_tensor, rewards, original_rewards, recording, ended)
+            if values_while_acting:
+                rollout_buffer.add_values(values)
             if ended.any():
                 self._finish_episodes(ended, cut, new_obs, infos)
             n_steps += 1
-            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            self._last_obs = new_obs  # type: ignore[assignment]
             if schedule.stalled:
-                self._reset(env)
+                self._last_obs = env.reset()  # type: ignore[assignment]
                 schedule.restart()
 
+        self._last_episode_starts = dones
         self.episodes = rollout_buffer.episodes(self._values if self.has_critic else None, self.bootstraps)
-        rollout_buffer.reset()
         self.logger.record("rollout/idle_fraction", 1 - len(self.episodes) / (n_steps * env.num_envs))
         callback.update_locals(locals())
         callback.on_rollout_end()
+        rollout_buffer.reset()
         return True
 
-    def _reset(self, env: VecEnv) -> None:
-        self._last_obs = env.reset()  # type: ignore[assignment]
-        self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+    @property
+    def _values_while_acting(self) -> bool:
+        """
+        Whether V is computed with the actions, not for the whole batch at once.
+
+        At once saves a third of the time of acting, unless policy and critic share features that cost to compute.
+        """
+        learnable = len(list(self.policy.features_extractor.parameters())) > 0
+        return self.has_critic and self.policy.share_features_extractor and learnable
+
+    def _require_finite_parameters(self) -> None:
+        """
+        :raises ValueError: naming a parameter of the policy that is NaN or infinite
+        """
+        parameters = dict(self.policy.named_parameters())
+        if not th.nn.utils.parameters_to_vector(parameters.values()).isfinite().all():
+            name = next(name for name, parameter in parameters.items() if not parameter.isfinite().all())
+            raise ValueError(f"parameter {name} of the policy is NaN or infinite: allowed are finite numbers only")
 
     def _environment_actions(self, actions: np.ndarray) -> np.ndarray:
         """The policy's actions as the environment takes them: a Box's are unscaled or clipped to its bounds."""
@@ -223,16 +255,18 @@ class EpisodicAlgorithm(OnPolicyAlgorithm):
         """Note the statistics of the batch's episodes that ended, and the last observation of those truncated."""
         # Episodes of idling sub-environments stay out of the statistics: the short ones among them finish more often.
         finished = np.flatnonzero(ended)
-        for e in finished:
+        of_finished = [infos[e] for e in finished]
+        for k, e in enumerate(finished):
             if cut[e]:
-                infos[e] = {**infos[e], "episode": self._cut_episode_info(int(e))}
+                of_finished[k] = {**infos[e], "episode": self._cut_episode_info(int(e))}
                 final = {key: obs[e] for key, obs in new_obs.items()} if isinstance(new_obs, dict) else new_obs[e]
             elif infos[e].get("TimeLimit.truncated", False) and infos[e].get("terminal_observation") is not None:
                 final = infos[e]["terminal_observation"]
             else:
                 continue
-            self.rollout_buffer.add_final_observation(int(e), final)
-        self._update_info_buffer([infos[e] for e in finished], ended[finished])
+            _require_finite("terminal observation", final, self.rollout_buffer.size(), int(e))
+            self.rollout_buffer.add_final_observation(int(e), _copy(final))
+        self._update_info_buffer(of_finished, ended[finished])
 
     def _cut_episode_info(self, env_index: int) -> dict[str, float]:
         """What a Monitor would have said of an episode that was cut here, of which it knows nothing."""
@@ -252,30 +286,46 @@ class EpisodicAlgorithm(OnPolicyAlgorithm):
         return [*super()._excluded_save_params(), "episodes"]
 
 
-def _checked_copy(obs: Any, n_steps: int) -> Any:
-    """A copy of the observations, known to be finite."""
-    if isinstance(obs, dict):
-        return {key: _checked_copy(value, n_steps) for key, value in obs.items()}
-    _require_finite("observation", obs, n_steps)
-    return obs.copy()
+def _copy(obs: Any) -> Any:
+    """Of an array, or of a dict of arrays."""
+    return {key: value.copy() for key, value in obs.items()} if isinstance(obs, dict) else np.array(obs)
 
 
-def _require_finite(what: str, array: np.ndarray, n_steps: int) -> None:
+def _require_finite(what: str, array: Any, n_steps: int, env_index: int | None = None) -> None:
     """
     :param what: name of the quantity, for the message
-    :param array: one row per sub-environment, ``(E, …)``
+    :param array: one row per sub-environment, ``(E, …)``, or that of a single one; a dict of such arrays
     :param n_steps: vector steps since the start of the rollout, for the message
+    :param env_index: sub-environment, if the array is of a single one
     :raises ValueError: naming the first sub-environment with a NaN or an infinity
     """
+    if isinstance(array, dict):
+        for key, value in array.items():
+            _require_finite(f"{what} {key!r}", value, n_steps, env_index)
+        return
+    array = np.asarray(array)
     # The sum of squares is not finite if any entry is not, and several times cheaper than looking at each.
     if array.dtype.kind == "f" and not math.isfinite(np.vdot(array, array)):
-        bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        rows = array[np.newaxis] if env_index is not None else array
+        bad = ~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
         if bad.any():
             e = int(np.argmax(bad))
             raise ValueError(
-                f"{what}={array[e]!r} of sub-environment {e} at vector step {n_steps} of this rollout: "
-                "allowed are finite numbers only"
+                f"{what}={rows[e]!r} of sub-environment {e if env_index is None else env_index} at vector step "
+                f"{n_steps} of this rollout: allowed are finite numbers only"
             )
+
+
+def _may_look_at_values(callback: BaseCallback | None) -> bool:
+    """Whether a callback may read ``values`` or ``log_probs`` in its locals; those of SB3 do not."""
+    if isinstance(callback, CallbackList):
+        return any(map(_may_look_at_values, callback.callbacks))
+    if isinstance(callback, ConvertCallback):
+        return callback.callback is not None
+    if callback is None or type(callback).__module__.split(".")[0] in _NEVER_LOOK:
+        children = (getattr(callback, name, None) for name in ("callback", "callback_on_new_best"))
+        return any(_may_look_at_values(child) for child in children if child is not None)
+    return True
 
 
 @contextmanager

@@ -210,6 +210,47 @@ def test_each_step_moves_its_own_parameters_only(share_features_extractor):
     assert bool(trunk_of_critic) != share_features_extractor
 
 
+class NoisyTrunk(SharedTrunk):
+    """With batch norm and dropout, and with nothing to say about observations outside the space."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.norm, self.dropout = th.nn.BatchNorm1d(8), th.nn.Dropout(0.5)
+
+    def forward(self, observations):
+        assert (observations >= 1).all()
+        return self.dropout(self.norm(super().forward(observations)))
+
+
+def test_finding_parameters_leaves_no_trace():
+    """Neither in the statistics of batch norm, nor in the random generator, nor in the mode of any module."""
+    env = DummyVecEnv([lambda: AnySpaces(spaces.Box(1, 9, (3,)), spaces.Discrete(2))] * 2)
+    model = model_on(env, policy_kwargs={"features_extractor_class": NoisyTrunk}).learn(30)
+    model.policy.set_training_mode(True)
+    model.policy.features_extractor.dropout.eval()
+    before, state = {k: v.clone() for k, v in model.policy.state_dict().items()}, th.get_rng_state()
+    assert policy_parameters(model.policy)
+    assert critic_parameters(model.policy)
+    assert all(th.equal(v, before[k]) for k, v in model.policy.state_dict().items())
+    assert th.equal(state, th.get_rng_state())
+    assert model.policy.features_extractor.norm.training
+    assert not model.policy.features_extractor.dropout.training
+    running_mean = model.policy.features_extractor.norm.running_mean.clone()
+    model.learn(30, reset_num_timesteps=False)
+    assert not th.equal(running_mean, model.policy.features_extractor.norm.running_mean)
+
+
+@pytest.mark.parametrize("frozen", ["policy", "critic"])
+def test_all_of_one_side_may_be_frozen(frozen):
+    model = model_on()
+    parameters = {"policy": policy_parameters, "critic": critic_parameters}[frozen](model.policy)
+    for parameter in parameters.values():
+        parameter.requires_grad_(False)
+    moved = moved_parameters(model, lambda: model.learn(100))
+    assert moved
+    assert moved.isdisjoint(parameters)
+
+
 def test_frozen_parameters_stay():
     model = model_on()
     model.policy.action_net.bias.requires_grad_(False)
@@ -388,6 +429,9 @@ def test_gsde_options_change_the_run():
         ({"sde_sample_freq": 0}, "sde_sample_freq=0.*>= 1"),
         ({"policy": "NoPolicy"}, "NoPolicy"),
         ({"policy": th.nn.Linear}, "policy='Linear'.*ActorCriticPolicy"),
+        ({"policy": print}, "policy='print'.*ActorCriticPolicy"),
+        ({"leave_one_out": "no", "baseline": "time"}, "leave_one_out='no'.*True or False"),
+        ({"normalize_advantage": "False"}, "normalize_advantage='False'.*True or False"),
     ],
 )
 def test_bad_arguments(parameters, named):
@@ -416,6 +460,16 @@ def test_arguments_without_effect(parameters, named):
     """Nothing is accepted and ignored."""
     with pytest.raises(ValueError, match=named):
         model_on(**parameters)
+
+
+class ForwardOnly(ActorCriticPolicy):
+    def forward(self, obs, deterministic=False):
+        return super().forward(obs, deterministic)
+
+
+def test_policies_whose_distribution_would_be_bypassed_are_refused():
+    with pytest.raises(ValueError, match=r"policy='ForwardOnly'.*get_distribution"):
+        model_on(policy=ForwardOnly)
 
 
 def test_recurrent_policies_are_refused():
@@ -477,6 +531,7 @@ def test_own_baseline_is_saved(tmp_path):
     [
         (lambda episodes, returns: returns[:-1], "shape of the baseline"),
         (lambda episodes, returns: returns * np.nan, "finite"),
+        (lambda episodes, returns: None, "baseline=None.*tensor"),
     ],
 )
 def test_wrong_own_baseline(wrong, named):
@@ -484,9 +539,8 @@ def test_wrong_own_baseline(wrong, named):
         model_on(baseline=wrong).learn(10)
 
 
-@pytest.mark.parametrize("name", ["learn", "train"])
-def test_hot_path_has_no_step_loop(name):
-    """A guard against loops over steps: a batch ten times as long makes no more calls of the estimators."""
+def test_hot_path_has_no_step_loop():
+    """A guard against loops over steps: a batch ten times as long makes no more calls of torch in an update."""
     calls = []
     for length in (5, 50):
         model = model_on(DummyVecEnv([lambda n=length: Scripted((n,))]), baseline="time")

@@ -130,6 +130,19 @@ def test_max_episode_steps_cuts_as_a_truncation():
     assert [(info["r"], info["l"]) for info in model.ep_info_buffer] == [(5.0, 5)] * 4
 
 
+@pytest.mark.parametrize("vec_env", [DummyVecEnv, SubprocVecEnv])
+def test_final_values_belong_to_their_episodes(vec_env):
+    """The second sub-environment truncates first; cut and truncated episodes side by side, also in subprocesses."""
+    env = vec_env([lambda: Scripted((-9,)), lambda: Scripted((-2, -9))])
+    model = model_on(env, n_episodes=3, max_episode_steps=5)
+    batch = collect(model)
+    assert batch.lengths.tolist() == [5, 5, 2]
+    reached = th.stack([batch.observations[(batch.episode == i)][-1] + th.tensor([0.0, 1.0]) for i in range(3)])
+    th.testing.assert_close(batch.bootstrap_values, model.policy.predict_values(reached).flatten())
+    assert len(set(batch.bootstrap_values.tolist())) == 3
+    env.close()
+
+
 def test_what_is_cut_is_continued_by_the_value_of_the_observation_reached():
     model = model_on(scripted((9,)), n_episodes=2, max_episode_steps=2)
     batch = collect(model)
@@ -159,12 +172,38 @@ def test_nan_names_the_sub_environment_and_the_step(poison, step):
         collect(model_on(env))
 
 
-def test_nan_action():
-    model = model_on(DummyVecEnv([lambda: AnySpaces(spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (2,)))]))
+@pytest.mark.parametrize("action_space", [spaces.Box(-1, 1, (2,)), spaces.Discrete(2), spaces.MultiBinary(2)])
+def test_nan_parameters_are_named_before_they_act(action_space):
+    model = model_on(DummyVecEnv([lambda: AnySpaces(spaces.Box(-1, 1, (2,)), action_space)]))
     with th.no_grad():
         model.policy.action_net.bias[0] = np.nan
+    with pytest.raises(ValueError, match=r"parameter action_net\.bias"):
+        collect(model)
+
+
+def test_an_infinite_action():
+    """Finite parameters, and yet an exponential of them that is not."""
+    model = model_on(DummyVecEnv([lambda: AnySpaces(spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (2,)))]))
+    with th.no_grad():
+        model.policy.log_std[0] = 1000.0
     with pytest.raises(ValueError, match="action="):
         collect(model)
+
+
+def test_nan_in_the_last_observation_of_a_truncated_episode():
+    env = DummyVecEnv([lambda: Scripted((-2,), "observation")])
+    with pytest.raises(ValueError, match=r"terminal observation=.* of sub-environment 0 at vector step 2"):
+        collect(model_on(env))
+
+
+def test_a_nan_is_seen_before_the_callbacks():
+    """Who saves on a step must not save what the NaN has spoilt."""
+    seen = []
+    env = DummyVecEnv([lambda: Scripted((9,), "reward")])
+    with pytest.raises(ValueError, match="reward"):
+        model_on(env).learn(100, lambda local, _: seen.append(local["rewards"].item()) or True)
+    assert len(seen) == 2
+    assert np.isfinite(seen).all()
 
 
 class Recorder(BaseCallback):
@@ -209,6 +248,32 @@ def test_a_callback_does_not_change_the_run():
     assert th.equal(batches[0].values, batches[1].values)
 
 
+def test_values_of_a_shared_network_are_those_of_acting():
+    """Where policy and critic share costly features they are computed once, with the actions: the same values."""
+    image = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+    calls = []
+    model = REINFORCE("CnnPolicy", DummyVecEnv([lambda: AnySpaces(image, spaces.Discrete(2))] * 2), n_episodes=2)
+    model.policy.features_extractor.register_forward_hook(lambda *_: calls.append(1))
+    _, callback = model._setup_learn(10**9)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, 2)
+    assert len(calls) == 5
+    values = model.policy.predict_values(model.episodes.observations).flatten()
+    th.testing.assert_close(model.episodes.values, values, rtol=1e-3, atol=1e-4)
+
+
+def test_an_interrupted_rollout_is_not_continued():
+    """After Ctrl-C in the first step, the next training starts with fresh episodes."""
+    model = REINFORCE("MlpPolicy", scripted((5,)), n_episodes=1, device="cpu")
+
+    def interrupt(local, _):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(10, interrupt)
+    model.learn(1, reset_num_timesteps=False)
+    assert model.episodes.observations[:, 1].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_early_stop_and_continuation():
     """Stopped within an episode; what follows starts afresh, with whole episodes again."""
     model = REINFORCE("MlpPolicy", scripted((3,), (5,)), n_episodes=2, device="cpu")
@@ -240,7 +305,7 @@ def make_cartpole():
     ids=["dummy", "subproc", "normalize", "frame_stack", "monitor"],
 )
 def test_vec_envs(wrap):
-    """What the policy would have computed from the stored observations is what was stored."""
+    """What the policy computes from the stored observations is what was stored."""
     env = wrap()
     model = model_on(env, n_episodes=5)
     for _ in range(2):
@@ -248,6 +313,9 @@ def test_vec_envs(wrap):
         assert batch.n_episodes == 5
         assert batch.lengths.sum() == len(batch) == len(batch.rewards) == len(batch.observations)
         assert (batch.lengths == th.bincount(batch.episode)).all()
+        th.testing.assert_close(batch.values, model.policy.predict_values(batch.observations).flatten())
+        later = batch.time > 0
+        assert (batch.observations[later] != batch.observations[later.roll(-1)]).any()
     env.close()
 
 
