@@ -92,12 +92,12 @@ def _add_variance(parser: argparse.ArgumentParser) -> None:
 
 def _key_and_value(text: str) -> tuple[str, object]:
     """``key=value``, the value as in YAML; ``key=~`` takes the key out of the configuration."""
-    from yaml import safe_load
+    from sb3_pgext.compare.variance import parse_value
 
     key, separator, value = text.partition("=")
     if not separator:
         raise argparse.ArgumentTypeError(f"{text!r}: allowed is KEY=VALUE")
-    return key, safe_load(value)
+    return key, parse_value(value)
 
 
 def _report(mistake: str) -> int:

@@ -32,6 +32,8 @@ from sb3_pgext.zoo.experiments import experiment, model_of, one_torch_thread
 
 _BATCHES_PER_TASK = 20
 _SAMPLING_SEED_OFFSET = 2_000_000
+_SEED_STRIDE = 10_000
+"""Between tasks: sub-environment e of a task has the task's seed + e, and no two tasks may share one."""
 _FILE_WIDTH = 120
 
 
@@ -102,7 +104,7 @@ def parse_study(
         algo,
         environment,
         option,
-        tuple(yaml.safe_load(value) for value in values.split(",")),
+        tuple(parse_value(value) for value in values.split(",")),
         merge(read_config(algo, environment, conf_file), params or {}),
         _step_counts(at_steps),
         n_batches,
@@ -140,6 +142,18 @@ def variance(study: VarianceStudy, out: Path | None = None, jobs: int | None = N
     console.print(f"written to {out}: variance.csv, variance.png and .svg")
 
 
+def parse_value(text: str) -> Any:
+    """
+    :param text: a value as in YAML
+    :return: the value; also ``1e-3`` is a number, which YAML 1.1 takes for text
+    """
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
 def _step_counts(text: str) -> tuple[int, ...]:
     counts = text.split(",")
     if not all(count.strip().isdigit() for count in counts):
@@ -150,10 +164,15 @@ def _step_counts(text: str) -> tuple[int, ...]:
 def _check_values(study: VarianceStudy) -> dict[str, Any]:
     """Refuse what cannot be measured before anything is trained, and say what all values have to share."""
     common: dict[str, Any] = {}
+    bootstraps = set()
     with tempfile.TemporaryDirectory() as folder, _quiet(), _model(study, Path(folder), study.seed) as model:
         for value in study.values:
             changed = set_options(model, **_options(study, value))
             common |= {name: only for name, only in changed.items() if name in type(model).estimate_options}
+            bootstraps.add(model.bootstraps)
+    # Without being told, only a critic bootstraps, which would be a second difference between the values.
+    if len(bootstraps) > 1 and study.option != "truncation" and "truncation" not in study.config:
+        common["truncation"] = "terminal"
     return common
 
 
@@ -206,7 +225,7 @@ def _measure(study: VarianceStudy, folder: Path, jobs: int, console: Console) ->
         for name in ("trace", "signal_to_noise", "cosine"):
             interval = getattr(statistics, name)
             row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        rows.append(row | {"bias": statistics.bias, "bias_error": statistics.bias_error})
+        rows.append(row | {name: getattr(statistics, name) for name in ("bias", "bias_error", "bias_norm")})
     return pd.DataFrame(rows)
 
 
@@ -232,6 +251,9 @@ class _Snapshots(BaseCallback):
         while self._left and self._left[0] <= self.num_timesteps:
             _save(self.model, self._folder / str(self._left.pop(0)))
 
+    def _on_training_end(self) -> None:
+        self._on_rollout_start()  # the last batch may have reached the last count
+
     def _on_step(self) -> bool:
         self._on_progress(self.num_timesteps)
         return bool(self._left)
@@ -246,7 +268,8 @@ def _save_snapshots(study: VarianceStudy, folder: Path, on_progress: Any) -> Non
 
 def _save(model: Any, path: Path) -> None:
     model.save(path.with_suffix(".zip"))
-    if isinstance(normalizer := model.get_vec_normalize_env(), VecNormalize):
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is not None:
         normalizer.save(str(path.with_suffix(".pkl")))
 
 
@@ -256,7 +279,7 @@ def _sample(
     """Some gradient batches of one snapshot under one value, and the exact gradient where it can be had."""
     steps, index, part = task
     n_batches = min(_BATCHES_PER_TASK, study.n_batches - part * _BATCHES_PER_TASK)
-    seed = study.seed + _SAMPLING_SEED_OFFSET + part
+    seed = study.seed + _SAMPLING_SEED_OFFSET + part * _SEED_STRIDE
     with (
         tempfile.TemporaryDirectory() as own_folder,
         _quiet(),
@@ -267,7 +290,8 @@ def _sample(
         set_options(model, **_options(study, study.values[index]))
         samples = gradient_samples(model, n_batches)
         mdp = fresh.env.unwrapped.envs[0].unwrapped if hasattr(fresh.env.unwrapped, "envs") else None
-        exact = estimated_gradient(model, mdp) if isinstance(mdp, TabularMDP) else None
+        in_its_units = (normalizer := model.get_vec_normalize_env()) is None or not normalizer.norm_reward
+        exact = estimated_gradient(model, mdp) if isinstance(mdp, TabularMDP) and in_its_units else None
     return (steps, index), samples.cpu(), exact
 
 
@@ -277,14 +301,16 @@ def _restore(fresh: Any, path: Path) -> Any:
     normalizer = fresh.get_vec_normalize_env()
     if normalizer is not None:
         saved = VecNormalize.load(str(path.with_suffix(".pkl")), normalizer.venv)
-        normalizer.obs_rms, normalizer.ret_rms, normalizer.training = saved.obs_rms, saved.ret_rms, False
+        normalizer.ret_rms, normalizer.training = saved.ret_rms, False
+        if normalizer.norm_obs:
+            normalizer.obs_rms = saved.obs_rms
     return fresh
 
 
 def _printed(table: pd.DataFrame, study: VarianceStudy) -> Table:
     caption = f"{study.n_batches} batches each; brackets: 95 % jackknife intervals."
     if table["bias"].notna().any():
-        caption += " Bias: along the exact gradient, relative to it, ± standard error."
+        caption += " Bias: along the exact gradient, ± standard error, and (in brackets) in all directions."
     printed = Table(title=f"{study.algo} on {study.environment}", caption=caption, box=box.SIMPLE_HEAD)
     columns = ["steps", study.option, "tr Cov ĝ", "signal to noise", "cosine"]
     for name in [*columns, *(["bias"] if table["bias"].notna().any() else [])]:
@@ -296,6 +322,6 @@ def _printed(table: pd.DataFrame, study: VarianceStudy) -> Table:
             for name in ("trace", "signal_to_noise", "cosine")
         ]
         if pd.notna(row["bias"]):
-            cells.append(f"{row['bias']:+.3f} ± {row['bias_error']:.3f}")
+            cells.append(f"{row['bias']:+.3f} ± {row['bias_error']:.3f} [{row['bias_norm']:.3f}]")
         printed.add_row(*cells)
     return printed

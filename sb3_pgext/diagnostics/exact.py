@@ -10,6 +10,8 @@ from typing import Any
 
 import gymnasium as gym
 import torch as th
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_pgext.algorithms.base import flat_gradient, policy_parameters
@@ -17,13 +19,16 @@ from sb3_pgext.envs import TabularMDP
 
 __all__ = ["action_probabilities", "exact_fisher", "exact_policy_gradient", "exact_return", "exact_values"]
 
+NEUTRAL_WRAPPERS = (OrderEnforcing, PassiveEnvChecker, Monitor)
+"""Wrappers that leave observations, actions, rewards and ends as they are."""
+
 
 def exact_return(policy: ActorCriticPolicy, mdp: gym.Env, gamma: float) -> float:
     r"""
     :math:`J(\theta) = E[\sum_t \gamma^t r_t]`.
 
     :param policy: any actor-critic policy for the MDP's spaces
-    :param mdp: a :class:`~sb3_pgext.envs.TabularMDP`, wrapped or not
+    :param mdp: a :class:`~sb3_pgext.envs.TabularMDP`, bare or as ``gymnasium.make`` and SB3 wrap it
     :param gamma: discount, in [0, 1]
     :return: J
     :raises ValueError: the return is infinite: with ``gamma=1`` and no horizon there are states without a way out
@@ -37,7 +42,7 @@ def exact_values(policy: ActorCriticPolicy, mdp: gym.Env, gamma: float) -> tuple
     The value functions; with a finite horizon those at the first step.
 
     :param policy: any actor-critic policy for the MDP's spaces
-    :param mdp: a :class:`~sb3_pgext.envs.TabularMDP`, wrapped or not
+    :param mdp: a :class:`~sb3_pgext.envs.TabularMDP`, bare or as ``gymnasium.make`` and SB3 wrap it
     :param gamma: discount, in [0, 1]
     :return: V ``(S,)`` and Q ``(S, A)``, float64
     :raises ValueError: as :func:`exact_return`
@@ -56,7 +61,7 @@ def exact_policy_gradient(
     :math:`\gamma^t`, :math:`E[\sum_t \nabla\log\pi(a_t|s_t) \, Q_t(s_t, a_t)]`, which is no gradient unless γ = 1.
 
     :param policy: any actor-critic policy for the MDP's spaces
-    :param mdp: a :class:`~sb3_pgext.envs.TabularMDP`, wrapped or not
+    :param mdp: a :class:`~sb3_pgext.envs.TabularMDP`, bare or as ``gymnasium.make`` and SB3 wrap it
     :param gamma: discount, in [0, 1]
     :param discount_weighting: :math:`w_t = \gamma^t` or 1
     :return: ``(P,)``, float64, in the order of :func:`~sb3_pgext.algorithms.base.policy_parameters`
@@ -83,7 +88,7 @@ def exact_fisher(policy: ActorCriticPolicy, mdp: gym.Env, gamma: float) -> th.Te
     :math:`\gamma^t`, normalised to a distribution (``gamma=1``: the states of a batch, each step counting the same).
 
     :param policy: any actor-critic policy for the MDP's spaces
-    :param mdp: a :class:`~sb3_pgext.envs.TabularMDP`, wrapped or not
+    :param mdp: a :class:`~sb3_pgext.envs.TabularMDP`, bare or as ``gymnasium.make`` and SB3 wrap it
     :param gamma: discount of the visitation, in [0, 1]
     :return: ``(P, P)``, float64
     :raises ValueError: as :func:`exact_return`
@@ -104,7 +109,7 @@ def exact_fisher(policy: ActorCriticPolicy, mdp: gym.Env, gamma: float) -> th.Te
 def action_probabilities(policy: ActorCriticPolicy, mdp: gym.Env) -> th.Tensor:
     """
     :param policy: any actor-critic policy for the MDP's spaces
-    :param mdp: a :class:`~sb3_pgext.envs.TabularMDP`, wrapped or not
+    :param mdp: a :class:`~sb3_pgext.envs.TabularMDP`, bare or as ``gymnasium.make`` and SB3 wrap it
     :return: π(a|s), ``(S, A)``, float64, constant
     """
     return _action_probabilities(_in_float64(policy), _Model(mdp, 1.0)).detach()
@@ -114,9 +119,10 @@ class _Model:
     """The MDP as tensors, and the linear algebra on it."""
 
     def __init__(self, mdp: gym.Env, gamma: float):
-        mdp = mdp.unwrapped
+        while isinstance(mdp, NEUTRAL_WRAPPERS):
+            mdp = mdp.env
         if not isinstance(mdp, TabularMDP):
-            raise ValueError(f"mdp={mdp!r}: allowed is a TabularMDP")
+            raise ValueError(f"mdp={mdp!r}: allowed is a TabularMDP, in no wrappers that change what it is")
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma={gamma!r}: allowed is a number in [0, 1]")
         self.transitions = th.as_tensor(mdp.transitions)

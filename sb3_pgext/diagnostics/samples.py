@@ -1,10 +1,12 @@
 """Samples of the gradient that an algorithm would step along."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
 import torch as th
+from stable_baselines3.common.logger import Logger
 
 from sb3_pgext.algorithms import REINFORCE
 from sb3_pgext.algorithms.base import require_one_of
@@ -22,14 +24,21 @@ def set_options(model: REINFORCE, **options: Any) -> dict[str, Any]:
     :return: what else was changed, name → new value
     :raises ValueError: an option that ĝ does not depend on, or a value that is not allowed
     """
-    for name, value in options.items():
+    for name in options:
         require_one_of("option", name, type(model).estimate_options)
-        setattr(model, name, value)
-    ineffective = {name: only for name, (only, _) in model.ineffective_arguments().items() if name not in options}
-    changed = {name: only for name, only in ineffective.items() if getattr(model, name) != only}
-    for name, only in changed.items():
-        setattr(model, name, only)
-    model._check_arguments()
+    before = {name: getattr(model, name) for name in type(model).estimate_options}
+    try:
+        for name, value in options.items():
+            setattr(model, name, value)
+        ineffective = {name: only for name, (only, _) in model.ineffective_arguments().items() if name not in options}
+        changed = {name: only for name, only in ineffective.items() if getattr(model, name) != only}
+        for name, only in changed.items():
+            setattr(model, name, only)
+        model._check_arguments()
+    except ValueError:
+        for name, value in before.items():
+            setattr(model, name, value)
+        raise
     return changed
 
 
@@ -66,16 +75,40 @@ def gradient_samples(
     if n_batches < 1:
         raise ValueError(f"n_batches={n_batches!r}: allowed is a whole number >= 1")
     own_n_episodes = model.n_episodes
+    statistics = {name: tensor.clone() for name, tensor in model.policy.named_buffers()}
     try:
         model.n_episodes = own_n_episodes if n_episodes is None else n_episodes
         model._check_arguments()
-        _, callback = model._setup_learn(model.num_timesteps, reset_num_timesteps=False)
-        assert model.env is not None
-        samples = []
-        for done in range(1, n_batches + 1):
-            model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_episodes)
-            samples.append(model.estimate_gradient())
-            progress(done)
+        with _no_log(model):
+            _, callback = model._setup_learn(model.num_timesteps, reset_num_timesteps=False)
+            assert model.env is not None
+            samples = []
+            for done in range(1, n_batches + 1):
+                model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_episodes)
+                samples.append(model.estimate_gradient())
+                progress(done)
     finally:
         model.n_episodes = own_n_episodes
+        model.policy.set_training_mode(False)
+        for name, tensor in model.policy.named_buffers():
+            tensor.copy_(statistics[name])
     return th.stack(samples)
+
+
+@contextmanager
+def _no_log(model: REINFORCE) -> Iterator[None]:
+    """Without a run of its own in the log, and with the model's logger in place afterwards."""
+    own = {
+        name: getattr(model, name)
+        for name in ("tensorboard_log", "verbose", "_logger", "_custom_logger")
+        if hasattr(model, name)
+    }
+    model.tensorboard_log, model.verbose = None, 0
+    model.set_logger(Logger(folder=None, output_formats=[]))
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(model, name, value)
+        if "_logger" not in own:
+            del model._logger

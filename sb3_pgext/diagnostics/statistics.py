@@ -36,6 +36,8 @@ class GradientStatistics:
     :param bias: :math:`(E\hat g - g) \cdot g / \|g\|^2`, the relative error of the step along the exact gradient g:
         0 if unbiased, -1 if nothing is left of it. None where g is not known
     :param bias_error: its standard error
+    :param bias_norm: :math:`\|E\hat g - g\| / \|g\|` in all directions, with the share of the noise taken off; 0 where
+        it cannot be told from 0
     """
 
     n_batches: int
@@ -44,6 +46,7 @@ class GradientStatistics:
     cosine: Interval
     bias: float | None = None
     bias_error: float | None = None
+    bias_norm: float | None = None
 
 
 def gradient_statistics(samples: th.Tensor, exact: th.Tensor | None = None) -> GradientStatistics:
@@ -74,7 +77,9 @@ def gradient_statistics(samples: th.Tensor, exact: th.Tensor | None = None) -> G
     exact = exact.double().cpu()
     along = samples @ exact / exact.square().sum() - 1
     bias, error = along.mean().item(), (along.std() / n_batches**0.5).item()
-    return GradientStatistics(n_batches, trace, signal_to_noise, cosine, bias, error)
+    square = (samples.mean(0) - exact).square().sum().item() - trace.value / n_batches
+    norm = max(square, 0.0) ** 0.5 / exact.norm().item()
+    return GradientStatistics(n_batches, trace, signal_to_noise, cosine, bias, error, norm)
 
 
 def _moments(gram: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -31,6 +31,10 @@ class Bandit(TabularMDP):
     ):
         if arms not in ARMS:
             raise ValueError(f"arms={arms!r}: allowed is one of {ARMS}")
+        if arms == "bernoulli" and std != 1.0:
+            raise ValueError(
+                f"std={std!r}: allowed is only the default with arms='bernoulli', which has no other spread"
+            )
         if arms == "bernoulli" and not all(0 <= mean <= 1 for mean in means):
             raise ValueError(f"means={means!r}: allowed are numbers in [0, 1] with arms='bernoulli'")
         if not 0 <= std < np.inf:

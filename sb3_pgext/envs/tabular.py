@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike
 __all__ = ["TabularMDP", "chain", "gridworld", "random_mdp"]
 
 HORIZON_ENDS = ("terminate", "truncate")
+TOLERANCE = 1e-6
+"""Of sums of probabilities: tables may come in float32."""
 
 
 class TabularMDP(gym.Env[np.int64, np.int64]):
@@ -44,6 +46,12 @@ class TabularMDP(gym.Env[np.int64, np.int64]):
         rewards = np.asarray(rewards, dtype=np.float64)
         self.horizon, self.at_horizon, self.render_mode = horizon, at_horizon, render_mode
         _check(self.transitions, rewards, self.initial, horizon, at_horizon)
+        # Tables in float32 sum to 1 within rounding only; what is missing would be taken for the end of the episode.
+        self.initial = self.initial / self.initial.sum()
+        sums = self.transitions.sum(axis=2, keepdims=True)
+        self.transitions = np.where(
+            np.abs(sums - 1) < TOLERANCE, self.transitions / np.maximum(sums, 0.5), self.transitions
+        )
 
         n_states, n_actions, _ = self.transitions.shape
         self.observation_space = spaces.Discrete(n_states)
@@ -59,7 +67,7 @@ class TabularMDP(gym.Env[np.int64, np.int64]):
     @property
     def expected_rewards(self) -> np.ndarray:
         """E[r|s,a], ``(S, A)``."""
-        end = 1 - self.transitions.sum(axis=2)
+        end = np.maximum(1 - self.transitions.sum(axis=2), 0)
         return (self.transitions * self._next_rewards).sum(axis=2) + end * self._end_rewards
 
     def reset(
@@ -118,17 +126,21 @@ def _check(
             rewards.shape,
             f"shape (S, A) = {transitions.shape[:2]} or (S, A, S)",
         ),
-        "horizon": (horizon is None or (isinstance(horizon, int) and horizon >= 1), horizon, "None or an integer >= 1"),
+        "horizon": (horizon is None or _is_count(horizon), horizon, "None or an integer >= 1"),
         "at_horizon": (at_horizon in HORIZON_ENDS, at_horizon, f"one of {HORIZON_ENDS}"),
     }
     for argument, (fits, given, allowed) in requirements.items():
         if not fits:
             raise ValueError(f"{argument}={given!r}: allowed is {allowed}")
-    _check_probabilities("initial", initial, np.isclose(initial.sum(), 1.0, atol=1e-9), "summing to 1")
-    at_most_one = transitions.sum(axis=2) <= 1 + 1e-9
+    _check_probabilities("initial", initial, abs(initial.sum() - 1) < TOLERANCE, "summing to 1")
+    at_most_one = transitions.sum(axis=2) < 1 + TOLERANCE
     _check_probabilities("transitions", transitions, at_most_one, "each row summing to at most 1")
     if not np.isfinite(rewards).all():
         raise ValueError(f"rewards={rewards!r}: allowed are finite numbers")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
 
 
 def _check_probabilities(argument: str, given: np.ndarray, sums: Any, allowed: str) -> None:
@@ -181,8 +193,10 @@ def chain(
     render_mode: None = None,
 ) -> TabularMDP:
     """
-    Long credit assignment: from the left end, only walking right all the way pays, 1 at the last state, where the
-    episode ends. Action 1 goes right, action 0 left (at the left end it ends the episode, with reward 0.1).
+    Long credit assignment: from the left end, only walking right all the way pays. Action 1 goes right, action 0 left.
+
+    Leaving the chain ends the episode, with an expected reward of 1 at the right end and 0.1 at the left. (The reward
+    belongs to state and action: with slipping, the expectation is paid, whether or not the chain is left.)
 
     :param n_states: length of the chain, at least 2
     :param slip: probability of going the other way
@@ -221,14 +235,17 @@ def gridworld(
     render_mode: None = None,
 ) -> TabularMDP:
     """
-    Walk from the top left to the bottom right corner, where the episode ends with reward 1; episodes vary in length.
+    Walk from the top left to the bottom right corner, where the episode ends; episodes vary in length.
+
+    The expected reward is 1 for reaching the goal, and ``step_reward`` otherwise. (It belongs to state and action: with
+    slipping, the expectation is paid, whether or not the goal is reached.)
 
     States are numbered row by row; actions: up, right, down, left. Walking into a wall stays.
 
     :param width: columns
     :param height: rows
     :param slip: probability that a direction drawn at random is taken instead
-    :param step_reward: reward of every other step
+    :param step_reward: reward of a step that does not reach the goal
     :param horizon: see :class:`TabularMDP`
     :param at_horizon: see :class:`TabularMDP`
     :param render_mode: there is nothing to render

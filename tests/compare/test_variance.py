@@ -2,9 +2,11 @@
 
 import pandas as pd
 import pytest
+import torch as th
 
 from sb3_pgext import REINFORCE
 from sb3_pgext.cli import main
+from sb3_pgext.compare import variance as variance_module
 from sb3_pgext.compare.variance import parse_study, variance
 from sb3_pgext.diagnostics import set_options
 
@@ -45,6 +47,46 @@ def test_values_differ_in_the_option_alone(tmp_path, capsys):
     assert "normalize_advantage=False for all values of baseline" in capsys.readouterr().out
 
 
+def test_all_values_treat_a_time_limit_alike(capsys, tmp_path):
+    """By default only a critic bootstraps: then none does."""
+    measure(tmp_path, vary="baseline=none,state")
+    assert "truncation='terminal' for all values of baseline" in capsys.readouterr().out
+
+
+def test_no_two_batches_share_random_numbers(tmp_path):
+    """Neither within a task nor between tasks, whose sub-environments have seeds in a row."""
+    study = parse_study("reinforce", MDP, "gamma=0.9", n_batches=60, n_episodes=4)
+    (tmp_path / "0").mkdir()
+    variance_module._save_snapshots(study, tmp_path, lambda steps: None)
+    batches = th.cat([variance_module._sample(study, tmp_path, (0, 0, part))[1] for part in range(3)])
+    assert len(batches) == 60
+    correlation = th.corrcoef(batches - batches.mean(0)) - th.eye(60)
+    assert correlation.abs().max() < 0.999
+    first, second, third = batches.split(20)
+    for one, other in ((first, second), (second, third)):
+        assert abs(th.corrcoef(th.stack([one.norm(dim=1), other.norm(dim=1)]))[0, 1]) < 0.7
+
+
+def test_steps_at_the_end_of_the_training(tmp_path):
+    """The last snapshot may fall into the last batch."""
+    conf = tmp_path / "conf.yml"
+    conf.write_text("default: {n_envs: 2, n_timesteps: 100, policy: MlpPolicy, n_episodes: 50}")
+    table = measure(tmp_path, vary="gamma=0.9", at_steps="300", conf_file=str(conf))
+    assert list(table["steps"]) == [300]
+
+
+def test_normalized_rewards_have_no_exact_gradient(tmp_path):
+    conf = tmp_path / "conf.yml"
+    conf.write_text("default: {n_envs: 2, n_timesteps: 100, policy: MlpPolicy, normalize: {norm_obs: false}}")
+    table = measure(tmp_path, vary="gamma=0.9", conf_file=str(conf))
+    assert list(table["bias"]) == [""]
+    assert table["trace"][0] > 0
+
+
+def test_numbers_in_scientific_notation(tmp_path):
+    assert list(measure(tmp_path, vary="ent_coef=0,1e-3")["value"].astype(float)) == [0.0, 0.001]
+
+
 def test_a_bias_is_reported(tmp_path):
     """Two episodes whose mean return is the baseline of both: half of the gradient is gone."""
     study = {"vary": "leave_one_out=true,false", "n_batches": 600, "n_episodes": 2}
@@ -55,6 +97,8 @@ def test_a_bias_is_reported(tmp_path):
     assert abs(left_out["bias"]) < 4 * left_out["bias_error"]
     assert included["bias"] == pytest.approx(-0.5, abs=4 * included["bias_error"])
     assert included["bias"] < -4 * included["bias_error"]
+    assert float(included["bias_norm"]) == pytest.approx(0.5, abs=0.15)
+    assert float(left_out["bias_norm"]) < 0.2
 
 
 def test_no_bias_column_where_the_truth_is_not_known(tmp_path, capsys):
@@ -70,6 +114,9 @@ def test_set_options_resets_what_becomes_ineffective():
     assert (model.critic_epochs, model.critic_target, model.leave_one_out) == (None, "mc", True)
     with pytest.raises(ValueError, match="discount_weighting=True"):
         set_options(model, credit="trajectory", discount_weighting=True)
+    assert (model.credit, model.discount_weighting) == ("reward_to_go", False)
+    set_options(model, n_episodes=3)
+    assert model.learn(1).episodes.n_episodes == 3
 
 
 @pytest.mark.parametrize(

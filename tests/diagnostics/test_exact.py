@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 
+import gymnasium as gym
 import pytest
 import torch as th
 from torch.func import functional_call, hessian
@@ -146,6 +147,14 @@ def test_no_way_out():
     with pytest.raises(ValueError, match=r"gamma=1.*way out"):
         exact_policy_gradient(policy, endless, 0.9, discount_weighting=False)
     exact_return(policy, endless, 0.9)
+
+
+def test_wrappers_that_change_the_task_are_refused():
+    mdp = gym.make("sb3_pgext/RandomMDP-v0")
+    policy = model_on(random_mdp(0)).policy
+    assert exact_return(policy, mdp, 0.9) == exact_return(policy, random_mdp(0), 0.9)
+    with pytest.raises(ValueError, match="wrappers that change"):
+        exact_return(policy, gym.wrappers.TransformReward(mdp, lambda r: 10 * r), 0.9)
 
 
 def test_wrong_arguments():

@@ -60,6 +60,10 @@ def test_noise_has_no_signal():
 def test_a_bias_is_seen():
     statistics = gradient_statistics(samples(3000), 2 * MEAN)
     assert statistics.bias == pytest.approx(-0.5, abs=4 * statistics.bias_error)
+    assert statistics.bias_norm == pytest.approx(0.5, abs=0.03)
+    sideways = gradient_statistics(samples(3000), MEAN + th.tensor([0.0, 5.0, 0.0]))
+    assert sideways.bias_norm == pytest.approx(5 / 50**0.5, abs=0.03)
+    assert gradient_statistics(samples(3000), MEAN).bias_norm < 0.05
     assert statistics.bias_error == pytest.approx(float((STD * MEAN).norm()) / 50 / 3000**0.5, rel=0.1)
 
 

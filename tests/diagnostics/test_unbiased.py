@@ -132,6 +132,17 @@ def test_gradient_samples_leave_the_model_as_it_is():
     assert all(th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
 
 
+def test_gradient_samples_leave_no_log(tmp_path):
+    model = model_on(random_mdp(0), n_episodes=2, tensorboard_log=str(tmp_path)).learn(10)
+    logger, runs = model.logger, list(tmp_path.iterdir())
+    gradient_samples(model, 2)
+    assert model.logger is logger
+    assert list(tmp_path.iterdir()) == runs
+    fresh = model_on(random_mdp(0), n_episodes=2, tensorboard_log=str(tmp_path))
+    gradient_samples(fresh, 2)
+    assert fresh.learn(10).logger.dir != logger.dir
+
+
 def test_bad_arguments():
     model = model_on(random_mdp(0), baseline="time", n_episodes=2)
     with pytest.raises(ValueError, match="n_batches=0"):

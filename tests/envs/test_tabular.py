@@ -70,7 +70,8 @@ def test_frequencies_are_the_tables(name):
     counts, rewards, squares = counts[seen], rewards[seen], squares[seen]
     visits = counts.sum(2)
     assert (visits > 50).all()
-    expected = np.concatenate([env.transitions, 1 - env.transitions.sum(2, keepdims=True)], axis=2)[seen]
+    end = np.maximum(1 - env.transitions.sum(2, keepdims=True), 0)
+    expected = np.concatenate([env.transitions, end], axis=2)[seen]
     error = np.sqrt(expected * (1 - expected) / visits[..., None]) + 1e-9
     assert (np.abs(counts / visits[..., None] - expected) < 5 * error).all()
     error = np.sqrt(np.maximum(squares / visits - (rewards / visits) ** 2, 0) / visits) + 1e-9
@@ -99,6 +100,15 @@ def test_long_credit_and_the_goal():
     assert grid.expected_rewards.tolist() == [[-1] * 4, [-1, -1, 1, -1], [-1, 1, -1, -1], [-1, 1, 1, -1]]
 
 
+def test_tables_in_float32():
+    """They sum to 1 within rounding only, and what is missing is not taken for the end of the episode."""
+    rng = np.random.default_rng(0)
+    transitions = rng.dirichlet(np.ones(5), (5, 2)).astype(np.float32)
+    mdp = TabularMDP(transitions, np.zeros((5, 2), np.float32), np.full(5, 0.2, np.float32), np.int64(3))
+    assert np.abs(mdp.transitions.sum(2) - 1).max() < 1e-15
+    assert mdp.horizon == 3
+
+
 P, R, d = np.full((2, 3, 2), 0.4), np.zeros((2, 3)), np.array([0.5, 0.5])
 
 
@@ -118,6 +128,7 @@ P, R, d = np.full((2, 3, 2), 0.4), np.zeros((2, 3)), np.array([0.5, 0.5])
         ((P, R, [1.5, -0.5]), "initial=.*>= 0"),
         ((P, R + np.inf, d), "rewards=.*finite"),
         ((P, R, d, 0), "horizon=0"),
+        ((P, R, d, True), "horizon=True"),
         ((P, R, d, 5, "stop"), "at_horizon='stop'"),
     ],
 )
@@ -131,6 +142,7 @@ def test_tables_that_are_none(arguments, named):
     [
         (lambda: Bandit(arms="poisson"), "arms='poisson'"),
         (lambda: Bandit([0.5, 1.5]), "means="),
+        (lambda: Bandit(std=0.5), "std=0.5.*bernoulli"),
         (lambda: Bandit(arms="gaussian", std=-1.0), "std=-1.0"),
         (lambda: random_mdp(end_probability=0.7), "end_probability=0.7"),
         (lambda: chain(1), "n_states=1"),
