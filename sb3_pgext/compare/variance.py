@@ -132,7 +132,7 @@ def variance(study: VarianceStudy, out: Path | None = None, jobs: int | None = N
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     for name, value in study.common.items():
-        console.print(f"{name}={value!r} for all values of {study.option}: one of them allows nothing else")
+        console.print(f"{name}={value!r} for all values of {study.option}, so that they differ in nothing else")
     with tempfile.TemporaryDirectory() as folder:
         table = _measure(study, Path(folder), jobs or joblib.cpu_count(), console)
     table.to_csv(out / "variance.csv.new", index=False)
