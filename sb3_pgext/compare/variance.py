@@ -133,6 +133,11 @@ def variance(study: VarianceStudy, out: Path | None = None, jobs: int | None = N
         console.width = _FILE_WIDTH
     for name, value in study.common.items():
         console.print(f"{name}={value!r} for all values of {study.option}, so that they differ in nothing else")
+    normalized = {**study.config, **study.common}.get("normalize_advantage", False)
+    if normalized and study.option != "normalize_advantage":
+        console.print(
+            "normalize_advantage=True scales the estimate; --params normalize_advantage=false measures it plain"
+        )
     with tempfile.TemporaryDirectory() as folder:
         table = _measure(study, Path(folder), jobs or joblib.cpu_count(), console)
     table.to_csv(out / "variance.csv.new", index=False)

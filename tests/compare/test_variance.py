@@ -47,6 +47,13 @@ def test_values_differ_in_the_option_alone(tmp_path, capsys):
     assert "normalize_advantage=False for all values of baseline" in capsys.readouterr().out
 
 
+def test_normalized_advantages_are_pointed_out(tmp_path, capsys):
+    measure(tmp_path, vary="gamma=0.9")
+    assert "--params normalize_advantage=false" in capsys.readouterr().out
+    measure(tmp_path, vary="gamma=0.9", params={"normalize_advantage": False})
+    assert "normalize_advantage" not in capsys.readouterr().out
+
+
 def test_all_values_treat_a_time_limit_alike(capsys, tmp_path):
     """By default only a critic bootstraps: then none does."""
     measure(tmp_path, vary="baseline=none,state")
