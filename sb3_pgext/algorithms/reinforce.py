@@ -261,9 +261,9 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
         if self.baseline == "constant" and self.credit == "trajectory":
             each = th.arange(episodes.n_episodes, device=self.device)
             of_episodes = trajectory_returns(returns, episodes.time)
-            return constant_baseline(of_episodes, each, len(each), self.leave_one_out)[episodes.episode]
+            return constant_baseline(of_episodes, each, self.leave_one_out)[episodes.episode]
         if self.baseline == "constant":
-            return constant_baseline(returns, episodes.episode, episodes.n_episodes, self.leave_one_out)
+            return constant_baseline(returns, episodes.episode, self.leave_one_out)
         return th.zeros_like(returns)
 
     def _critic_targets(self, episodes: EpisodeBatch, returns: th.Tensor) -> th.Tensor:

@@ -8,6 +8,8 @@ with its score. Flat tensors as in :mod:`sb3_pgext.estimators.returns`; definiti
 
 import torch as th
 
+from sb3_pgext.estimators.returns import discounted_sum_to_go, next_values
+
 __all__ = ["constant_baseline", "leave_one_out_sum", "optimal_baseline", "time_baseline"]
 
 
@@ -27,22 +29,23 @@ def leave_one_out_sum(x: th.Tensor) -> th.Tensor:
     return before + after
 
 
-def constant_baseline(returns: th.Tensor, episode: th.Tensor, n_episodes: int, leave_one_out: bool) -> th.Tensor:
+def constant_baseline(returns: th.Tensor, episode: th.Tensor, leave_one_out: bool) -> th.Tensor:
     r"""
     The mean return, one constant for all steps: :math:`b = \mathrm{mean}\, G_t`.
 
     For ``credit="trajectory"`` pass one entry per episode: ``returns`` = R(τ_i) and ``episode`` = 0 … N-1.
 
     :param returns: ``(K,)``
-    :param episode: episode of each entry, ``(K,)``, integer
-    :param n_episodes: N
+    :param episode: episode of each entry, ``(K,)``, integer, the entries of an episode next to each other
     :param leave_one_out: take the mean over the entries of the *other* episodes
     :return: ``(K,)``
     """
     if not leave_one_out:
         return returns.mean().expand_as(returns)
-    totals = returns.new_zeros(n_episodes).index_add(0, episode, returns)
-    counts = returns.new_zeros(n_episodes).index_add(0, episode, th.ones_like(returns))
+    first = th.ones_like(episode, dtype=th.bool)
+    first[1:] = episode[1:] != episode[:-1]
+    totals = discounted_sum_to_go(returns, episode, 1.0)[first]
+    counts = discounted_sum_to_go(th.ones_like(returns), episode, 1.0)[first]
     return (leave_one_out_sum(totals) / leave_one_out_sum(counts))[episode]
 
 
@@ -57,14 +60,27 @@ def time_baseline(returns: th.Tensor, time: th.Tensor, leave_one_out: bool) -> t
     :param leave_one_out: take the mean over the *other* episodes
     :return: ``(M,)``
     """
-    by_time = returns.new_zeros(len(time))
-    totals = by_time.index_add(0, time, returns)[time]
-    alive = by_time.index_add(0, time, th.ones_like(returns))[time]
-    if leave_one_out:
-        totals, alive = totals - returns, alive - 1
-        # Where no other episode is alive the difference of totals is rounding error, not a baseline.
-        return th.where(alive > 0, totals / alive.clamp(min=1), 0.0)
-    return totals / alive
+    order = time.argsort(stable=True)
+    at_time, own = time[order], returns[order]
+    others, n_others = _sum_of_others(own, at_time), _sum_of_others(th.ones_like(own), at_time)
+    means = others / n_others.clamp(min=1) if leave_one_out else (others + own) / (n_others + 1)
+    return th.empty_like(means).scatter(0, order, means)
+
+
+def _sum_of_others(x: th.Tensor, group: th.Tensor) -> th.Tensor:
+    """
+    :func:`leave_one_out_sum` within each group.
+
+    :param x: ``(M,)``
+    :param group: of each entry, ``(M,)``, integer, the entries of a group next to each other
+    :return: ``(M,)``
+    """
+
+    def after(x: th.Tensor, group: th.Tensor) -> th.Tensor:
+        no_value = x.new_zeros(len(x))
+        return next_values(discounted_sum_to_go(x, group, 1.0), group, no_value)
+
+    return after(x, group) + after(x.flip(0), group.flip(0)).flip(0)
 
 
 def optimal_baseline(scores: th.Tensor, credited_scores: th.Tensor, leave_one_out: bool) -> th.Tensor:
