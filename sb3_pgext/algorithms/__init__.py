@@ -1,5 +1,6 @@
 """One file per algorithm, each reading like its pseudo-code."""
 
+from sb3_pgext.algorithms.ppo_cc import ClippedCriticPPO
 from sb3_pgext.algorithms.reinforce import REINFORCE
 
-__all__ = ["REINFORCE"]
+__all__ = ["REINFORCE", "ClippedCriticPPO"]

@@ -13,7 +13,7 @@ from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
-from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, obs_as_tensor
 from torch.nn import functional as F
 
 __all__ = ["PolicyGradientAlgorithm", "critic_parameters", "policy_parameters"]
@@ -88,7 +88,7 @@ def require(condition: bool, argument: str, value: Any, allowed: str) -> None:
         raise ValueError(f"{argument}={value!r}: allowed is {allowed}")
 
 
-def require_one_of(argument: str, value: Any, allowed: Collection[str | None]) -> None:
+def require_one_of(argument: str, value: Any, allowed: Collection[str | bool | None]) -> None:
     """:func:`require` for a choice."""
     require(value in allowed, argument, value, "one of " + ", ".join(map(repr, allowed)))
 
@@ -110,6 +110,58 @@ def require_count(argument: str, value: Any, at_least: int = 1) -> None:
     """:func:`require` for a whole number."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     require(whole and value >= at_least, argument, value, f"a whole number >= {at_least}")
+
+
+def require_positive(argument: str, value: Any) -> None:
+    """:func:`require` for a finite number above 0."""
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    require(number and 0.0 < value < math.inf, argument, value, "a finite number > 0")
+
+
+def require_positive_schedule(argument: str, value: Any) -> None:
+    """:func:`require` for a number above 0 or a function of the remaining progress that starts with one."""
+    start = value(1.0) if callable(value) else value
+    number = isinstance(start, (int, float, np.number)) and not isinstance(start, bool)
+    require(number and 0.0 < start < math.inf, argument, value, "a finite number > 0, or a schedule of them")
+
+
+def require_effective(model: OnPolicyAlgorithm, arguments: dict[str, tuple[Any, str]]) -> None:
+    """
+    :param model: whose arguments
+    :param arguments: those that would be ignored: name → the only value that is accepted, and the reason
+    :raises ValueError: one of them has another value
+    """
+    for argument, (only, reason) in arguments.items():
+        value = getattr(model, argument)
+        require(_constant(value) == only, argument, value, f"{only!r} {reason}")
+
+
+def _constant(value: Any) -> Any:
+    """The number that one of SB3's schedules always has; anything else as it is."""
+    schedule = value.value_schedule if isinstance(value, FloatSchedule) else value
+    return schedule.val if isinstance(schedule, ConstantSchedule) else value
+
+
+def check_common_arguments(model: OnPolicyAlgorithm) -> None:
+    """
+    The arguments that every algorithm of the family has.
+
+    :param model: not yet set up
+    :raises ValueError: naming the argument, its value and what is allowed
+    """
+    policy = model.policy_class
+    suitable = isinstance(policy, type) and issubclass(policy, ActorCriticPolicy)
+    suitable = suitable and not issubclass(policy, RecurrentActorCriticPolicy)
+    name = getattr(policy, "__name__", policy)
+    require(suitable, "policy", name, "an ActorCriticPolicy class that is not recurrent")
+    require_fraction("gamma", model.gamma)
+    require_fraction("gae_lambda", model.gae_lambda)
+    require_number("ent_coef", model.ent_coef, "a finite number")
+    if model.max_grad_norm is not None:
+        require_number("max_grad_norm", model.max_grad_norm, "None or a number > 0", at_least=math.ulp(0.0))
+    if model.sde_sample_freq != -1:
+        require_count("sde_sample_freq", model.sde_sample_freq)
+        require(model.use_sde, "sde_sample_freq", model.sde_sample_freq, "-1 without use_sde=True")
 
 
 def flat_gradient(output: th.Tensor, parameters: list[th.nn.Parameter]) -> th.Tensor:
@@ -146,6 +198,31 @@ def explained_variance(predictions: th.Tensor, targets: th.Tensor) -> th.Tensor:
     return th.where(variance > 0, 1 - (targets - predictions).var(correction=0) / variance, th.nan)
 
 
+def minibatch_mean(x: th.Tensor, sizes: th.Tensor) -> th.Tensor:
+    """
+    The mean of the minibatches' means, in which each counts the same, as in SB3's logs.
+
+    :param x: the minibatches' steps, one minibatch after the other, ``(M,)``
+    :param sizes: number of steps of each minibatch, M together, integer
+    :return: scalar
+    """
+    return (x / (len(sizes) * sizes).repeat_interleave(sizes)).sum()
+
+
+def rows(data: Any, indices: th.Tensor | slice) -> Any:
+    """
+    :param data: a tensor, or dicts and tuples of tensors, ``(M, …)`` each
+    :param indices: which rows
+    :return: the same structure of only these rows
+    """
+    if isinstance(data, dict):
+        return {key: rows(value, indices) for key, value in data.items()}
+    if isinstance(data, tuple):
+        parts = [rows(value, indices) for value in data]
+        return type(data)(*parts) if hasattr(data, "_fields") else tuple(parts)
+    return data[indices]
+
+
 class PolicyGradientAlgorithm(OnPolicyAlgorithm):
     """
     The two steps of every policy-gradient method: along the gradient with the policy, by regression with the critic.
@@ -168,24 +245,14 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
 
         :raises ValueError: naming the argument, its value and what is allowed
         """
+        check_common_arguments(self)
         policy = self.policy_class
-        suitable = isinstance(policy, type) and issubclass(policy, ActorCriticPolicy)
-        suitable = suitable and not issubclass(policy, RecurrentActorCriticPolicy)
-        name = getattr(policy, "__name__", policy)
-        require(suitable, "policy", name, "an ActorCriticPolicy class that is not recurrent")
         own = {method for method in ("forward", "evaluate_actions", "get_distribution") if _overrides(policy, method)}
-        require(not own or "get_distribution" in own, "policy", name, f"one that overrides get_distribution with {own}")
-        require_fraction("gamma", self.gamma)
-        require_fraction("gae_lambda", self.gae_lambda)
+        allowed = f"one that overrides get_distribution with {own}"
+        require(not own or "get_distribution" in own, "policy", policy.__name__, allowed)
         for argument in ("critic_epochs", "critic_batch_size"):
             if getattr(self, argument) is not None:
                 require_count(argument, getattr(self, argument))
-        require_number("ent_coef", self.ent_coef, "a finite number")
-        if self.max_grad_norm is not None:
-            require_number("max_grad_norm", self.max_grad_norm, "None or a number > 0", at_least=math.ulp(0.0))
-        if self.sde_sample_freq != -1:
-            require_count("sde_sample_freq", self.sde_sample_freq)
-            require(self.use_sde, "sde_sample_freq", self.sde_sample_freq, "-1 without use_sde=True")
 
     def _begin_update(self) -> None:
         """Training mode and learning rate, as SB3's algorithms do first of all."""
@@ -240,7 +307,7 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
         for _ in range(self.critic_epochs or DEFAULT_CRITIC_EPOCHS):
             shuffled = th.randperm(len(targets), device=targets.device)
             for indices in shuffled.split(self.critic_batch_size or DEFAULT_CRITIC_BATCH_SIZE):
-                predictions = self.policy.predict_values(_rows(observations, indices)).flatten()
+                predictions = self.policy.predict_values(rows(observations, indices)).flatten()
                 loss = F.mse_loss(predictions, targets[indices])
                 self._step(parameters, th.autograd.grad(loss, parameters))
                 losses.append(loss.detach())
@@ -261,9 +328,3 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
 
 def _overrides(policy_class: type, method: str) -> bool:
     return getattr(policy_class, method) is not getattr(ActorCriticPolicy, method)
-
-
-def _rows(observations: PyTorchObs, indices: th.Tensor) -> PyTorchObs:
-    if isinstance(observations, dict):
-        return {key: tensor[indices] for key, tensor in observations.items()}
-    return observations[indices]

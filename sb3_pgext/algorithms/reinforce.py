@@ -19,6 +19,7 @@ from sb3_pgext.algorithms.base import (
     policy_parameters,
     require,
     require_count,
+    require_effective,
     require_one_of,
     standardize,
 )
@@ -289,9 +290,7 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
             require_count("max_episode_steps", self.max_episode_steps)
         if self._looks_at_other_episodes and self.leave_one_out:
             require_count("n_episodes", self.n_episodes, at_least=2)
-        for argument, (only, reason) in self.ineffective_arguments().items():
-            value = getattr(self, argument)
-            require(value == only, argument, value, f"{only!r} {reason}")
+        require_effective(self, self.ineffective_arguments())
 
     @property
     def _looks_at_other_episodes(self) -> bool:

@@ -1,6 +1,7 @@
 """Acting and storing: what happens between the policy and the estimators."""
 
-from sb3_pgext.rollouts.buffers import EpisodeBatch, EpisodeBuffer
+from sb3_pgext.rollouts.buffers import EpisodeBatch, EpisodeBuffer, Rollout, StepBuffer
 from sb3_pgext.rollouts.episodes import EpisodicAlgorithm
+from sb3_pgext.rollouts.steps import FixedLengthAlgorithm
 
-__all__ = ["EpisodeBatch", "EpisodeBuffer", "EpisodicAlgorithm"]
+__all__ = ["EpisodeBatch", "EpisodeBuffer", "EpisodicAlgorithm", "FixedLengthAlgorithm", "Rollout", "StepBuffer"]

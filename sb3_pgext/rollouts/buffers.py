@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-__all__ = ["EpisodeBatch", "EpisodeBuffer"]
+__all__ = ["EpisodeBatch", "EpisodeBuffer", "Rollout", "StepBuffer"]
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,8 @@ class EpisodeBuffer(BaseBuffer):
         bootstrap_values = th.zeros(len(ends), device=self.device)
         if bootstrap and self._final_observations:
             assert value_function is not None
-            bootstrap_values[of_truncated] = value_function(self._stacked_final_observations())
+            final = [self._final_observations[key] for key in sorted(self._final_observations)]
+            bootstrap_values[of_truncated] = value_function(_stacked(final, self.device))
         values = th.zeros(len(last), device=self.device)
         if self._values:
             values = _gather(tuple(self._values), selected)
@@ -183,15 +184,157 @@ class EpisodeBuffer(BaseBuffer):
             bootstrap_values=bootstrap_values,
         )
 
-    def _stacked_final_observations(self) -> PyTorchObs:
-        """The observations s_T of the truncated episodes, in the order of the episodes."""
-        final = [self._final_observations[key] for key in sorted(self._final_observations)]
-        if isinstance(final[0], dict):
-            return {key: self.to_torch(np.stack([obs[key] for obs in final])) for key in final[0]}
-        return self.to_torch(np.stack(final))
-
     def _get_samples(self, batch_inds: np.ndarray, env: object = None) -> None:  # type: ignore[override]
         raise NotImplementedError("EpisodeBuffer hands out whole batches: use episodes()")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """
+    A fixed number of steps of each sub-environment, flat: M steps in all, sorted by sub-environment, then time.
+
+    They fall into N segments: consecutive steps of one episode. A segment ends where its episode does, or where the
+    rollout does.
+
+    :param observations: s_t, ``(M, *observation shape)``; a dict of such tensors for Dict spaces
+    :param actions: a_t as the policy drew them (not clipped), ``(M,)`` for Discrete, else ``(M, action dim)``
+    :param rewards: r_t as the VecEnv gave them, ``(M,)``
+    :param values: V(s_t) of the critic that was there while acting, ``(M,)``
+    :param log_prob: log π(a_t|s_t) of the policy that acted, ``(M,)``
+    :param segment: segment of each step, 0 … N-1, ``(M,)``, int64
+    :param continues: which segments' episodes did not end in a terminal state, ``(N,)``, bool, K of them
+    :param final_observations: the observation that follows their last step, ``(K, *observation shape)``
+    :param bootstrap_values: V of it, of the critic that was there while acting; 0 for the other segments, ``(N,)``
+    """
+
+    observations: PyTorchObs
+    actions: th.Tensor
+    rewards: th.Tensor
+    values: th.Tensor
+    log_prob: th.Tensor
+    segment: th.Tensor
+    continues: th.Tensor
+    final_observations: PyTorchObs | None
+    bootstrap_values: th.Tensor
+
+    def __len__(self) -> int:
+        """M, the number of steps."""
+        return len(self.rewards)
+
+
+class StepBuffer(BaseBuffer):
+    """
+    Records vector steps and hands them out as one :class:`Rollout`.
+
+    :param buffer_size: number of vector steps of a rollout
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param device: device of the tensors
+    :param gae_lambda: accepted because SB3 passes it to every rollout buffer; the estimators take it from the model
+    :param gamma: as ``gae_lambda``
+    :param n_envs: Number of parallel environments, E
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: th.device | str = "auto",
+        gae_lambda: float = 1,
+        gamma: float = 0.99,
+        n_envs: int = 1,
+    ):
+        super().__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self._steps: list[tuple[PyTorchObs, th.Tensor, th.Tensor, th.Tensor]] = []
+        self._outcomes: list[tuple[np.ndarray, np.ndarray]] = []
+        self._continuations: dict[tuple[int, int], tuple[Any, th.Tensor]] = {}
+
+    def size(self) -> int:
+        """Number of vector steps recorded since the last reset."""
+        return len(self._steps)
+
+    def add(
+        self,
+        observations: PyTorchObs,
+        actions: th.Tensor,
+        values: th.Tensor,
+        log_prob: th.Tensor,
+        rewards: np.ndarray,
+        dones: np.ndarray,
+    ) -> None:
+        """
+        Record one vector step. Nothing is copied: the caller hands over what is not written to again.
+
+        :param observations: ``(E, *observation shape)``, or a dict of such tensors
+        :param actions: ``(E, …)``
+        :param values: ``(E, 1)``
+        :param log_prob: ``(E,)``
+        :param rewards: ``(E,)``
+        :param dones: which episodes ended with this step, ``(E,)``, bool
+        """
+        self._steps.append((observations, actions, values, log_prob))
+        self._outcomes.append((rewards, dones))
+
+    def add_continuation(self, env_index: int, observation: Any, value: th.Tensor) -> None:
+        """
+        Record what follows the step just added, where its episode did not end in a terminal state.
+
+        :param env_index: sub-environment
+        :param observation: not batched
+        :param value: V of it, a scalar
+        """
+        self._continuations[env_index, self.size() - 1] = observation, value
+
+    def rollout(self) -> Rollout:
+        """Everything recorded since the last reset."""
+        observations, actions, values, log_prob = zip(*self._steps, strict=True)
+        rewards, ends = (np.stack(column, axis=1) for column in zip(*self._outcomes, strict=True))  # (E, T)
+        ends[:, -1] = True
+        continues = np.zeros_like(ends)
+        for key in self._continuations:
+            continues[key] = True
+        of_segments = self.to_torch(continues[ends])
+        bootstrap_values = th.zeros(len(of_segments), device=self.device)
+        final = [self._continuations[key] for key in sorted(self._continuations)]
+        if final:
+            bootstrap_values[of_segments] = th.stack([value for _, value in final])
+        return Rollout(
+            observations=_flat(observations),
+            actions=_flat_actions(_flat(actions)),
+            rewards=self.to_torch(rewards.astype(np.float32).ravel()),
+            values=_flat(values).flatten(),
+            log_prob=_flat(log_prob),
+            segment=self.to_torch(np.cumsum(ends) - ends.ravel()),
+            continues=of_segments,
+            final_observations=_stacked([observation for observation, _ in final], self.device) if final else None,
+            bootstrap_values=bootstrap_values,
+        )
+
+    def _get_samples(self, batch_inds: np.ndarray, env: object = None) -> None:  # type: ignore[override]
+        raise NotImplementedError("StepBuffer hands out whole rollouts: use rollout()")
+
+
+def _stacked(observations: list[Any], device: th.device) -> PyTorchObs:
+    """Single observations as a batch."""
+    if isinstance(observations[0], dict):
+        return {key: _stacked([obs[key] for obs in observations], device) for key in observations[0]}  # type: ignore[misc]
+    return th.as_tensor(np.stack(observations), device=device)
+
+
+def _flat(steps: tuple[Any, ...]) -> Any:
+    """
+    :param steps: of each vector step a tensor ``(E, …)`` or a dict of such tensors, T of them
+    :return: flat and sorted by sub-environment, then time, ``(M, …)``
+    """
+    if isinstance(steps[0], dict):
+        return {key: _flat(tuple(step[key] for step in steps)) for key in steps[0]}
+    return th.stack(steps, dim=1).flatten(0, 1)
 
 
 def _gather(steps: tuple[Any, ...], selected: th.Tensor) -> Any:

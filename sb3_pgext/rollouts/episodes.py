@@ -8,19 +8,23 @@ steps count in ``num_timesteps``, but nothing is learnt from them.
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_pgext.rollouts.acting import (
+    copy_of,
+    environment_actions,
+    observation_of,
+    require_finite,
+    unvalidated_distributions,
+)
 from sb3_pgext.rollouts.buffers import EpisodeBatch, EpisodeBuffer
 
 __all__ = ["EpisodeSchedule", "EpisodicAlgorithm"]
@@ -166,7 +170,7 @@ class EpisodicAlgorithm(OnPolicyAlgorithm):
             self._last_obs = env.reset()  # type: ignore[assignment]
         # Whatever ends this rollout early, what follows must not take the middle of an episode for its start.
         self._last_episode_starts = np.zeros(env.num_envs, dtype=bool)
-        _require_finite("observation", self._last_obs, 0)
+        require_finite("observation", self._last_obs, 0)
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
@@ -180,22 +184,22 @@ class EpisodicAlgorithm(OnPolicyAlgorithm):
                 self.policy.reset_noise(env.num_envs)
 
             # The environment may write its next observation into the same memory, hence the copy.
-            obs_tensor = obs_as_tensor(_copy(self._last_obs), self.device)
-            with th.no_grad(), _unvalidated_distributions():
+            obs_tensor = obs_as_tensor(copy_of(self._last_obs), self.device)
+            with th.no_grad(), unvalidated_distributions():
                 if values_in_locals:
                     action_tensor, values, log_probs = self.policy(obs_tensor)
                 else:
                     action_tensor = self.policy.get_distribution(obs_tensor).get_actions()
             action_tensor = action_tensor.reshape(-1, *self.action_space.shape)  # type: ignore[misc]
             actions = action_tensor.cpu().numpy()
-            _require_finite("action", actions, n_steps)
-            clipped_actions = self._environment_actions(actions)
+            require_finite("action", actions, n_steps)
+            clipped_actions = environment_actions(self, actions)
 
             new_obs, rewards, dones, infos = env.step(clipped_actions)
 
             self.num_timesteps += env.num_envs
-            _require_finite("reward", rewards, n_steps)
-            _require_finite("observation", new_obs, n_steps + 1)
+            require_finite("reward", rewards, n_steps)
+            require_finite("observation", new_obs, n_steps + 1)
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
@@ -243,14 +247,6 @@ class EpisodicAlgorithm(OnPolicyAlgorithm):
             name = next(name for name, parameter in parameters.items() if not parameter.isfinite().all())
             raise ValueError(f"parameter {name} of the policy is NaN or infinite: allowed are finite numbers only")
 
-    def _environment_actions(self, actions: np.ndarray) -> np.ndarray:
-        """The policy's actions as the environment takes them: a Box's are unscaled or clipped to its bounds."""
-        if not isinstance(self.action_space, spaces.Box):
-            return actions
-        if self.policy.squash_output:
-            return self.policy.unscale_action(actions)
-        return np.clip(actions, self.action_space.low, self.action_space.high)
-
     def _finish_episodes(self, ended: np.ndarray, cut: np.ndarray, new_obs: Any, infos: list[dict[str, Any]]) -> None:
         """Note the statistics of the batch's episodes that ended, and the last observation of those truncated."""
         # Episodes of idling sub-environments stay out of the statistics: the short ones among them finish more often.
@@ -259,13 +255,13 @@ class EpisodicAlgorithm(OnPolicyAlgorithm):
         for k, e in enumerate(finished):
             if cut[e]:
                 of_finished[k] = {**infos[e], "episode": self._cut_episode_info(int(e))}
-                final = {key: obs[e] for key, obs in new_obs.items()} if isinstance(new_obs, dict) else new_obs[e]
+                final = observation_of(new_obs, int(e))
             elif infos[e].get("TimeLimit.truncated", False) and infos[e].get("terminal_observation") is not None:
                 final = infos[e]["terminal_observation"]
             else:
                 continue
-            _require_finite("terminal observation", final, self.rollout_buffer.size(), int(e))
-            self.rollout_buffer.add_final_observation(int(e), _copy(final))
+            require_finite("terminal observation", final, self.rollout_buffer.size(), int(e))
+            self.rollout_buffer.add_final_observation(int(e), copy_of(final))
         self._update_info_buffer(of_finished, ended[finished])
 
     def _cut_episode_info(self, env_index: int) -> dict[str, float]:
@@ -286,36 +282,6 @@ class EpisodicAlgorithm(OnPolicyAlgorithm):
         return [*super()._excluded_save_params(), "episodes"]
 
 
-def _copy(obs: Any) -> Any:
-    """Of an array, or of a dict of arrays."""
-    return {key: value.copy() for key, value in obs.items()} if isinstance(obs, dict) else np.array(obs)
-
-
-def _require_finite(what: str, array: Any, n_steps: int, env_index: int | None = None) -> None:
-    """
-    :param what: name of the quantity, for the message
-    :param array: one row per sub-environment, ``(E, …)``, or that of a single one; a dict of such arrays
-    :param n_steps: vector steps since the start of the rollout, for the message
-    :param env_index: sub-environment, if the array is of a single one
-    :raises ValueError: naming the first sub-environment with a NaN or an infinity
-    """
-    if isinstance(array, dict):
-        for key, value in array.items():
-            _require_finite(f"{what} {key!r}", value, n_steps, env_index)
-        return
-    array = np.asarray(array)
-    # The sum of squares is not finite if any entry is not, and several times cheaper than looking at each.
-    if array.dtype.kind == "f" and not math.isfinite(np.vdot(array, array)):
-        rows = array[np.newaxis] if env_index is not None else array
-        bad = ~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
-        if bad.any():
-            e = int(np.argmax(bad))
-            raise ValueError(
-                f"{what}={rows[e]!r} of sub-environment {e if env_index is None else env_index} at vector step "
-                f"{n_steps} of this rollout: allowed are finite numbers only"
-            )
-
-
 def _may_look_at_values(callback: BaseCallback | None) -> bool:
     """Whether a callback may read ``values`` or ``log_probs`` in its locals; those of SB3 do not."""
     if isinstance(callback, CallbackList):
@@ -326,14 +292,3 @@ def _may_look_at_values(callback: BaseCallback | None) -> bool:
         children = (getattr(callback, name, None) for name in ("callback", "callback_on_new_best"))
         return any(_may_look_at_values(child) for child in children if child is not None)
     return True
-
-
-@contextmanager
-def _unvalidated_distributions() -> Iterator[None]:
-    """Without torch's validation of distribution arguments: a fifth of the time of acting, and a synchronisation."""
-    validate = th.distributions.Distribution._validate_args
-    th.distributions.Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        th.distributions.Distribution.set_default_validate_args(validate)

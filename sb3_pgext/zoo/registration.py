@@ -1,20 +1,21 @@
 """The one list of our algorithms, and its registration with rl_zoo3."""
 
 from rl_zoo3 import ALGOS
-from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER, convert_onpolicy_params
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_pgext.algorithms import REINFORCE
-from sb3_pgext.zoo.samplers import convert_params, sample_reinforce_params
+from sb3_pgext.algorithms import REINFORCE, ClippedCriticPPO
+from sb3_pgext.zoo.samplers import convert_params, sample_ppo_cc_params, sample_reinforce_params
 
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"reinforce": REINFORCE}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"reinforce": REINFORCE, "ppo_cc": ClippedCriticPPO}
 """Zoo key and class of each algorithm of sb3-pgext."""
 
-_SAMPLERS = {"reinforce": sample_reinforce_params}
+_SAMPLERS = {"reinforce": sample_reinforce_params, "ppo_cc": sample_ppo_cc_params}
+_CONVERTERS = {"reinforce": convert_params, "ppo_cc": convert_onpolicy_params}
 
 
 def register() -> None:
     """Make rl_zoo3 know our algorithms: to train, enjoy and optimise them."""
     ALGOS.update(ALGORITHMS)
     HYPERPARAMS_SAMPLER.update(_SAMPLERS)
-    HYPERPARAMS_CONVERTER.update(dict.fromkeys(ALGORITHMS, convert_params))
+    HYPERPARAMS_CONVERTER.update(_CONVERTERS)

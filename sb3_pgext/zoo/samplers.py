@@ -1,8 +1,10 @@
 """Search spaces of ``sb3-pgext train --optimize``: the numbers of an algorithm, for optuna to choose."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import optuna
+from rl_zoo3.hyperparams_opt import sample_ppo_params
 from torch import nn
 
 _NET_ARCH = {"tiny": [64], "small": [64, 64], "medium": [256, 256]}
@@ -68,3 +70,44 @@ def sample_reinforce_params(
     if config.get("critic_target") == "lambda":
         sampled["one_minus_gae_lambda"] = trial.suggest_float("one_minus_gae_lambda", 1e-3, 0.3, log=True)
     return convert_params(sampled)
+
+
+def sample_ppo_cc_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    What rl_zoo3 samples for PPO, and the numbers of the surrogate and the critic that the configuration has.
+
+    :param trial: the trial to sample for
+    :param n_actions: dimension of a continuous action
+    :param n_envs: number of environments
+    :param additional_args: rl_zoo3's settings of replay buffers
+    :return: keyword arguments of :class:`sb3_pgext.ClippedCriticPPO`
+    """
+    config = trial.study.user_attrs
+    surrogate = config.get("surrogate", "clip")
+    if surrogate == "clip":
+        sampled = sample_ppo_params(trial, n_actions, n_envs, additional_args)
+    else:
+        sampled = sample_ppo_params(cast(optuna.Trial, _WithoutClipRange(trial)), n_actions, n_envs, additional_args)
+        del sampled["clip_range"]
+    if config.get("value_clip", "max") != "none":
+        sampled["clip_range_vf"] = trial.suggest_float("clip_range_vf", 0.05, 50.0, log=True)
+    if surrogate in ("kl", "adaptive_kl"):
+        sampled["kl_coef"] = trial.suggest_float("kl_coef", 0.1, 30.0, log=True)
+    if surrogate == "adaptive_kl":
+        sampled["kl_target"] = trial.suggest_float("kl_target", 1e-3, 0.1, log=True)
+    return sampled
+
+
+class _WithoutClipRange:
+    """A trial that does not record the choice of a ``clip_range``, for a surrogate that has none."""
+
+    def __init__(self, trial: optuna.Trial):
+        self._trial = trial
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trial, name)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return choices[0] if name == "clip_range" else self._trial.suggest_categorical(name, choices)

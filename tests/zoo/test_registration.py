@@ -8,12 +8,13 @@ import rl_zoo3
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
 
-from sb3_pgext import REINFORCE
+from sb3_pgext import REINFORCE, ClippedCriticPPO
 from sb3_pgext.zoo import ALGORITHMS
 
 
 def test_our_algorithms_are_in_rl_zoo3s_tables() -> None:
     assert ALGORITHMS["reinforce"] is REINFORCE
+    assert ALGORITHMS["ppo_cc"] is ClippedCriticPPO
     for algo, algorithm in ALGORITHMS.items():
         assert ALGOS[algo] is algorithm
         assert rl_zoo3.ALGOS[algo] is algorithm
@@ -40,6 +41,26 @@ def test_whatever_is_sampled_for_reinforce_is_accepted_beside_its_configuration(
         REINFORCE("MlpPolicy", "CartPole-v1", device="cpu", **config | sampled)
         # --trial-id gets its parameters back from the numbers that the study has kept.
         assert HYPERPARAMS_CONVERTER["reinforce"](trial.params) == sampled
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        *({"surrogate": surrogate} for surrogate in ("kl", "adaptive_kl", "none")),
+        *({"value_clip": value_clip} for value_clip in ("clip", "none")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+def test_whatever_is_sampled_for_ppo_cc_is_accepted_beside_its_configuration(config: dict[str, Any]) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for key, value in config.items():
+        study.set_user_attr(key, str(value))
+    for _ in range(10):
+        trial = study.ask()
+        sampled = HYPERPARAMS_SAMPLER["ppo_cc"](trial, 1, 8, {})
+        ClippedCriticPPO("MlpPolicy", "CartPole-v1", device="cpu", **config | sampled)
+        assert HYPERPARAMS_CONVERTER["ppo_cc"](trial.params) == sampled
 
 
 def test_the_critics_numbers_are_sampled_where_there_is_a_critic() -> None:

@@ -1,0 +1,54 @@
+"""Action distributions as plain tensors, and the divergence between two policies in closed form."""
+
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.distributions import Distribution, sum_independent_dims
+from torch.distributions import Distribution as TorchDistribution
+
+__all__ = ["distribution_parameters", "kl_divergence"]
+
+
+def distribution_parameters(distribution: Distribution) -> tuple[th.Tensor, ...]:
+    """
+    What determines the distributions of a batch: log-probabilities, or means and standard deviations.
+
+    SB3's policies return the same object each time, with other contents; these tensors stay as they are.
+
+    :param distribution: of B states
+    :return: tensors of B rows each, differentiable
+    """
+    return tuple(getattr(part, name) for part in _parts(distribution) for name in _names(part))
+
+
+def kl_divergence(old: tuple[th.Tensor, ...], new: Distribution, direction: str) -> th.Tensor:
+    """
+    KL(π_old ‖ π_θ) or KL(π_θ ‖ π_old) of all action dimensions together, in each state, in closed form.
+
+    Of distributions squashed by tanh it is the divergence before the squashing, which a bijection does not change.
+    (Beside ``kl_divergence`` of SB3's distributions: that one leaves the dimensions of a Box or MultiBinary apart.)
+
+    :param old: :func:`distribution_parameters` of π_old
+    :param new: π_θ in the same B states
+    :param direction: ``"old_new"`` or ``"new_old"``
+    :return: ``(B,)``, differentiable
+    """
+    remaining, total = iter(old), th.zeros(len(old[0]), device=old[0].device)
+    for part in _parts(new):
+        of_old: dict[str, Any] = {name: next(remaining) for name in _names(part)}
+        old_part = type(part)(**of_old)
+        p, q = (old_part, part) if direction == "old_new" else (part, old_part)
+        kl = th.distributions.kl_divergence(p, q)
+        total = total + (sum_independent_dims(kl) if kl.ndim > 1 else kl)
+    return total
+
+
+def _parts(distribution: Distribution) -> list[TorchDistribution]:
+    """The torch distributions of an SB3 distribution: one, or for MultiDiscrete one for each action."""
+    inner = distribution.distribution
+    return inner if isinstance(inner, list) else [inner]
+
+
+def _names(part: TorchDistribution) -> list[str]:
+    """The constructor arguments that determine it."""
+    return ["logits"] if "logits" in part.arg_constraints else list(part.arg_constraints)

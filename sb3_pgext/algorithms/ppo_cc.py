@@ -1,0 +1,492 @@
+"""PPO with a clipped critic: SB3's PPO, and the other surrogates of its paper."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+
+from sb3_pgext.algorithms.base import (
+    check_common_arguments,
+    explained_variance,
+    minibatch_mean,
+    require,
+    require_count,
+    require_effective,
+    require_one_of,
+    require_positive,
+    require_positive_schedule,
+    rows,
+    standardize,
+)
+from sb3_pgext.algorithms.distributions import distribution_parameters, kl_divergence
+from sb3_pgext.algorithms.optimizers import flattened, shorten_gradient
+from sb3_pgext.estimators.returns import rollout_advantages
+from sb3_pgext.estimators.surrogates import (
+    adapted_kl_coef,
+    approximate_kl,
+    clipped_ratios,
+    clipped_surrogate,
+    clipped_values,
+    kl_penalized_surrogate,
+    unclipped_surrogate,
+    value_loss,
+)
+from sb3_pgext.rollouts import FixedLengthAlgorithm, StepBuffer
+from sb3_pgext.rollouts.acting import unvalidated_distributions
+
+__all__ = ["ClippedCriticPPO"]
+
+SelfClippedCriticPPO = TypeVar("SelfClippedCriticPPO", bound="ClippedCriticPPO")
+
+
+class Steps(NamedTuple):
+    """
+    What an update needs to know of B steps, flat.
+
+    :param observations: ``(B, *observation shape)``, or a dict of such tensors
+    :param actions: ``(B, …)``
+    :param old_values: V_old of the critic that was there while acting, ``(B,)``
+    :param old_log_prob: of the policy that acted, ``(B,)``
+    :param advantages: Ψ, ``(B,)``
+    :param targets: y, ``(B,)``
+    :param old_distribution: parameters of π_old, ``(B, …)`` each; empty where the surrogate has no divergence
+    """
+
+    observations: PyTorchObs
+    actions: th.Tensor
+    old_values: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+    targets: th.Tensor
+    old_distribution: tuple[th.Tensor, ...]
+
+
+class Coefficients(NamedTuple):
+    """The numbers of an update that schedules or adaptation change: ε, ε̂ (∞ without clipping) and β."""
+
+    clip_range: float
+    clip_range_vf: float
+    kl_coef: float
+
+
+class Terms(NamedTuple):
+    """What a minibatch leaves for the log, constant: the terms of its loss, scalars, and vectors of its B steps."""
+
+    policy_gradient_loss: th.Tensor
+    value_loss: th.Tensor
+    entropy_loss: th.Tensor
+    loss: th.Tensor
+    log_ratio: th.Tensor
+    values: th.Tensor
+    targets: th.Tensor
+    old_values: th.Tensor
+
+
+class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
+    r"""
+    Proximal policy optimisation (Schulman et al. 2017; lectures 002, 004): a drop-in replacement of SB3's PPO, which
+    adds the clipped critic of the lecture and the original implementations, and the KL-penalised surrogates.
+
+    With ``value_clip="none"`` it is SB3's PPO with ``clip_range_vf=None``, with ``value_clip="clip"`` SB3's PPO with
+    that ``clip_range_vf``: same seed, same parameters, up to rounding.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or an ActorCriticPolicy class)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: can be a function of the remaining progress (from 1 to 0)
+    :param n_steps: steps of each sub-environment per update
+    :param batch_size: Minibatch size
+    :param n_epochs: passes over the rollout per update
+    :param gamma: Discount factor, in [0, 1]
+    :param gae_lambda: trade-off of bias against variance of the advantages, in [0, 1]
+    :param clip_range: ε of ``surrogate="clip"``; can be a function of the remaining progress
+    :param clip_range_vf: ε̂ of the clipped critic, in the units of the returns; can be a function of the remaining
+        progress. Not used by ``value_clip="none"``
+    :param normalize_advantage: standardise the advantages over each ``"minibatch"`` (True means the same), over the
+        whole ``"rollout"``, or not at all (False)
+    :param ent_coef: coefficient of the mean entropy in the objective
+    :param vf_coef: coefficient of the critic's loss
+    :param max_grad_norm: The maximum norm of the gradient of a step; None for no limit
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
+        (-1: only at the beginning of the rollout)
+    :param rollout_buffer_class: None, or a subclass of :class:`~sb3_pgext.rollouts.StepBuffer`
+    :param rollout_buffer_kwargs: additional arguments of its constructor
+    :param target_kl: end the update where the estimated divergence from the policy that acted exceeds 1.5 times this
+        (one device synchronisation per minibatch); None for no limit
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, …) on which the code should be run; "auto" uses the GPU if possible
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :param value_clip: the critic's loss, with L1 = (y - V)² and L2 = (y - V_old - clip(V - V_old, -ε̂, ε̂))²:
+        ``"max"`` (mean of the larger one), ``"clip"`` (L2 alone, which is what SB3's ``clip_range_vf`` does) or
+        ``"none"`` (L1 alone)
+    :param surrogate: ``"clip"`` (min(ρΨ, clip(ρ, 1-ε, 1+ε)Ψ)), ``"kl"`` (ρΨ - β KL), ``"adaptive_kl"`` (the same, with
+        β halved or doubled after each update) or ``"none"`` (ρΨ)
+    :param kl_coef: β of ``"kl"``, the first one of ``"adaptive_kl"``
+    :param kl_target: the mean divergence per update that ``"adaptive_kl"`` aims at
+    :param kl_direction: ``"old_new"`` for KL(π_old ‖ π_θ), as in the paper, or ``"new_old"`` for KL(π_θ ‖ π_old), as in
+        lecture 004 (for ``"kl"`` and ``"adaptive_kl"``)
+    :param recompute_advantage: compute advantages and targets anew with the current critic before each epoch but the
+        first (Andrychowicz et al. 2021); V_old stays
+    :raises ValueError: an argument is not allowed, or would have no effect beside the others
+    """
+
+    clip_range: Any
+    clip_range_vf: Any
+    normalize_advantage: bool | str  # type: ignore[assignment]
+    max_grad_norm: float | None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = 0.2,
+        normalize_advantage: bool | str = "minibatch",
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float | None = 0.5,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[StepBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        value_clip: str = "max",
+        surrogate: str = "clip",
+        kl_coef: float = 1.0,
+        kl_target: float = 0.01,
+        kl_direction: str = "old_new",
+        recompute_advantage: bool = False,
+    ):
+        require_count("batch_size", batch_size)
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=False,  # Ours is set, and checked, below.
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,  # type: ignore[arg-type]
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            target_kl=target_kl,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.normalize_advantage = normalize_advantage
+        self.value_clip = value_clip
+        self.surrogate = surrogate
+        self.kl_coef = kl_coef
+        self.kl_target = kl_target
+        self.kl_direction = kl_direction
+        self.recompute_advantage = recompute_advantage
+
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        if self.value_clip == "none":
+            self.clip_range_vf = None
+        super()._setup_model()
+
+    @property
+    def penalizes_kl(self) -> bool:
+        """Whether the surrogate contains a divergence."""
+        return self.surrogate in ("kl", "adaptive_kl")
+
+    def train(self) -> None:
+        """Epochs of minibatch steps along the surrogate of the rollout just collected, the critic's loss beside it."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        coefficients, parameters = self._coefficients(), list(self.policy.parameters())
+        old_distribution = self._distribution_parameters()
+        steps = self._steps(old_distribution)
+        terms: list[Terms] = []
+        gradient_norms: list[th.Tensor] = []
+
+        with unvalidated_distributions(), flattened(self.policy.optimizer) as optimizer:
+            for minibatch in self._minibatches(steps):
+                loss, measured = self._loss(minibatch, coefficients)
+                terms.append(measured)
+                if (
+                    self.target_kl is not None
+                    and approximate_kl(measured.log_ratio).mean().item() > 1.5 * self.target_kl
+                ):
+                    break
+                gradient_norms.append(self._descend(loss, optimizer, parameters))
+
+        last_loss = terms[-1].loss.item()
+        require(math.isfinite(last_loss), "loss", last_loss, f"a finite number (update {self._n_updates})")
+        kl = self._mean_kl(old_distribution)
+        self._log(steps, terms, gradient_norms, coefficients, kl)
+        if self.surrogate == "adaptive_kl":
+            self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.kl_target)
+
+    def _coefficients(self) -> Coefficients:
+        progress = self._current_progress_remaining
+        clip_range_vf = math.inf if self.clip_range_vf is None else self.clip_range_vf(progress)
+        return Coefficients(self.clip_range(progress), clip_range_vf, self.kl_coef)
+
+    def _steps(self, old_distribution: tuple[th.Tensor, ...]) -> Steps:
+        """The rollout, with the advantages and targets of the critic that acted."""
+        rollout = self.rollout
+        advantages, targets = self._advantages(rollout.values, rollout.bootstrap_values)
+        return Steps(
+            rollout.observations,
+            rollout.actions,
+            rollout.values,
+            rollout.log_prob,
+            advantages,
+            targets,
+            old_distribution if self.penalizes_kl else (),
+        )
+
+    def _advantages(self, values: th.Tensor, bootstrap_values: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param values: V on the rollout, ``(M,)``
+        :param bootstrap_values: V of what follows its segments, ``(N,)``
+        :return: Ψ and the critic's target y = Ψ + V, each ``(M,)``; Ψ standardised if that is done once per rollout
+        """
+        advantages = rollout_advantages(
+            self.rollout.rewards,
+            values,
+            self.rollout.segment,
+            self.gamma,
+            self.gae_lambda,
+            bootstrap_values,
+            self.n_envs,
+        )
+        targets = advantages + values
+        return standardize(advantages) if self.normalize_advantage == "rollout" else advantages, targets
+
+    def _recomputed_advantages(self) -> tuple[th.Tensor, th.Tensor]:
+        """Ψ and y of the current critic, each ``(M,)``."""
+        bootstrap_values = th.zeros_like(self.rollout.bootstrap_values)
+        with self._evaluation():
+            if self.rollout.final_observations is not None:
+                bootstrap_values[self.rollout.continues] = self._values(self.rollout.final_observations)
+            return self._advantages(self._values(self.rollout.observations), bootstrap_values)
+
+    def _minibatches(self, steps: Steps) -> Iterator[Steps]:
+        """Those of all epochs, drawn as SB3 draws them."""
+        n_steps = len(steps.targets)
+        for epoch in range(self.n_epochs):
+            if self.recompute_advantage and epoch > 0:
+                advantages, targets = self._recomputed_advantages()
+                steps = steps._replace(advantages=advantages, targets=targets)
+            self._n_updates += 1
+            order = np.random.permutation(n_steps)  # noqa: NPY002  the generator that SB3 draws from
+            shuffled = rows(steps, th.as_tensor(order, device=self.device))
+            for start in range(0, n_steps, self.batch_size):
+                yield rows(shuffled, slice(start, start + self.batch_size))
+
+    def _loss(self, minibatch: Steps, coefficients: Coefficients) -> tuple[th.Tensor, Terms]:
+        """
+        What the step descends: a function of the policy's parameters, the minibatch and the coefficients alone.
+
+        :param minibatch: B steps
+        :param coefficients: the update's
+        :return: the loss, differentiable, and its terms
+        """
+        values, log_prob, entropy = self.policy.evaluate_actions(minibatch.observations, minibatch.actions)
+        values = values.flatten()
+        log_ratio = log_prob - minibatch.old_log_prob
+        ratio = log_ratio.exp()
+        advantages = minibatch.advantages
+        if self.normalize_advantage in (True, "minibatch"):
+            advantages = standardize(advantages)
+
+        policy_gradient_loss = -self._surrogate(ratio, advantages, minibatch.old_distribution, coefficients)
+        critic_loss = value_loss(
+            values, minibatch.targets, minibatch.old_values, self.value_clip, coefficients.clip_range_vf
+        )
+        entropy_loss = -(-log_prob if entropy is None else entropy).mean()
+
+        loss = policy_gradient_loss
+        if self.ent_coef:
+            loss = loss + self.ent_coef * entropy_loss
+        loss = loss + self.vf_coef * critic_loss
+        scalars = (policy_gradient_loss, critic_loss, entropy_loss, loss)
+        vectors = (log_ratio, values, minibatch.targets, minibatch.old_values)
+        return loss, Terms(*(x.detach() for x in scalars + vectors))
+
+    def _surrogate(
+        self,
+        ratio: th.Tensor,
+        advantages: th.Tensor,
+        old_distribution: tuple[th.Tensor, ...],
+        coefficients: Coefficients,
+    ) -> th.Tensor:
+        """Of the policy that has just been evaluated."""
+        if self.surrogate == "clip":
+            return clipped_surrogate(ratio, advantages, coefficients.clip_range)
+        if self.surrogate == "none":
+            return unclipped_surrogate(ratio, advantages)
+        kl = kl_divergence(old_distribution, self.policy.action_dist, self.kl_direction)
+        return kl_penalized_surrogate(ratio, advantages, kl, coefficients.kl_coef)
+
+    def _descend(self, loss: th.Tensor, optimizer: th.optim.Optimizer, parameters: list[th.nn.Parameter]) -> th.Tensor:
+        """
+        One optimizer step.
+
+        :return: the norm of the gradient before it is shortened, scalar
+        """
+        optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+        limit = math.inf if self.max_grad_norm is None else self.max_grad_norm
+        norm = shorten_gradient(parameters, optimizer, limit)
+        optimizer.step()
+        return norm
+
+    def _distribution_parameters(self) -> tuple[th.Tensor, ...]:
+        """Those of π_θ on the rollout, constant."""
+        with self._evaluation(), th.no_grad():
+            distribution = self.policy.get_distribution(self.rollout.observations)
+        require(
+            not self.penalizes_kl or distribution is self.policy.action_dist,
+            "surrogate",
+            self.surrogate,
+            "'clip' or 'none' with a policy that does not keep its distribution in `action_dist`",
+        )
+        return distribution_parameters(distribution)
+
+    def _mean_kl(self, old_distribution: tuple[th.Tensor, ...]) -> float:
+        """The mean divergence on the rollout between the policy that acted and the current one."""
+        with self._evaluation(), th.no_grad():
+            distribution = self.policy.get_distribution(self.rollout.observations)
+            return kl_divergence(old_distribution, distribution, self.kl_direction).mean().item()
+
+    @contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        """As while acting: without dropout, batch statistics as they are."""
+        self.policy.set_training_mode(False)
+        try:
+            yield
+        finally:
+            self.policy.set_training_mode(True)
+
+    def _log(
+        self, steps: Steps, terms: list[Terms], gradient_norms: list[th.Tensor], coefficients: Coefficients, kl: float
+    ) -> None:
+        """SB3's keys and ours, means over the minibatches; ``approx_kl`` of the last epoch, ``loss`` the last."""
+        means = {name: th.stack([getattr(t, name) for t in terms]).mean() for name in Terms._fields[:3]}
+        means["loss"] = terms[-1].loss
+        log_ratio, values, targets, old_values = (th.cat(column) for column in list(zip(*terms, strict=True))[4:])
+        sizes = th.tensor([len(t.log_ratio) for t in terms], device=self.device)
+        of_epoch = (len(terms) - 1) % math.ceil(len(steps.targets) / self.batch_size) + 1
+        last = int(sizes[-of_epoch:].sum())
+        means["approx_kl"] = minibatch_mean(approximate_kl(log_ratio[-last:]), sizes[-of_epoch:])
+        if self.surrogate == "clip":
+            clipped = clipped_ratios(log_ratio.exp(), coefficients.clip_range)
+            means["clip_fraction"] = minibatch_mean(clipped, sizes)
+        if self.value_clip != "none":
+            clipped = clipped_values(values, targets, old_values, self.value_clip, coefficients.clip_range_vf)
+            means["value_clip_fraction"] = minibatch_mean(clipped, sizes)
+        means["explained_variance"] = explained_variance(steps.old_values, steps.targets)
+        if gradient_norms:
+            means["grad_norm"] = th.stack(gradient_norms).mean()
+        if hasattr(self.policy, "log_std"):
+            means["std"] = self.policy.log_std.detach().exp().mean()
+        logged = dict(zip(means, th.stack(list(means.values())).tolist(), strict=True)) | {"kl": kl}
+        if self.surrogate == "clip":
+            logged["clip_range"] = coefficients.clip_range
+        if self.value_clip != "none":
+            logged["clip_range_vf"] = coefficients.clip_range_vf
+        if self.penalizes_kl:
+            logged["kl_coef"] = coefficients.kl_coef
+        for name, value in logged.items():
+            self.logger.record(f"train/{name}", value)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _check_arguments(self) -> None:
+        """:raises ValueError: naming the argument, its value and what is allowed"""
+        check_common_arguments(self)
+        for argument in ("n_steps", "batch_size", "n_epochs"):
+            require_count(argument, getattr(self, argument))
+        suitable = self.rollout_buffer_class is None or issubclass(self.rollout_buffer_class, StepBuffer)
+        require(suitable, "rollout_buffer_class", self.rollout_buffer_class, "None or a subclass of StepBuffer")
+        require_one_of("value_clip", self.value_clip, ("max", "clip", "none"))
+        require_one_of("surrogate", self.surrogate, ("clip", "kl", "adaptive_kl", "none"))
+        require_one_of("kl_direction", self.kl_direction, ("old_new", "new_old"))
+        require_one_of("normalize_advantage", self.normalize_advantage, ("minibatch", True, "rollout", False))
+        if self.normalize_advantage in (True, "minibatch"):
+            require_count("batch_size", self.batch_size, at_least=2)
+        require(math.isfinite(self.vf_coef), "vf_coef", self.vf_coef, "a finite number")
+        require_positive_schedule("clip_range", self.clip_range)
+        if self.value_clip != "none":
+            require_positive_schedule("clip_range_vf", self.clip_range_vf)
+        require_positive("kl_coef", self.kl_coef)
+        require_positive("kl_target", self.kl_target)
+        if self.target_kl is not None:
+            require_positive("target_kl", self.target_kl)
+        require_effective(self, self.ineffective_arguments())
+
+    def ineffective_arguments(self) -> dict[str, tuple[Any, str]]:
+        """
+        The arguments that would be ignored beside the others, which is why no other value of them is accepted.
+
+        :return: name → the value that they must have, and the reason
+        """
+        arguments: dict[str, tuple[Any, str]] = {}
+        of_surrogate = f"(the default) with surrogate={self.surrogate!r}"
+        if self.surrogate != "clip":
+            arguments["clip_range"] = (0.2, f"{of_surrogate}: only 'clip' uses it")
+        if not self.penalizes_kl:
+            arguments["kl_coef"] = (1.0, f"{of_surrogate}: only 'kl' and 'adaptive_kl' use it")
+            arguments["kl_direction"] = ("old_new", f"{of_surrogate}: only 'kl' and 'adaptive_kl' use it")
+        if self.surrogate != "adaptive_kl":
+            arguments["kl_target"] = (0.01, f"{of_surrogate}: only 'adaptive_kl' uses it")
+        if self.value_clip == "none" and self.clip_range_vf is not None:
+            arguments["clip_range_vf"] = (0.2, "(the default) or None with value_clip='none', which does not use it")
+        if self.n_epochs == 1:
+            arguments["recompute_advantage"] = (False, "with n_epochs=1: there is no second epoch")
+        return arguments
+
+    def learn(
+        self: SelfClippedCriticPPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "ClippedCriticPPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfClippedCriticPPO:
+        """SB3's ``learn``."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

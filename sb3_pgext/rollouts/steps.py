@@ -1,0 +1,120 @@
+"""Fixed-length collection: the rollouts of SB3's ``OnPolicyAlgorithm``, to the bit, with less work per step.
+
+Actions, values and log-probabilities come from one pass of the policy, in SB3's order, so that a seed draws the same
+actions. What SB3 does step by step but nobody needs before the rollout is complete is done once, at its end: copies
+into storage and transfers.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_pgext.rollouts.acting import (
+    checked_copy,
+    environment_actions,
+    observation_of,
+    require_finite,
+    unvalidated_distributions,
+)
+from sb3_pgext.rollouts.buffers import Rollout, StepBuffer
+
+__all__ = ["FixedLengthAlgorithm"]
+
+
+class FixedLengthAlgorithm(OnPolicyAlgorithm):
+    """
+    An SB3 on-policy algorithm that learns from ``n_steps`` steps of each sub-environment.
+
+    After the collection they lie in ``rollout``.
+    """
+
+    rollout_buffer: StepBuffer  # type: ignore[assignment]
+    rollout: Rollout
+
+    def _setup_model(self) -> None:
+        if self.rollout_buffer_class is None:
+            self.rollout_buffer_class = StepBuffer  # type: ignore[assignment]
+        super()._setup_model()
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: StepBuffer,  # type: ignore[override]
+        n_rollout_steps: int,
+    ) -> bool:
+        """
+        Play ``n_rollout_steps`` steps of each sub-environment and store them in ``self.rollout``.
+
+        The callbacks see what they see in SB3, with the same names in their ``locals``.
+
+        :param env: the training environment
+        :param callback: called at each step, and at the beginning and end of the rollout
+        :param rollout_buffer: buffer to fill
+        :param n_rollout_steps: number of vector steps
+        :return: False if the callback ended the training; the steps so far are dropped
+        :raises ValueError: an observation, action or reward is not finite; it names the sub-environment and the step
+        """
+        assert self._last_obs is not None, "No previous observation was provided"
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        callback.on_rollout_start()
+
+        for n_steps in range(n_rollout_steps):
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+
+            # The environment may write its next observation into the same memory, hence the copy.
+            obs_tensor = obs_as_tensor(checked_copy(self._last_obs, n_steps), self.device)
+            with th.no_grad(), unvalidated_distributions():
+                action_tensor, values, log_probs = self.policy(obs_tensor)
+            actions = action_tensor.cpu().numpy()
+            require_finite("action", actions, n_steps)
+            clipped_actions = environment_actions(self, actions)
+
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+                return False
+
+            require_finite("reward", rewards, n_steps)
+            self._update_info_buffer(infos, dones)
+            rollout_buffer.add(obs_tensor, action_tensor, values, log_probs, rewards.copy(), dones.copy())
+            # One at a time, and below all at once, as SB3 does: a matrix product rounds by the number of its rows.
+            for e in np.flatnonzero(dones):
+                if infos[e].get("TimeLimit.truncated", False) and infos[e].get("terminal_observation") is not None:
+                    final_obs = infos[e]["terminal_observation"]
+                    value = self._values(self.policy.obs_to_tensor(final_obs)[0])[0]
+                    rollout_buffer.add_continuation(int(e), final_obs, value)
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+
+        last_obs = checked_copy(new_obs, n_rollout_steps)
+        values = self._values(obs_as_tensor(last_obs, self.device))
+        for e in np.flatnonzero(~dones):
+            rollout_buffer.add_continuation(int(e), observation_of(last_obs, int(e)), values[e])
+        self.rollout = rollout_buffer.rollout()
+        rollout_buffer.reset()
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _values(self, observations: Any) -> th.Tensor:
+        """
+        :param observations: ``(K, *observation shape)``
+        :return: V of the current critic, ``(K,)``, constant
+        """
+        with th.no_grad():
+            return self.policy.predict_values(observations).flatten()
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "rollout"]

@@ -1,0 +1,424 @@
+"""Claim: ClippedCriticPPO is SB3's PPO to the bit where the options agree, and its own options do what they say."""
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_pgext import ClippedCriticPPO
+from sb3_pgext.algorithms.distributions import distribution_parameters, kl_divergence
+from sb3_pgext.algorithms.optimizers import flattened
+from tests.environments import AnySpaces, Scripted
+
+VECTOR = spaces.Box(-1, 1, (3,), np.float32)
+IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+DICT = spaces.Dict({"vector": VECTOR, "kind": spaces.Discrete(3)})
+ACTIONS = {
+    "discrete": spaces.Discrete(3),
+    "box": spaces.Box(-2, 1, (2,), np.float32),
+    "box_2d": spaces.Box(-2, 1, (2, 2), np.float32),
+    "multi_discrete": spaces.MultiDiscrete([2, 3]),
+    "multi_binary": spaces.MultiBinary(3),
+}
+
+
+def vector_of(model):
+    return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
+
+
+def model_on(env=None, policy="MlpPolicy", cls=ClippedCriticPPO, **parameters):
+    env = make_vec_env("CartPole-v1", 2, seed=0) if env is None else env
+    defaults = {"n_steps": 64, "batch_size": 32, "n_epochs": 3, "seed": 0, "device": "cpu"}
+    return cls(policy, env, **{**defaults, **parameters})
+
+
+def parameters_after(steps=256, **parameters):
+    """The parameters after a short training, as one vector."""
+    return vector_of(model_on(**parameters).learn(steps))
+
+
+# --- the drop-in -----------------------------------------------------------------------------------------------------
+
+
+def any_spaces(observation_space, action_space):
+    def build():
+        env = DummyVecEnv([lambda: RewardsAndLimits(observation_space, action_space)] * 2)
+        env.seed(0)
+        env.action_space.seed(0)
+        return env
+
+    return build
+
+
+class RewardsAndLimits(AnySpaces):
+    """Rewards that vary, and every second episode is truncated."""
+
+    episodes = 0
+
+    def step(self, action):
+        observation, _, terminated, _, info = super().step(action)
+        self.episodes += terminated
+        truncated = terminated and self.episodes % 2 == 0
+        return observation, float(self.t + np.sum(action)), terminated and not truncated, truncated, info
+
+
+ENVIRONMENTS = {
+    "CartPole-v1": lambda: make_vec_env("CartPole-v1", 3, seed=0),
+    "Pendulum-v1": lambda: make_vec_env("Pendulum-v1", 3, seed=0),
+    "MultiDiscrete": any_spaces(VECTOR, ACTIONS["multi_discrete"]),
+    "MultiBinary": any_spaces(VECTOR, ACTIONS["multi_binary"]),
+    "Dict": any_spaces(DICT, ACTIONS["box_2d"]),
+    "VecNormalize": lambda: VecNormalize(make_vec_env("Pendulum-v1", 3, seed=0)),
+}
+
+
+def both(env, theirs, ours):
+    """SB3's model and ours after 5 updates, from two equal environments."""
+    policy = "MultiInputPolicy" if env == "Dict" else "MlpPolicy"
+    sizes = {"n_steps": 101, "batch_size": 32}  # The last minibatch of an epoch is smaller; Pendulum is truncated.
+    models = []
+    for cls, parameters in ((PPO, theirs), (ClippedCriticPPO, ours)):
+        vec_env = ENVIRONMENTS[env]()
+        model = model_on(vec_env, policy, cls, **sizes, **parameters)
+        models.append(model.learn(5 * 101 * vec_env.num_envs))
+    return models
+
+
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+@pytest.mark.parametrize("value_clip", ["none", "clip"])
+@pytest.mark.parametrize(
+    ("env", "options"),
+    [
+        *((env, {}) for env in ENVIRONMENTS),
+        *((env, {"target_kl": 1e-4, "learning_rate": 3e-3}) for env in ("CartPole-v1", "Pendulum-v1")),
+        ("Pendulum-v1", {"use_sde": True, "sde_sample_freq": 4}),
+        ("VecNormalize", {"use_sde": True, "target_kl": 0.01}),
+        ("CartPole-v1", {"normalize_advantage": False, "ent_coef": 0.01, "clip_range": lambda p: 0.1 * p + 0.1}),
+        ("CartPole-v1", {"policy_kwargs": {"optimizer_class": th.optim.RMSprop}}),
+    ],
+)
+def test_same_bits_as_sb3(env, options, value_clip):
+    """After 5 updates, parameters, optimizer, logs and random generators."""
+    clip_range_vf = {"none": None, "clip": 0.3}[value_clip]
+    theirs, ours = both(
+        env,
+        {**options, "clip_range_vf": clip_range_vf},
+        {**options, "clip_range_vf": clip_range_vf, "value_clip": value_clip},
+    )
+    assert th.equal(vector_of(ours), vector_of(theirs))
+    assert ours.policy.optimizer.state_dict()["state"].keys() == theirs.policy.optimizer.state_dict()["state"].keys()
+    for p, q in zip(ours.policy.parameters(), theirs.policy.parameters(), strict=True):
+        for name, entry in theirs.policy.optimizer.state[q].items():
+            assert th.equal(ours.policy.optimizer.state[p][name], entry)
+    logged, expected = ours.logger.name_to_value, theirs.logger.name_to_value
+    for key in (k for k in expected if k.startswith(("train/", "rollout/"))):
+        assert logged[key] == pytest.approx(expected[key], rel=1e-3, abs=1e-5), key
+    if "target_kl" in options and env == "CartPole-v1":
+        assert ours._n_updates < 15
+    assert ours.num_timesteps == theirs.num_timesteps
+
+
+@pytest.mark.parametrize("normalize_advantage", [True, "minibatch"])
+def test_true_means_minibatch(normalize_advantage):
+    assert th.equal(parameters_after(normalize_advantage=normalize_advantage), parameters_after())
+
+
+def test_convolutions_too():
+    """A shared features extractor with parameters."""
+    results = []
+    for cls, parameters in ((PPO, {}), (ClippedCriticPPO, {"value_clip": "none"})):
+        env = any_spaces(IMAGE, ACTIONS["discrete"])()
+        model = model_on(env, "CnnPolicy", cls, n_steps=16, batch_size=16, n_epochs=1, **parameters).learn(64)
+        results.append(vector_of(model))
+    assert th.equal(*results)
+
+
+# --- what is its own -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("direction", ["old_new", "new_old"])
+@pytest.mark.parametrize("distribution", ["plain", "gsde", "squashed_gsde"])
+def test_closed_form_of_the_divergence(action, direction, distribution):
+    """It is the mean of log p - log q over samples of p, of each state; within 5 standard errors."""
+    if distribution != "plain" and "box" not in action:
+        pytest.skip("gSDE is for Box")
+    kwargs = {} if distribution == "plain" else {"use_sde": True}
+    if distribution == "squashed_gsde":
+        kwargs["policy_kwargs"] = {"squash_output": True, "log_std_init": -1.0}
+    env = any_spaces(VECTOR, ACTIONS[action])()
+    policies = [model_on(env, seed=seed, **kwargs).policy for seed in (0, 1)]
+    for policy in policies:
+        with th.no_grad():
+            policy.action_net.bias += 0.3 * th.randn_like(policy.action_net.bias)
+            if hasattr(policy, "log_std"):
+                policy.log_std += 0.2 * th.randn_like(policy.log_std)
+    n, observations = 40_000, th.tensor([[0.5, -0.5, 0.2], [0.0, 0.9, -0.9]])
+    old, new = (policy.get_distribution(observations) for policy in policies)
+    kl = kl_divergence(distribution_parameters(old), new, direction)
+    assert kl.shape == (2,)
+
+    p, q = policies if direction == "old_new" else policies[::-1]
+    for state in range(2):
+        repeated = observations[state].expand(n, 3)
+        with th.no_grad():
+            of_p, of_q = p.get_distribution(repeated), q.get_distribution(repeated)
+            if distribution == "plain":
+                samples = of_p.sample()
+                log_ratio = of_p.log_prob(samples) - of_q.log_prob(samples)
+            else:  # gSDE's own sampling keeps one noise matrix; a bijection leaves the divergence as it is.
+                samples = of_p.distribution.sample()
+                log_ratio = (of_p.distribution.log_prob(samples) - of_q.distribution.log_prob(samples)).sum(1)
+        standard_error = log_ratio.std() / n**0.5
+        assert kl[state] > 1e-3
+        assert abs(log_ratio.mean() - kl[state]) < 5 * standard_error
+
+
+def kl_after_one_update(**parameters):
+    model = model_on(**parameters).learn(64)
+    return model.logger.name_to_value["train/kl"], model
+
+
+@pytest.mark.parametrize("direction", ["old_new", "new_old"])
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_a_larger_coefficient_makes_smaller_steps(env, direction):
+    divergences = [
+        kl_after_one_update(
+            env=ENVIRONMENTS[env](), surrogate="kl", kl_coef=beta, kl_direction=direction, learning_rate=3e-3
+        )[0]
+        for beta in (1e-3, 1e3)
+    ]
+    assert 0 < divergences[1] < divergences[0]
+
+
+@pytest.mark.parametrize(("kl_target", "factor"), [(1e6, 0.5), (1e-12, 2.0)])
+def test_the_coefficient_adapts(kl_target, factor):
+    model = model_on(surrogate="adaptive_kl", kl_coef=3.0, kl_target=kl_target).learn(3 * 128)
+    assert model.kl_coef == 3.0 * factor**3
+    assert model.logger.name_to_value["train/kl_coef"] == 3.0 * factor**2  # that of the last update
+
+
+def test_the_coefficient_stays_where_the_divergence_is_as_wanted():
+    kl, _ = kl_after_one_update(surrogate="kl")
+    _, model = kl_after_one_update(surrogate="adaptive_kl", kl_target=kl)
+    assert model.kl_coef == 1.0
+
+
+def test_the_update_descends_the_losses_of_the_formulas():
+    """One epoch of one minibatch with plain gradient descent, differentiated from the definitions."""
+    options = {"n_epochs": 1, "batch_size": 128, "ent_coef": 0.1, "max_grad_norm": None, "learning_rate": 0.1}
+    model = model_on(
+        **options,
+        surrogate="kl",
+        kl_coef=2.0,
+        normalize_advantage="rollout",
+        policy_kwargs={"optimizer_class": th.optim.SGD},
+    )
+    _, callback = model._setup_learn(10**9)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, 64)
+    rollout, policy = model.rollout, model.policy
+
+    Psi, following = th.zeros(128), th.zeros(())
+    for t in reversed(range(128)):
+        last = t == 127 or rollout.segment[t + 1] != rollout.segment[t]
+        V_next = rollout.bootstrap_values[rollout.segment[t]] if last else rollout.values[t + 1]
+        Psi[t] = rollout.rewards[t] + 0.99 * V_next - rollout.values[t] + 0.99 * 0.95 * (0 if last else following)
+        following = Psi[t]
+    y, Psi = Psi + rollout.values, (Psi - Psi.mean()) / (Psi.std() + 1e-8)
+
+    V, log_prob, entropy = policy.evaluate_actions(rollout.observations, rollout.actions)
+    probabilities = policy.get_distribution(rollout.observations).distribution.probs
+    ratio = (log_prob - rollout.log_prob).exp()
+    kl = (probabilities.detach() * (probabilities.detach().log() - probabilities.log())).sum(1)
+    loss = -(ratio * Psi - 2.0 * kl).mean() - 0.1 * entropy.mean() + 0.5 * ((y - V.flatten()) ** 2).mean()
+    parameters = list(policy.parameters())
+    expected = [p.detach() - 0.1 * g for p, g in zip(parameters, th.autograd.grad(loss, parameters), strict=True)]
+    model.train()
+    for p, q in zip(parameters, expected, strict=True):
+        th.testing.assert_close(p.detach(), q, rtol=1e-4, atol=1e-6)
+
+
+def test_recomputed_advantages_are_those_of_the_current_critic():
+    model = model_on(ENVIRONMENTS["Pendulum-v1"](), n_steps=210, batch_size=30, recompute_advantage=True).learn(630)
+    assert model.rollout.continues.tolist() == [True] * 6  # each sub-environment was truncated once
+    kept = model.rollout.bootstrap_values.clone()
+    advantages, targets = model._recomputed_advantages()
+    th.testing.assert_close(targets - advantages, model._values(model.rollout.observations))
+    old_advantages, _ = model._advantages(model.rollout.values, kept)
+    assert not th.allclose(advantages, old_advantages, rtol=1e-3)
+
+
+@pytest.mark.parametrize("surrogate", ["clip", "kl", "adaptive_kl", "none"])
+@pytest.mark.parametrize("value_clip", ["max", "clip", "none"])
+def test_it_learns(surrogate, value_clip):
+    """The action that is rewarded becomes likely."""
+    env = DummyVecEnv([ActionIsReward] * 4)
+    model = model_on(env, surrogate=surrogate, value_clip=value_clip, n_epochs=4, learning_rate=3e-3, gamma=0.5)
+    model.learn(4 * 64 * 8)
+    assert evaluate_policy(model, env, 5)[0] == 5
+
+
+class ActionIsReward(AnySpaces):
+    def __init__(self):
+        super().__init__(spaces.Box(-1, 1, (2,)), spaces.Discrete(2))
+
+    def step(self, action):
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, float(action), terminated, truncated, info
+
+
+@pytest.mark.parametrize(
+    ("change", "base"),
+    [
+        ({"value_clip": "clip"}, {}),
+        ({"value_clip": "none"}, {}),
+        ({"value_clip": "none"}, {"value_clip": "clip"}),
+        ({"clip_range_vf": 0.1}, {}),
+        ({"clip_range_vf": lambda progress: 0.2 * progress}, {}),
+        ({"surrogate": "kl"}, {}),
+        ({"surrogate": "none"}, {}),
+        ({"surrogate": "none"}, {"surrogate": "kl"}),
+        ({"surrogate": "adaptive_kl"}, {"surrogate": "kl"}),
+        ({"kl_coef": 5.0}, {"surrogate": "kl"}),
+        ({"kl_coef": 5.0}, {"surrogate": "adaptive_kl"}),
+        ({"kl_target": 1.0}, {"surrogate": "adaptive_kl", "kl_coef": 1e-3}),
+        ({"kl_direction": "new_old"}, {"surrogate": "kl"}),
+        ({"normalize_advantage": False}, {}),
+        ({"normalize_advantage": "rollout"}, {}),
+        ({"normalize_advantage": "rollout"}, {"normalize_advantage": False}),
+        ({"recompute_advantage": True}, {}),
+        ({"max_grad_norm": None}, {}),
+        ({"clip_range": 0.05}, {}),
+        ({"ent_coef": 0.1}, {}),
+    ],
+)
+def test_every_option_changes_the_run(change, base):
+    base = {"learning_rate": 3e-3, **base}
+    assert not th.equal(parameters_after(**{**base, **change}), parameters_after(**base))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named"),
+    [
+        ({"value_clip": "min"}, "value_clip='min'.*'max', 'clip', 'none'"),
+        ({"surrogate": "trpo"}, "surrogate='trpo'.*'clip', 'kl', 'adaptive_kl', 'none'"),
+        ({"kl_direction": "forward"}, "kl_direction='forward'.*'old_new', 'new_old'"),
+        ({"normalize_advantage": "batch"}, "normalize_advantage='batch'.*'minibatch', True, 'rollout', False"),
+        ({"clip_range_vf": None}, "clip_range_vf=None.*> 0"),
+        ({"clip_range_vf": 0.0}, "clip_range_vf=0.0.*> 0"),
+        ({"clip_range_vf": -0.1, "value_clip": "clip"}, "clip_range_vf=-0.1.*> 0"),
+        ({"clip_range": 0}, "clip_range=0.*> 0"),
+        ({"surrogate": "kl", "kl_coef": 0.0}, "kl_coef=0.0.*> 0"),
+        ({"surrogate": "adaptive_kl", "kl_target": -1}, "kl_target=-1.*> 0"),
+        ({"target_kl": 0.0}, "target_kl=0.0.*> 0"),
+        ({"n_epochs": 0}, "n_epochs=0.*>= 1"),
+        ({"batch_size": 0}, "batch_size=0.*>= 1"),
+        ({"batch_size": 1}, "batch_size=1.*>= 2"),
+        ({"n_steps": 64.0}, "n_steps=64.0.*whole number"),
+        ({"gamma": 1.01}, r"gamma=1.01.*\[0, 1\]"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm=0.0"),
+        ({"vf_coef": float("nan")}, "vf_coef=nan"),
+        ({"rollout_buffer_class": PPO}, "rollout_buffer_class=.*StepBuffer"),
+        # Without effect beside the others:
+        ({"value_clip": "none", "clip_range_vf": 0.1}, "clip_range_vf=0.1.*value_clip='none'"),
+        ({"surrogate": "kl", "clip_range": 0.1}, "clip_range=0.1.*surrogate='kl'"),
+        ({"surrogate": "none", "clip_range": lambda p: 0.2}, "clip_range=.*surrogate='none'"),
+        ({"kl_coef": 2.0}, "kl_coef=2.0.*surrogate='clip'"),
+        ({"kl_direction": "new_old"}, "kl_direction='new_old'.*surrogate='clip'"),
+        ({"surrogate": "kl", "kl_target": 0.02}, "kl_target=0.02.*'adaptive_kl'"),
+        ({"n_epochs": 1, "recompute_advantage": True}, "recompute_advantage=True.*n_epochs=1"),
+        ({"sde_sample_freq": 4}, "sde_sample_freq=4.*use_sde"),
+    ],
+)
+def test_bad_arguments(parameters, named):
+    with pytest.raises(ValueError, match=named):
+        model_on(**parameters)
+
+
+def test_sb3s_default_without_value_clipping():
+    assert model_on(value_clip="none").clip_range_vf is None
+    assert model_on(value_clip="none", clip_range_vf=None).clip_range_vf is None
+
+
+# --- SB3's promises --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("surrogate", ["clip", "kl"])
+def test_action_spaces(action, surrogate, device):
+    model = model_on(any_spaces(DICT, ACTIONS[action])(), "MultiInputPolicy", surrogate=surrogate, device=device)
+    actions, _ = model.learn(128).predict(model.env.reset())
+    assert actions.shape == (2, *ACTIONS[action].shape)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"value_clip": "none"},
+        {"value_clip": "clip", "clip_range_vf": lambda progress: 0.1 + progress},
+        {"surrogate": "adaptive_kl", "kl_coef": 3.0},
+    ],
+)
+def test_save_load_continue(parameters, tmp_path):
+    model = model_on(**parameters).learn(300)
+    model.save(tmp_path / "model")
+    loaded = ClippedCriticPPO.load(tmp_path / "model", env=make_vec_env("CartPole-v1", 2, seed=0), device="cpu")
+    assert th.equal(vector_of(loaded), vector_of(model))
+    assert loaded.kl_coef == model.kl_coef
+    for p, q in zip(loaded.policy.parameters(), model.policy.parameters(), strict=True):
+        for name, entry in model.policy.optimizer.state[q].items():
+            assert th.equal(loaded.policy.optimizer.state[p][name], entry)
+    loaded.learn(300, reset_num_timesteps=False)
+    assert loaded.num_timesteps >= model.num_timesteps + 300
+
+
+def test_a_model_of_sb3_goes_on_here(tmp_path):
+    theirs = model_on(cls=PPO).learn(128)
+    theirs.save(tmp_path / "model")
+    ours = ClippedCriticPPO.load(
+        tmp_path / "model", env=make_vec_env("CartPole-v1", 2, seed=0), value_clip="none", rollout_buffer_class=None
+    )
+    assert th.equal(vector_of(ours), vector_of(theirs))
+    ours.learn(128, reset_num_timesteps=False)
+
+
+def test_logged_keys():
+    keys = set(model_on(surrogate="kl").learn(128).logger.name_to_value)
+    expected = "learning_rate n_updates entropy_loss policy_gradient_loss value_loss approx_kl loss explained_variance"
+    ours = "value_clip_fraction kl kl_coef grad_norm clip_range_vf"
+    assert {f"train/{key}" for key in f"{expected} {ours}".split()} <= keys
+    assert not {"train/clip_fraction", "train/clip_range"} & keys
+
+
+def test_a_loss_that_is_not_finite_is_named():
+    model = model_on().learn(128)
+    model.rollout.rewards[3] = np.inf
+    with pytest.raises(ValueError, match=r"loss=.*finite"):
+        model.train()
+
+
+@pytest.mark.parametrize("poison", ["observation", "reward"])
+def test_nan_names_the_sub_environment_and_the_step(poison):
+    env = DummyVecEnv([Scripted, lambda: Scripted((9,), poison)])
+    with pytest.raises(ValueError, match=rf"{poison}=.*nan.* of sub-environment 1 at vector step 2 "):
+        model_on(env).learn(10)
+
+
+def test_the_optimizer_is_the_users_again_after_an_update():
+    model = model_on().learn(128)
+    optimizer = model.policy.optimizer
+    before = {id(p): p.detach().clone() for p in model.policy.parameters()}
+    with flattened(optimizer) as flat:
+        assert flat is not optimizer
+        assert len(flat.param_groups[0]["params"]) == 1
+    for p in model.policy.parameters():
+        assert th.equal(p, before[id(p)])
+        assert p.untyped_storage().nbytes() == 4 * p.numel()
+    for options in ({"fused": True}, {"foreach": False}):
+        chosen = model_on(policy_kwargs={"optimizer_kwargs": options}).policy.optimizer
+        with flattened(chosen) as same:
+            assert same is chosen
