@@ -91,7 +91,7 @@ def parse_study(
     :return: the study, each of its values known to be allowed
     :raises ValueError: a name is unknown, or a value not allowed
     """
-    check_name("algorithm", algo, ALGORITHMS)
+    check_name("algorithm", algo, [key for key, known in ALGORITHMS.items() if hasattr(known, "estimate_options")])
     check_environment(environment)
     option, separator, values = vary.partition("=")
     if not separator or not values:

@@ -138,6 +138,7 @@ def test_set_options_resets_what_becomes_ineffective():
         (["--vary", "gamma=1", "--batches", "1"], "--batches 1"),
         (["--vary", "gamma=1", "--params", "gama=1"], "'gama', did you mean 'gamma'"),
         (["--vary", "gamma=1", "--algo", "ppo"], "unknown algorithm 'ppo'"),
+        (["--vary", "gamma=1", "--algo", "ppo_cc"], "unknown algorithm 'ppo_cc'"),
         (["--vary", "gamma=1", "--env", "CartPole"], "unknown environment 'CartPole'"),
     ],
 )
