@@ -97,7 +97,7 @@ def require_number(
     argument: str, value: Any, allowed: str, at_least: float = -math.inf, at_most: float = math.inf
 ) -> None:
     """:func:`require` for a finite number within limits; ``allowed`` is what the message says."""
-    is_number = isinstance(value, (int, float, np.number)) and math.isfinite(value)
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
     require(is_number and at_least <= value <= at_most, argument, value, allowed)
 
 
@@ -114,8 +114,7 @@ def require_count(argument: str, value: Any, at_least: int = 1) -> None:
 
 def require_positive(argument: str, value: Any) -> None:
     """:func:`require` for a finite number above 0."""
-    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    require(number and 0.0 < value < math.inf, argument, value, "a finite number > 0")
+    require_number(argument, value, "a finite number > 0", at_least=math.ulp(0.0))
 
 
 def require_positive_schedule(argument: str, value: Any) -> None:

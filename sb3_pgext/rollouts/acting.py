@@ -11,7 +11,6 @@ from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 __all__ = [
-    "checked_copy",
     "copy_of",
     "environment_actions",
     "observation_of",
@@ -33,17 +32,6 @@ def environment_actions(model: OnPolicyAlgorithm, actions: np.ndarray) -> np.nda
     if model.policy.squash_output:
         return model.policy.unscale_action(actions)
     return np.clip(actions, model.action_space.low, model.action_space.high)
-
-
-def checked_copy(obs: Any, n_steps: int) -> Any:
-    """
-    :param obs: ``(E, *observation shape)``, or a dict of such arrays
-    :param n_steps: vector steps since the start of the rollout, for the message
-    :return: a copy of the observations, known to be finite
-    :raises ValueError: there is a NaN or an infinity
-    """
-    require_finite("observation", obs, n_steps)
-    return copy_of(obs)
 
 
 def copy_of(obs: Any) -> Any:

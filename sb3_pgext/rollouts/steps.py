@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.rollouts.acting import (
-    checked_copy,
+    copy_of,
     environment_actions,
     observation_of,
     require_finite,
@@ -63,6 +63,7 @@ class FixedLengthAlgorithm(OnPolicyAlgorithm):
         assert self._last_obs is not None, "No previous observation was provided"
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
+        require_finite("observation", self._last_obs, 0)
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
@@ -72,7 +73,7 @@ class FixedLengthAlgorithm(OnPolicyAlgorithm):
                 self.policy.reset_noise(env.num_envs)
 
             # The environment may write its next observation into the same memory, hence the copy.
-            obs_tensor = obs_as_tensor(checked_copy(self._last_obs, n_steps), self.device)
+            obs_tensor = obs_as_tensor(copy_of(self._last_obs), self.device)
             with th.no_grad(), unvalidated_distributions():
                 action_tensor, values, log_probs = self.policy(obs_tensor)
             actions = action_tensor.cpu().numpy()
@@ -82,23 +83,26 @@ class FixedLengthAlgorithm(OnPolicyAlgorithm):
             new_obs, rewards, dones, infos = env.step(clipped_actions)
 
             self.num_timesteps += env.num_envs
+            # Before the callbacks: who saves on a step must not save what a NaN has spoilt.
+            require_finite("reward", rewards, n_steps)
+            require_finite("observation", new_obs, n_steps + 1)
             callback.update_locals(locals())
             if not callback.on_step():
                 self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
                 return False
 
-            require_finite("reward", rewards, n_steps)
             self._update_info_buffer(infos, dones)
             rollout_buffer.add(obs_tensor, action_tensor, values, log_probs, rewards.copy(), dones.copy())
             # One at a time, and below all at once, as SB3 does: a matrix product rounds by the number of its rows.
             for e in np.flatnonzero(dones):
                 if infos[e].get("TimeLimit.truncated", False) and infos[e].get("terminal_observation") is not None:
                     final_obs = infos[e]["terminal_observation"]
+                    require_finite("terminal observation", final_obs, n_steps + 1, int(e))
                     value = self._values(self.policy.obs_to_tensor(final_obs)[0])[0]
                     rollout_buffer.add_continuation(int(e), final_obs, value)
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
 
-        last_obs = checked_copy(new_obs, n_rollout_steps)
+        last_obs = copy_of(new_obs)
         values = self._values(obs_as_tensor(last_obs, self.device))
         for e in np.flatnonzero(~dones):
             rollout_buffer.add_continuation(int(e), observation_of(last_obs, int(e)), values[e])

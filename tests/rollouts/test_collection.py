@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
 )
 
-from sb3_pgext import REINFORCE
+from sb3_pgext import REINFORCE, ClippedCriticPPO
 from sb3_pgext.rollouts import episodes as episodes_module
 from tests.environments import AnySpaces, NeverEnding, OneOrFifty, Scripted
 
@@ -196,14 +196,23 @@ def test_nan_in_the_last_observation_of_a_truncated_episode():
         collect(model_on(env))
 
 
-def test_a_nan_is_seen_before_the_callbacks():
+@pytest.mark.parametrize("algorithm", [REINFORCE, ClippedCriticPPO])
+@pytest.mark.parametrize("poison", ["reward", "observation"])
+def test_a_nan_is_seen_before_the_callbacks(algorithm, poison):
     """Who saves on a step must not save what the NaN has spoilt."""
     seen = []
-    env = DummyVecEnv([lambda: Scripted((9,), "reward")])
-    with pytest.raises(ValueError, match="reward"):
-        model_on(env).learn(100, lambda local, _: seen.append(local["rewards"].item()) or True)
-    assert len(seen) == 2
+    model = algorithm("MlpPolicy", DummyVecEnv([lambda: Scripted((9,), poison)]), device="cpu")
+    with pytest.raises(ValueError, match=f"{poison}=.* of sub-environment 0 at vector step 2"):
+        model.learn(100, lambda local, _: seen.append([local["rewards"].item(), *local["new_obs"].flat]) or True)
+    assert len(seen) == {"reward": 2, "observation": 1}[poison]
     assert np.isfinite(seen).all()
+
+
+@pytest.mark.parametrize("algorithm", [REINFORCE, ClippedCriticPPO])
+def test_a_nan_in_a_terminal_observation_names_its_sub_environment(algorithm):
+    model = algorithm("MlpPolicy", DummyVecEnv([Scripted, lambda: Scripted((-2,), "observation")]), device="cpu")
+    with pytest.raises(ValueError, match=r"terminal observation=.* of sub-environment 1 at vector step 2"):
+        model.learn(100)
 
 
 class Recorder(BaseCallback):
