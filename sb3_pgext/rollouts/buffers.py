@@ -49,7 +49,40 @@ class EpisodeBatch:
         return len(self.rewards)
 
 
-class EpisodeBuffer(BaseBuffer):
+class StepRecorder(BaseBuffer):
+    """
+    Keeps vector steps as they come; a subclass says what is kept in ``reset`` and ``add``.
+
+    :param buffer_size: how much a rollout collects: vector steps, or episodes
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param device: device of the tensors handed out
+    :param gae_lambda: accepted because SB3 passes it to every rollout buffer; the estimators take it from the model
+    :param gamma: as ``gae_lambda``
+    :param n_envs: Number of parallel environments, E
+    """
+
+    _steps: list[Any]
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: th.device | str = "auto",
+        gae_lambda: float = 1,
+        gamma: float = 0.99,
+        n_envs: int = 1,
+    ):
+        super().__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
+        self.reset()
+
+    def size(self) -> int:
+        """Number of vector steps recorded since the last reset."""
+        return len(self._steps)
+
+
+class EpisodeBuffer(StepRecorder):
     """
     Records vector steps and cuts the whole episodes of a batch out of them.
 
@@ -65,19 +98,6 @@ class EpisodeBuffer(BaseBuffer):
     :param n_envs: Number of parallel environments, E
     """
 
-    def __init__(
-        self,
-        buffer_size: int,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        device: th.device | str = "auto",
-        gae_lambda: float = 1,
-        gamma: float = 0.99,
-        n_envs: int = 1,
-    ):
-        super().__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
-        self.reset()
-
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
@@ -86,10 +106,6 @@ class EpisodeBuffer(BaseBuffer):
         self._original_rewards: list[np.ndarray] = []
         self._values: list[th.Tensor] = []
         self._final_observations: dict[tuple[int, int], Any] = {}
-
-    def size(self) -> int:
-        """Number of vector steps recorded since the last reset."""
-        return len(self._steps)
 
     def add(
         self,
@@ -222,7 +238,7 @@ class Rollout:
         return len(self.rewards)
 
 
-class StepBuffer(BaseBuffer):
+class StepBuffer(StepRecorder):
     """
     Records vector steps and hands them out as one :class:`Rollout`.
 
@@ -235,29 +251,12 @@ class StepBuffer(BaseBuffer):
     :param n_envs: Number of parallel environments, E
     """
 
-    def __init__(
-        self,
-        buffer_size: int,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        device: th.device | str = "auto",
-        gae_lambda: float = 1,
-        gamma: float = 0.99,
-        n_envs: int = 1,
-    ):
-        super().__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
-        self.reset()
-
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
         self._steps: list[tuple[PyTorchObs, th.Tensor, th.Tensor, th.Tensor]] = []
         self._outcomes: list[tuple[np.ndarray, np.ndarray]] = []
         self._continuations: dict[tuple[int, int], tuple[Any, th.Tensor]] = {}
-
-    def size(self) -> int:
-        """Number of vector steps recorded since the last reset."""
-        return len(self._steps)
 
     def add(
         self,
