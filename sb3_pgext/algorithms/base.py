@@ -4,22 +4,26 @@ import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
 from gymnasium.vector.utils import concatenate, create_empty_array
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, obs_as_tensor
 from torch.nn import functional as F
 
-__all__ = ["PolicyGradientAlgorithm", "critic_parameters", "policy_parameters"]
+from sb3_pgext.algorithms.optimizers import descend, flattened
 
-DEFAULT_CRITIC_EPOCHS = 5
-DEFAULT_CRITIC_BATCH_SIZE = 256
+__all__ = ["PolicyGradientAlgorithm", "critic_parameters", "policy_parameters"]
 
 
 def policy_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
@@ -230,9 +234,12 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
     gradient.
     """
 
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ActorCriticPolicy,
+        "CnnPolicy": ActorCriticCnnPolicy,
+        "MultiInputPolicy": MultiInputActorCriticPolicy,
+    }
     max_grad_norm: float | None  # type: ignore[assignment]
-    critic_epochs: int | None
-    critic_batch_size: int | None
 
     def _setup_model(self) -> None:
         self._check_arguments()
@@ -249,9 +256,6 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
         own = {method for method in ("forward", "evaluate_actions", "get_distribution") if _overrides(policy, method)}
         allowed = f"one that overrides get_distribution with {own}"
         require(not own or "get_distribution" in own, "policy", policy.__name__, allowed)
-        for argument in ("critic_epochs", "critic_batch_size"):
-            if getattr(self, argument) is not None:
-                require_count(argument, getattr(self, argument))
 
     def _begin_update(self) -> None:
         """Training mode and learning rate, as SB3's algorithms do first of all."""
@@ -290,26 +294,32 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", self.policy.log_std.exp().mean().item())
 
-    def _fit_critic(self, observations: PyTorchObs, targets: th.Tensor, values: th.Tensor) -> None:
+    def _fit_critic(
+        self, observations: PyTorchObs, targets: th.Tensor, values: th.Tensor, n_epochs: int, batch_size: int
+    ) -> None:
         """
         Minibatch regression of V(s_t) on the targets.
 
         :param observations: ``(M, *observation shape)``
         :param targets: y_t, ``(M,)``
         :param values: V(s_t) before the fit, ``(M,)``, for the log
+        :param n_epochs: passes over the M steps
+        :param batch_size: minibatch size
         :raises ValueError: the loss is not finite
         """
         parameters = list(critic_parameters(self.policy).values())
         if not parameters:  # all frozen
             return
         losses = []
-        for _ in range(self.critic_epochs or DEFAULT_CRITIC_EPOCHS):
-            shuffled = th.randperm(len(targets), device=targets.device)
-            for indices in shuffled.split(self.critic_batch_size or DEFAULT_CRITIC_BATCH_SIZE):
-                predictions = self.policy.predict_values(rows(observations, indices)).flatten()
-                loss = F.mse_loss(predictions, targets[indices])
-                self._step(parameters, th.autograd.grad(loss, parameters))
-                losses.append(loss.detach())
+        with flattened(self.policy.optimizer, parameters) as optimizer:
+            for _ in range(n_epochs):
+                order = th.randperm(len(targets), device=targets.device)
+                shuffled = rows((observations, targets), order)
+                for start in range(0, len(targets), batch_size):
+                    minibatch, wanted = rows(shuffled, slice(start, start + batch_size))
+                    loss = F.mse_loss(self.policy.predict_values(minibatch).flatten(), wanted)
+                    descend(loss, optimizer, parameters, self.max_grad_norm)
+                    losses.append(loss.detach())
         value_loss = th.stack(losses).mean().item()
         require(math.isfinite(value_loss), "value loss", value_loss, f"a finite number (update {self._n_updates})")
         self.logger.record("train/value_loss", value_loss)

@@ -1,34 +1,37 @@
 """Adam on all parameters at once: the same numbers to the bit, without a dozen calls for each parameter."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch as th
 
-__all__ = ["flattened", "shorten_gradient"]
+__all__ = ["descend", "flattened"]
 
 _ALIGNMENT = 16
 """Each parameter starts at a multiple of this many numbers: a matrix product may round by where its operands lie."""
 
 
 @contextmanager
-def flattened(optimizer: th.optim.Optimizer) -> Iterator[th.optim.Optimizer]:
+def flattened(optimizer: th.optim.Optimizer, parameters: Sequence[th.nn.Parameter]) -> Iterator[th.optim.Optimizer]:
     """
-    For many steps in a row: the optimizer with all its parameters, gradients and moments in one vector.
+    For many steps in a row: the optimizer with some parameters, their gradients and moments in one vector.
 
-    Meanwhile parameters and their gradients are views of that vector, so that backward passes and gradient clipping go
-    on as before, and gradients must be zeroed in place. Afterwards everything is the given optimizer's again.
+    Meanwhile parameters and their gradients are views of that vector. Afterwards everything is the given optimizer's
+    again, and the parameters that were not to be moved are as they were.
 
     :param optimizer: an Adam or AdamW with one group of parameters, whose implementation the user has not chosen;
         any other is handed on as it is
-    :return: the optimizer to zero and step with
+    :param parameters: those of its parameters that are to be moved
+    :return: the optimizer for :func:`descend`
     """
-    if not _can_be_flattened(optimizer):
+    optimizer.zero_grad(set_to_none=True)
+    parameters = [p for p in parameters if p.requires_grad]
+    if not _can_be_flattened(optimizer, parameters):
         yield optimizer
         return
 
     (group,) = optimizer.param_groups
-    parameters = [p for p in group["params"] if p.requires_grad]
     flat = th.nn.Parameter(_concatenated([p.detach() for p in parameters]))
     flat.grad = th.zeros_like(flat)
     flat_optimizer = type(optimizer)([{**group, "params": [flat]}])  # type: ignore[call-arg]
@@ -52,30 +55,34 @@ def flattened(optimizer: th.optim.Optimizer) -> Iterator[th.optim.Optimizer]:
                 optimizer.state[p][name] = part.clone()
 
 
-def shorten_gradient(parameters: list[th.nn.Parameter], optimizer: th.optim.Optimizer, max_norm: float) -> th.Tensor:
+def descend(
+    loss: th.Tensor, optimizer: th.optim.Optimizer, parameters: Sequence[th.nn.Parameter], max_norm: float | None
+) -> th.Tensor:
     """
-    torch's ``clip_grad_norm_``, which scales what the optimizer steps with: inside :func:`flattened`, one vector.
+    One step along the gradient, shortened as torch's ``clip_grad_norm_`` does.
 
-    :param parameters: whose gradient, P numbers in all
+    :param loss: scalar
     :param optimizer: from :func:`flattened`
-    :param max_norm: the largest norm allowed
+    :param parameters: those that it was asked to move
+    :param max_norm: the largest norm allowed; None for no limit
     :return: the norm as it was, scalar
     """
-    norms = th._foreach_norm([p.grad for p in parameters if p.grad is not None])
-    norm = th.linalg.vector_norm(th.stack(norms))
-    scale = th.clamp(max_norm / (norm + 1e-6), max=1.0)
+    optimizer.zero_grad(set_to_none=False)
+    loss.backward(inputs=parameters)
+    norm = th.linalg.vector_norm(th.stack(th._foreach_norm([p.grad for p in parameters if p.grad is not None])))
+    scale = th.clamp((math.inf if max_norm is None else max_norm) / (norm + 1e-6), max=1.0)
     for group in optimizer.param_groups:
         for p in group["params"]:
             if p.grad is not None:
                 p.grad.mul_(scale)
+    optimizer.step()
     return norm
 
 
-def _can_be_flattened(optimizer: th.optim.Optimizer) -> bool:
+def _can_be_flattened(optimizer: th.optim.Optimizer, parameters: list[th.nn.Parameter]) -> bool:
     if type(optimizer) not in (th.optim.Adam, th.optim.AdamW) or len(optimizer.param_groups) > 1:
         return False
     (group,) = optimizer.param_groups
-    parameters = [p for p in group["params"] if p.requires_grad]
     steps = {float(optimizer.state[p]["step"]) if p in optimizer.state else 0.0 for p in parameters}
     of_one_kind = len({(p.device, p.dtype) for p in parameters}) == 1
     return group["foreach"] is None and group["fused"] is None and len(steps) == 1 and of_one_kind

@@ -25,7 +25,7 @@ from sb3_pgext.algorithms.base import (
     standardize,
 )
 from sb3_pgext.algorithms.distributions import distribution_parameters, kl_divergence
-from sb3_pgext.algorithms.optimizers import flattened, shorten_gradient
+from sb3_pgext.algorithms.optimizers import descend, flattened
 from sb3_pgext.estimators.returns import rollout_advantages
 from sb3_pgext.estimators.surrogates import (
     adapted_kl_coef,
@@ -235,13 +235,13 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         """Epochs of minibatch steps along the surrogate of the rollout just collected, the critic's loss beside it."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        coefficients, parameters = self._coefficients(), list(self.policy.parameters())
+        coefficients, parameters = self._coefficients(), [p for p in self.policy.parameters() if p.requires_grad]
         old_distribution = self._distribution_parameters()
         steps = self._steps(old_distribution)
         terms: list[Terms] = []
         gradient_norms: list[th.Tensor] = []
 
-        with unvalidated_distributions(), flattened(self.policy.optimizer) as optimizer:
+        with unvalidated_distributions(), flattened(self.policy.optimizer, parameters) as optimizer:
             for minibatch in self._minibatches(steps):
                 loss, measured = self._loss(minibatch, coefficients)
                 terms.append(measured)
@@ -250,7 +250,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
                     and approximate_kl(measured.log_ratio).mean().item() > 1.5 * self.target_kl
                 ):
                     break
-                gradient_norms.append(self._descend(loss, optimizer, parameters))
+                gradient_norms.append(descend(loss, optimizer, parameters, self.max_grad_norm))
 
         last_loss = terms[-1].loss.item()
         require(math.isfinite(last_loss), "loss", last_loss, f"a finite number (update {self._n_updates})")
@@ -361,19 +361,6 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
             return unclipped_surrogate(ratio, advantages)
         kl = kl_divergence(old_distribution, self.policy.action_dist, self.kl_direction)
         return kl_penalized_surrogate(ratio, advantages, kl, coefficients.kl_coef)
-
-    def _descend(self, loss: th.Tensor, optimizer: th.optim.Optimizer, parameters: list[th.nn.Parameter]) -> th.Tensor:
-        """
-        One optimizer step.
-
-        :return: the norm of the gradient before it is shortened, scalar
-        """
-        optimizer.zero_grad(set_to_none=False)
-        loss.backward()
-        limit = math.inf if self.max_grad_norm is None else self.max_grad_norm
-        norm = shorten_gradient(parameters, optimizer, limit)
-        optimizer.step()
-        return norm
 
     def _distribution_parameters(self) -> tuple[th.Tensor, ...]:
         """Those of π_θ on the rollout, constant."""

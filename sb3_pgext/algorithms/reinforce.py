@@ -5,12 +5,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import (
-    ActorCriticCnnPolicy,
-    ActorCriticPolicy,
-    BasePolicy,
-    MultiInputActorCriticPolicy,
-)
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_pgext.algorithms.base import (
@@ -25,15 +20,18 @@ from sb3_pgext.algorithms.base import (
 )
 from sb3_pgext.estimators.baselines import constant_baseline, time_baseline
 from sb3_pgext.estimators.returns import (
+    critic_targets,
     discount_weights,
     discounted_returns,
-    lambda_returns,
     trajectory_returns,
 )
 from sb3_pgext.estimators.score_function import optimal_baseline_gradient, score_function_surrogate
 from sb3_pgext.rollouts import EpisodeBatch, EpisodicAlgorithm
 
 __all__ = ["REINFORCE"]
+
+DEFAULT_CRITIC_EPOCHS = 5
+DEFAULT_CRITIC_BATCH_SIZE = 256
 
 Baseline = Callable[[EpisodeBatch, th.Tensor], th.Tensor]
 """A baseline of the user's own: (the batch, G_t ``(M,)``) → b_t ``(M,)``. See :class:`REINFORCE`, ``baseline``."""
@@ -93,11 +91,6 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
     :raises ValueError: an argument is not allowed, or would have no effect beside the others
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": ActorCriticPolicy,
-        "CnnPolicy": ActorCriticCnnPolicy,
-        "MultiInputPolicy": MultiInputActorCriticPolicy,
-    }
     estimate_options: ClassVar[tuple[str, ...]] = (
         "n_episodes",
         "gamma",
@@ -199,7 +192,13 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
             self._ascend(self._policy_gradient(episodes, returns, parameters), parameters)
 
         if self.has_critic:
-            self._fit_critic(episodes.observations, self._critic_targets(episodes, returns), episodes.values)
+            self._fit_critic(
+                episodes.observations,
+                self._critic_targets(episodes),
+                episodes.values,
+                self.critic_epochs or DEFAULT_CRITIC_EPOCHS,
+                self.critic_batch_size or DEFAULT_CRITIC_BATCH_SIZE,
+            )
         elif hasattr(self.baseline, "fit"):
             self.baseline.fit(episodes, returns)
 
@@ -267,13 +266,16 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
             return constant_baseline(returns, episodes.episode, self.leave_one_out)
         return th.zeros_like(returns)
 
-    def _critic_targets(self, episodes: EpisodeBatch, returns: th.Tensor) -> th.Tensor:
+    def _critic_targets(self, episodes: EpisodeBatch) -> th.Tensor:
         """y_t, ``(M,)``, from the critic as it was before this batch is fitted."""
-        if self.critic_target == "mc":
-            return returns
-        gae_lambda = 0.0 if self.critic_target == "td" else self.gae_lambda
-        return lambda_returns(
-            episodes.rewards, episodes.values, episodes.episode, self.gamma, gae_lambda, episodes.bootstrap_values
+        return critic_targets(
+            self.critic_target,
+            episodes.rewards,
+            episodes.values,
+            episodes.episode,
+            self.gamma,
+            self.gae_lambda,
+            episodes.bootstrap_values,
         )
 
     def _check_arguments(self) -> None:
@@ -286,8 +288,9 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
         require_one_of("truncation", self.truncation, (None, "bootstrap", "terminal"))
         for argument in ("leave_one_out", "discount_weighting", "normalize_advantage"):
             require(isinstance(getattr(self, argument), bool), argument, getattr(self, argument), "True or False")
-        if self.max_episode_steps is not None:
-            require_count("max_episode_steps", self.max_episode_steps)
+        for argument in ("critic_epochs", "critic_batch_size", "max_episode_steps"):
+            if getattr(self, argument) is not None:
+                require_count(argument, getattr(self, argument))
         if self._looks_at_other_episodes and self.leave_one_out:
             require_count("n_episodes", self.n_episodes, at_least=2)
         require_effective(self, self.ineffective_arguments())

@@ -8,6 +8,7 @@ steps. The definitions are those of ``docs/mathematics.md`` (sections "Notation"
 import torch as th
 
 __all__ = [
+    "critic_targets",
     "discount_weights",
     "discounted_returns",
     "discounted_sum_to_go",
@@ -167,6 +168,34 @@ def lambda_returns(
     :return: ``(M,)``
     """
     return generalized_advantages(rewards, values, episode, gamma, gae_lambda, bootstrap_values) + values
+
+
+def critic_targets(
+    target: str,
+    rewards: th.Tensor,
+    values: th.Tensor,
+    episode: th.Tensor,
+    gamma: float,
+    gae_lambda: float,
+    bootstrap_values: th.Tensor,
+) -> th.Tensor:
+    r"""
+    What the critic is fitted to (lectures 000, 002, 004).
+
+    :param target: ``"mc"``: :math:`G_t`; ``"td"``: :math:`r_t + \gamma V(s_{t+1})`, fitted V iteration;
+        ``"lambda"``: :math:`\Psi^{GAE}_t + V(s_t)`
+    :param rewards: r_t, ``(M,)``
+    :param values: V(s_t) of the critic as it was before this batch is fitted, ``(M,)``
+    :param episode: episode of each step, ``(M,)``, integer
+    :param gamma: discount, in [0, 1]
+    :param gae_lambda: λ of ``"lambda"``
+    :param bootstrap_values: V(s_T) of episodes that were cut and are bootstrapped, 0 for all others, ``(N,)``
+    :return: y_t, ``(M,)``
+    """
+    if target == "mc":
+        return discounted_returns(rewards, episode, gamma, bootstrap_values)
+    gae_lambda = 0.0 if target == "td" else gae_lambda
+    return lambda_returns(rewards, values, episode, gamma, gae_lambda, bootstrap_values)
 
 
 def rollout_advantages(

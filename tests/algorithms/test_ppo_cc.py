@@ -412,7 +412,7 @@ def test_the_optimizer_is_the_users_again_after_an_update():
     model = model_on().learn(128)
     optimizer = model.policy.optimizer
     before = {id(p): p.detach().clone() for p in model.policy.parameters()}
-    with flattened(optimizer) as flat:
+    with flattened(optimizer, list(model.policy.parameters())) as flat:
         assert flat is not optimizer
         assert len(flat.param_groups[0]["params"]) == 1
     for p in model.policy.parameters():
@@ -420,5 +420,5 @@ def test_the_optimizer_is_the_users_again_after_an_update():
         assert p.untyped_storage().nbytes() == 4 * p.numel()
     for options in ({"fused": True}, {"foreach": False}):
         chosen = model_on(policy_kwargs={"optimizer_kwargs": options}).policy.optimizer
-        with flattened(chosen) as same:
+        with flattened(chosen, chosen.param_groups[0]["params"]) as same:
             assert same is chosen

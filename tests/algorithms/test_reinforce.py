@@ -110,7 +110,7 @@ def critic_target_of(target, **parameters):
     _, callback = model._setup_learn(10**9)
     model.collect_rollouts(model.env, callback, model.rollout_buffer, 2)
     seen = {}
-    model._fit_critic = lambda observations, targets, values: seen.update(y=targets.tolist())
+    model._fit_critic = lambda observations, targets, *_: seen.update(y=targets.tolist())
     model.train()
     return seen["y"], model.episodes
 
@@ -197,7 +197,7 @@ def test_each_step_moves_its_own_parameters_only(share_features_extractor):
     fit, model._fit_critic = model._fit_critic, lambda *_: None
     of_policy = moved_parameters(model, model.train)
     batch = model.episodes
-    of_critic = moved_parameters(model, lambda: fit(batch.observations, batch.rewards, batch.values))
+    of_critic = moved_parameters(model, lambda: fit(batch.observations, batch.rewards, batch.values, 1, 64))
     assert of_policy == set(policy_parameters(model.policy))
     assert of_critic == set(critic_parameters(model.policy))
     assert not of_policy & of_critic
