@@ -78,7 +78,7 @@ def score(environment: str, setting: str, seed: int, steps: int, folder: Path) -
             tempfile.TemporaryDirectory() as own,
             contextlib.redirect_stdout(io.StringIO()),  # what rl_zoo3 prints
             one_torch_thread(),
-            model_of(experiment("ppo_cc", environment, config, seed, Path(own))) as model,
+            model_of(experiment("ppo_cc", environment, config | {"compile": True}, seed, Path(own))) as model,
         ):
             if setting == UNTRAINED:
                 value, _ = evaluate_policy(model, model.env, N_EPISODES, deterministic=False)

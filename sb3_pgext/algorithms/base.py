@@ -21,9 +21,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, obs_as_tensor
 from torch.nn import functional as F
 
-from sb3_pgext.algorithms.optimizers import descend, flattened
+from sb3_pgext.algorithms.descent import descending
 
-__all__ = ["PolicyGradientAlgorithm", "critic_parameters", "policy_parameters"]
+__all__ = ["PolicyGradientAlgorithm", "critic_parameters", "evaluation_mode", "policy_parameters"]
 
 
 def policy_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
@@ -33,7 +33,7 @@ def policy_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
     :param policy: any actor-critic policy
     :return: name → parameter, in the order of ``policy.parameters()``; P numbers in all
     """
-    with _evaluation_mode(policy):
+    with evaluation_mode(policy):
         distribution = policy.get_distribution(_any_observations(policy))
         return _dependencies(policy, distribution.log_prob(distribution.mode()))
 
@@ -45,15 +45,15 @@ def critic_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
     :param policy: any actor-critic policy
     :return: name → parameter, in the order of ``policy.parameters()``
     """
-    with _evaluation_mode(policy):
+    with evaluation_mode(policy):
         of_values = _dependencies(policy, policy.predict_values(_any_observations(policy)))
     of_policy = policy_parameters(policy)
     return {name: parameter for name, parameter in of_values.items() if name not in of_policy}
 
 
 @contextmanager
-def _evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
-    """Without dropout, which would draw random numbers, and without updating the statistics of batch norm."""
+def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
+    """As while acting: without dropout, which would draw random numbers, the statistics of batch norm as they are."""
     modes = {module: module.training for module in policy.modules()}
     policy.set_training_mode(False)
     try:
@@ -240,6 +240,7 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
         "MultiInputPolicy": MultiInputActorCriticPolicy,
     }
     max_grad_norm: float | None  # type: ignore[assignment]
+    compile: bool = False
 
     def _setup_model(self) -> None:
         self._check_arguments()
@@ -310,16 +311,22 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
         parameters = list(critic_parameters(self.policy).values())
         if not parameters:  # all frozen
             return
+
+        def loss_function(minibatch: PyTorchObs, wanted: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+            loss = F.mse_loss(self.policy.predict_values(minibatch).flatten(), wanted)
+            return loss, loss.detach()
+
         losses = []
-        with flattened(self.policy.optimizer, parameters) as optimizer:
+        key = "critic" if self.compile else None
+        with descending(
+            self.policy, self.policy.optimizer, parameters, loss_function, self.max_grad_norm, compile_key=key
+        ) as descend:
             for _ in range(n_epochs):
                 order = th.randperm(len(targets), device=targets.device)
                 shuffled = rows((observations, targets), order)
                 for start in range(0, len(targets), batch_size):
-                    minibatch, wanted = rows(shuffled, slice(start, start + batch_size))
-                    loss = F.mse_loss(self.policy.predict_values(minibatch).flatten(), wanted)
-                    descend(loss, optimizer, parameters, self.max_grad_norm)
-                    losses.append(loss.detach())
+                    loss, _, _ = descend(*rows(shuffled, slice(start, start + batch_size)))
+                    losses.append(loss)
         value_loss = th.stack(losses).mean().item()
         require(math.isfinite(value_loss), "value loss", value_loss, f"a finite number (update {self._n_updates})")
         self.logger.record("train/value_loss", value_loss)

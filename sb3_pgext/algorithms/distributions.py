@@ -4,9 +4,12 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution, sum_independent_dims
+from torch.distributions import Bernoulli, Categorical, Normal
 from torch.distributions import Distribution as TorchDistribution
 
-__all__ = ["distribution_parameters", "kl_divergence"]
+from sb3_pgext.estimators.natural import Metric, Tangents, bernoulli_metric, categorical_metric, normal_metric
+
+__all__ = ["distribution_parameters", "fisher_metric", "kl_divergence"]
 
 
 def distribution_parameters(distribution: Distribution) -> tuple[th.Tensor, ...]:
@@ -41,6 +44,34 @@ def kl_divergence(old: tuple[th.Tensor, ...], new: Distribution, direction: str)
         kl = th.distributions.kl_divergence(p, q)
         total = total + (sum_independent_dims(kl) if kl.ndim > 1 else kl)
     return total
+
+
+def fisher_metric(distribution: Distribution) -> Metric:
+    """
+    The Fisher matrices of the distributions of a batch, in their :func:`distribution_parameters`.
+
+    :param distribution: of B states
+    :return: tangents of the distribution parameters → M times them
+    :raises ValueError: the distribution is none of SB3's
+    """
+    metrics = [(len(_names(part)), _metric(part)) for part in _parts(distribution)]
+
+    def metric(tangents: Tangents) -> Tangents:
+        remaining = iter(tangents)
+        images = [of_part(tuple(next(remaining) for _ in range(n))) for n, of_part in metrics]
+        return tuple(image for images_of_part in images for image in images_of_part)
+
+    return metric
+
+
+def _metric(part: TorchDistribution) -> Metric:
+    if isinstance(part, Categorical):
+        return categorical_metric(part.logits)
+    if isinstance(part, Bernoulli):
+        return bernoulli_metric(part.logits)
+    if isinstance(part, Normal):
+        return normal_metric(part.scale)
+    raise ValueError(f"fisher='exact': allowed is 'empirical' with actions from a {type(part).__name__} distribution")
 
 
 def _parts(distribution: Distribution) -> list[TorchDistribution]:

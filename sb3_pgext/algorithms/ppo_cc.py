@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorch
 
 from sb3_pgext.algorithms.base import (
     check_common_arguments,
+    evaluation_mode,
     explained_variance,
     minibatch_mean,
     require,
@@ -24,8 +25,8 @@ from sb3_pgext.algorithms.base import (
     rows,
     standardize,
 )
+from sb3_pgext.algorithms.descent import Step, descending
 from sb3_pgext.algorithms.distributions import distribution_parameters, kl_divergence
-from sb3_pgext.algorithms.optimizers import descend, flattened
 from sb3_pgext.estimators.returns import rollout_advantages
 from sb3_pgext.estimators.surrogates import (
     adapted_kl_coef,
@@ -137,6 +138,8 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         lecture 004 (for ``"kl"`` and ``"adaptive_kl"``)
     :param recompute_advantage: compute advantages and targets anew with the current critic before each epoch but the
         first (Andrychowicz et al. 2021); V_old stays
+    :param compile: compile the minibatch update (some seconds, once for each shape of a minibatch): the same results up
+        to rounding, in less time. Where that is not possible, a warning says why, and the update runs as it is
     :raises ValueError: an argument is not allowed, or would have no effect beside the others
     """
 
@@ -179,6 +182,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         kl_target: float = 0.01,
         kl_direction: str = "old_new",
         recompute_advantage: bool = False,
+        compile: bool = False,
     ):
         require_count("batch_size", batch_size)
         super().__init__(
@@ -216,6 +220,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         self.kl_target = kl_target
         self.kl_direction = kl_direction
         self.recompute_advantage = recompute_advantage
+        self.compile = compile
 
         if _init_setup_model:
             self._setup_model()
@@ -241,16 +246,13 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         terms: list[Terms] = []
         gradient_norms: list[th.Tensor] = []
 
-        with unvalidated_distributions(), flattened(self.policy.optimizer, parameters) as optimizer:
+        with unvalidated_distributions(), self._descending(parameters) as descend:
             for minibatch in self._minibatches(steps):
-                loss, measured = self._loss(minibatch, coefficients)
+                measured, gradient_norm, taken = descend(minibatch, coefficients)
                 terms.append(measured)
-                if (
-                    self.target_kl is not None
-                    and approximate_kl(measured.log_ratio).mean().item() > 1.5 * self.target_kl
-                ):
+                if not taken:  # the policy is too far from the one that acted: target_kl
                     break
-                gradient_norms.append(descend(loss, optimizer, parameters, self.max_grad_norm))
+                gradient_norms.append(gradient_norm)  # type: ignore[arg-type]
 
         last_loss = terms[-1].loss.item()
         require(math.isfinite(last_loss), "loss", last_loss, f"a finite number (update {self._n_updates})")
@@ -258,6 +260,24 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         self._log(steps, terms, gradient_norms, coefficients, kl)
         if self.surrogate == "adaptive_kl":
             self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.kl_target)
+
+    def _descending(self, parameters: list[th.nn.Parameter]) -> AbstractContextManager[Step]:
+        """An update's steps: minibatch and coefficients → terms of the loss, norm of the gradient, whether taken."""
+        constants = ("surrogate", "kl_direction", "value_clip", "normalize_advantage", "ent_coef", "vf_coef")
+        return descending(
+            self.policy,
+            self.policy.optimizer,
+            parameters,
+            self._loss,
+            math.inf if self.max_grad_norm is None else self.max_grad_norm,
+            None if self.target_kl is None else self._is_near,
+            tuple(getattr(self, name) for name in constants) if self.compile else None,
+        )
+
+    def _is_near(self, terms: Terms) -> th.Tensor:
+        """Whether the estimated divergence from the policy that acted is within ``target_kl``."""
+        assert self.target_kl is not None
+        return ~(approximate_kl(terms.log_ratio).mean() > 1.5 * self.target_kl)  # SB3 goes on with a NaN
 
     def _coefficients(self) -> Coefficients:
         progress = self._current_progress_remaining
@@ -299,7 +319,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
     def _recomputed_advantages(self) -> tuple[th.Tensor, th.Tensor]:
         """Ψ and y of the current critic, each ``(M,)``."""
         bootstrap_values = th.zeros_like(self.rollout.bootstrap_values)
-        with self._evaluation():
+        with evaluation_mode(self.policy):
             if self.rollout.final_observations is not None:
                 bootstrap_values[self.rollout.continues] = self._values(self.rollout.final_observations)
             return self._advantages(self._values(self.rollout.observations), bootstrap_values)
@@ -364,7 +384,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
 
     def _distribution_parameters(self) -> tuple[th.Tensor, ...]:
         """Those of π_θ on the rollout, constant."""
-        with self._evaluation(), th.no_grad():
+        with evaluation_mode(self.policy), th.no_grad():
             distribution = self.policy.get_distribution(self.rollout.observations)
         require(
             not self.penalizes_kl or distribution is self.policy.action_dist,
@@ -376,18 +396,9 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
 
     def _mean_kl(self, old_distribution: tuple[th.Tensor, ...]) -> float:
         """The mean divergence on the rollout between the policy that acted and the current one."""
-        with self._evaluation(), th.no_grad():
+        with evaluation_mode(self.policy), th.no_grad():
             distribution = self.policy.get_distribution(self.rollout.observations)
             return kl_divergence(old_distribution, distribution, self.kl_direction).mean().item()
-
-    @contextmanager
-    def _evaluation(self) -> Iterator[None]:
-        """As while acting: without dropout, batch statistics as they are."""
-        self.policy.set_training_mode(False)
-        try:
-            yield
-        finally:
-            self.policy.set_training_mode(True)
 
     def _log(
         self, steps: Steps, terms: list[Terms], gradient_norms: list[th.Tensor], coefficients: Coefficients, kl: float

@@ -11,7 +11,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pgext import ClippedCriticPPO
 from sb3_pgext.algorithms.distributions import distribution_parameters, kl_divergence
-from sb3_pgext.algorithms.optimizers import flattened
 from tests.environments import AnySpaces, Scripted
 
 VECTOR = spaces.Box(-1, 1, (3,), np.float32)
@@ -406,19 +405,3 @@ def test_nan_names_the_sub_environment_and_the_step(poison):
     env = DummyVecEnv([Scripted, lambda: Scripted((9,), poison)])
     with pytest.raises(ValueError, match=rf"{poison}=.*nan.* of sub-environment 1 at vector step 2 "):
         model_on(env).learn(10)
-
-
-def test_the_optimizer_is_the_users_again_after_an_update():
-    model = model_on().learn(128)
-    optimizer = model.policy.optimizer
-    before = {id(p): p.detach().clone() for p in model.policy.parameters()}
-    with flattened(optimizer, list(model.policy.parameters())) as flat:
-        assert flat is not optimizer
-        assert len(flat.param_groups[0]["params"]) == 1
-    for p in model.policy.parameters():
-        assert th.equal(p, before[id(p)])
-        assert p.untyped_storage().nbytes() == 4 * p.numel()
-    for options in ({"fused": True}, {"foreach": False}):
-        chosen = model_on(policy_kwargs={"optimizer_kwargs": options}).policy.optimizer
-        with flattened(chosen, chosen.param_groups[0]["params"]) as same:
-            assert same is chosen

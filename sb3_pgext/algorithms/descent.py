@@ -1,0 +1,94 @@
+"""Many gradient steps in a row, on one minibatch after the other."""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch as th
+
+from sb3_pgext.algorithms.compiled import compiled
+from sb3_pgext.algorithms.flat_adam import can_be_flattened, flattened
+
+__all__ = ["LossFunction", "Step", "descending"]
+
+LossFunction = Callable[..., tuple[th.Tensor, Any]]
+"""Minibatch → its loss, a scalar, and what it leaves for the log: tensors without a graph."""
+Step = Callable[..., tuple[Any, th.Tensor | None, bool]]
+"""Minibatch → what the loss function left; the norm of the gradient, if it was measured; whether a step was taken."""
+
+
+@contextmanager
+def descending(
+    policy: th.nn.Module,
+    optimizer: th.optim.Optimizer,
+    parameters: Sequence[th.nn.Parameter],
+    loss_function: LossFunction,
+    max_norm: float | None = None,
+    proceed: Callable[[Any], th.Tensor] | None = None,
+    compile_key: Hashable = None,
+) -> Iterator[Step]:
+    """
+    For many steps in a row: a function that takes one step along the gradient of a minibatch's loss.
+
+    An Adam or AdamW steps with one vector meanwhile, of which parameters and gradients are views.
+
+    :param policy: the network that the loss function evaluates
+    :param optimizer: its optimizer
+    :param parameters: those of its parameters that are moved
+    :param loss_function: a function of the policy's parameters and its arguments alone
+    :param max_norm: the gradient is shortened to this norm, as by torch's ``clip_grad_norm_``; infinity only measures
+        it, None does not
+    :param proceed: what the loss function left → whether the step is taken, a scalar
+    :param compile_key: everything else that the loss depends on and that may change: the step is compiled once for
+        each; None does not compile
+    :return: context of the function
+    """
+    optimizer.zero_grad(set_to_none=True)
+    parameters = [p for p in parameters if p.requires_grad]
+    if not can_be_flattened(optimizer, parameters):
+        yield _step(loss_function, parameters, parameters, optimizer.step, max_norm, proceed)
+        return
+    with flattened(optimizer, parameters) as adam:
+        step = _step(loss_function, parameters, [adam.parameters], adam.step, max_norm, proceed)
+        if compile_key is not None:
+            step = compiled(step, policy, parameters, adam, loss_function, max_norm, proceed, compile_key)
+        yield step
+
+
+def _step(
+    loss_function: LossFunction,
+    parameters: list[th.nn.Parameter],
+    stepped: Sequence[th.Tensor],
+    move: Callable[[], object],
+    max_norm: float | None,
+    proceed: Callable[[Any], th.Tensor] | None,
+) -> Step:
+    """
+    :param loss_function: see :func:`descending`
+    :param parameters: of the network
+    :param stepped: the tensors that ``move`` moves by their gradients: the same, or one vector of them all
+    :param move: of the optimizer
+    :param max_norm: see :func:`descending`
+    :param proceed: see :func:`descending`
+    :return: one step
+    """
+
+    def step(*minibatch: Any) -> tuple[Any, th.Tensor | None, bool]:
+        loss, left = loss_function(*minibatch)
+        if proceed is not None and not proceed(left):
+            return left, None, False
+        for p in stepped:
+            if p.grad is not None:
+                p.grad.zero_()
+        loss.backward(inputs=parameters)
+        norm = None
+        if max_norm is not None:
+            norm = th.linalg.vector_norm(th.stack(th._foreach_norm([p.grad for p in parameters if p.grad is not None])))
+            scale = th.clamp(max_norm / (norm + 1e-6), max=1.0)
+            for p in stepped:
+                if p.grad is not None:
+                    p.grad.mul_(scale)
+        move()
+        return left, norm, True
+
+    return step

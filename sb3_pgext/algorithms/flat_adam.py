@@ -1,0 +1,113 @@
+"""Adam on all parameters at once: the same numbers to the bit, without a dozen calls for each parameter."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch as th
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+
+__all__ = ["FlatAdam", "can_be_flattened", "concatenated", "flattened", "views"]
+
+_ALIGNMENT = 16
+"""Each parameter starts at a multiple of this many numbers: a matrix product may round by where its operands lie."""
+
+
+@dataclass
+class FlatAdam:
+    """
+    The state of an Adam or AdamW, each part in one vector.
+
+    :param parameters: θ, its ``grad`` another such vector
+    :param exp_avg: first moment
+    :param exp_avg_sq: second moment
+    :param count: number of steps so far, a scalar on the CPU
+    :param options: ``lr``, ``beta1``, ``beta2``, ``eps``, ``weight_decay``, ``maximize``
+    :param decoupled: whether the weight decay is AdamW's
+    """
+
+    parameters: th.Tensor
+    exp_avg: th.Tensor
+    exp_avg_sq: th.Tensor
+    count: th.Tensor
+    options: dict[str, Any]
+    decoupled: bool
+
+    @th.no_grad()
+    def step(self) -> None:
+        """One step of torch's own function."""
+        function = adamw if self.decoupled else adam
+        function(
+            [self.parameters],
+            [self.parameters.grad],  # type: ignore[list-item]
+            [self.exp_avg],
+            [self.exp_avg_sq],
+            [],
+            [self.count],
+            foreach=False,
+            amsgrad=False,
+            **self.options,
+        )
+
+
+@contextmanager
+def flattened(optimizer: th.optim.Optimizer, parameters: Sequence[th.nn.Parameter]) -> Iterator[FlatAdam]:
+    """
+    Meanwhile the parameters and their gradients are views of one vector each. Afterwards everything is the given
+    optimizer's again.
+
+    :param optimizer: one that :func:`can_be_flattened`
+    :param parameters: those of its parameters that are to be moved
+    :return: context of the state to step with
+    """
+    (group,) = optimizer.param_groups
+    states = [optimizer.state[p] for p in parameters if p in optimizer.state]
+    flat = concatenated([p.detach() for p in parameters])
+    flat.grad = th.zeros_like(flat)
+    exp_avg, exp_avg_sq = (
+        concatenated([state[name] for state in states]) if states else th.zeros_like(flat)
+        for name in ("exp_avg", "exp_avg_sq")
+    )
+    count = states[0]["step"].clone() if states else th.tensor(0.0)
+    options = {name: group[name] for name in ("lr", "eps", "weight_decay", "maximize")}
+    options["beta1"], options["beta2"] = group["betas"]
+    for p, values, gradient in zip(parameters, views(flat, parameters), views(flat.grad, parameters), strict=True):
+        p.data, p.grad = values, gradient
+    try:
+        yield FlatAdam(flat, exp_avg, exp_avg_sq, count, options, isinstance(optimizer, th.optim.AdamW))
+    finally:
+        columns = (views(x, parameters) for x in (flat, exp_avg, exp_avg_sq))
+        for p, values, first, second in zip(parameters, *columns, strict=True):
+            p.data, p.grad = values.clone(), None
+            if count > 0:
+                state = {"step": count.clone(), "exp_avg": first.clone(), "exp_avg_sq": second.clone()}
+                optimizer.state[p] = state
+
+
+def can_be_flattened(optimizer: th.optim.Optimizer, parameters: Sequence[th.nn.Parameter]) -> bool:
+    """
+    :param optimizer: any
+    :param parameters: those of its parameters that are to be moved
+    :return: whether it is an Adam or AdamW with one group of parameters, whose implementation the user has not chosen
+    """
+    if type(optimizer) not in (th.optim.Adam, th.optim.AdamW) or len(optimizer.param_groups) > 1:
+        return False
+    (group,) = optimizer.param_groups
+    chosen = group["foreach"] is not None or group["fused"] is not None
+    special = group["amsgrad"] or group["capturable"] or group["differentiable"]
+    counts = {float(optimizer.state[p]["step"]) if p in optimizer.state else 0.0 for p in parameters}
+    of_one_kind = len({(p.device, p.dtype) for p in parameters}) == 1
+    return not (chosen or special) and len(counts) == 1 and of_one_kind
+
+
+def concatenated(tensors: Sequence[th.Tensor]) -> th.Tensor:
+    """All numbers in one vector, with gaps of zeros."""
+    return th.cat([th.nn.functional.pad(x.flatten(), (0, -x.numel() % _ALIGNMENT)) for x in tensors])
+
+
+def views(flat: th.Tensor, like: Sequence[th.Tensor]) -> list[th.Tensor]:
+    """The parts of :func:`concatenated` in the shapes that they had."""
+    parts = flat.split([p.numel() + -p.numel() % _ALIGNMENT for p in like])
+    return [part[: p.numel()].view_as(p) for part, p in zip(parts, like, strict=True)]

@@ -1,0 +1,344 @@
+"""NPG: the natural policy gradient, and TRPO as its line search."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+
+from sb3_pgext.algorithms.actor_critic import ActorCriticAlgorithm
+from sb3_pgext.algorithms.base import (
+    evaluation_mode,
+    flat_gradient,
+    policy_parameters,
+    require,
+    require_count,
+    require_effective,
+    require_number,
+    require_one_of,
+    require_positive,
+    rows,
+)
+from sb3_pgext.algorithms.distributions import (
+    distribution_parameters,
+    fisher_metric,
+    kl_divergence,
+)
+from sb3_pgext.estimators.natural import (
+    conjugate_gradients,
+    euclidean_metric,
+    fisher_vector_product,
+    trust_region_scale,
+)
+from sb3_pgext.estimators.surrogates import unclipped_surrogate
+from sb3_pgext.rollouts import StepBuffer
+from sb3_pgext.rollouts.acting import unvalidated_distributions
+
+__all__ = ["NPG"]
+
+SelfNPG = TypeVar("SelfNPG", bound="NPG")
+
+
+class Steps(NamedTuple):
+    """
+    What the policy's step needs to know of the M steps that it looks at.
+
+    :param observations: ``(M, *observation shape)``, or a dict of such tensors
+    :param actions: ``(M, …)``
+    :param old_log_prob: of the policy that acted, ``(M,)``
+    :param advantages: Ψ, ``(M,)``
+    """
+
+    observations: PyTorchObs
+    actions: th.Tensor
+    old_log_prob: th.Tensor
+    advantages: th.Tensor
+
+
+class NPG(ActorCriticAlgorithm):
+    r"""
+    Natural policy gradient (Kakade 2001; lectures 002, 003, 004): one step per rollout along :math:`x = F^{-1} \hat g`,
+
+    .. math:: \theta \leftarrow \theta + \eta x \quad \text{or} \quad
+        \theta \leftarrow \theta + \sqrt{2\delta / x^\top F x} \; x,
+
+    where F is the policy's Fisher matrix. ``line_search=True`` makes it TRPO (Schulman et al. 2015); the arguments have
+    the names of sb3-contrib's.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or an ActorCriticPolicy class)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: of the critic; can be a function of the remaining progress (from 1 to 0)
+    :param n_steps: steps of each sub-environment per update
+    :param batch_size: Minibatch size when fitting the critic
+    :param gamma: Discount factor, in [0, 1]
+    :param gae_lambda: trade-off of bias against variance of the advantages, in [0, 1]
+    :param step_rule: how long the step is: ``"trust_region"`` (the quadratic model of the divergence is ``target_kl``)
+        or ``"fixed"`` (``step_size`` times x)
+    :param target_kl: δ, the divergence from the policy that acted, of a step or at most with ``line_search``
+    :param step_size: η of ``step_rule="fixed"``
+    :param fisher: ``"exact"`` (expectation over actions in closed form) or ``"empirical"`` (the sampled actions)
+    :param cg_max_steps: maximum number of steps of the conjugate gradients
+    :param cg_damping: multiple of the identity that is added to F when solving for x
+    :param cg_tolerance: the conjugate gradients stop when the squared norm of their residual is below
+    :param line_search: shorten the step until the surrogate improves and the divergence is at most ``target_kl``
+    :param line_search_shrinking_factor: how much shorter it gets each time
+    :param line_search_max_iter: how many lengths are tried; if none will do, the policy stays as it is
+    :param n_critic_updates: passes over the rollout when fitting the critic
+    :param critic_target: what the critic is fitted to: ``"mc"`` (G_t), ``"td"`` (r_t + γV(s_{t+1})) or ``"lambda"``
+        (TD(λ))
+    :param normalize_advantage: Whether to normalize the advantages over the rollout
+    :param sub_sampling_factor: the policy's step looks at every so-manieth step only, to be faster
+    :param ent_coef: coefficient of the mean entropy in the objective
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
+        (-1: only at the beginning of the rollout)
+    :param rollout_buffer_class: None, or a subclass of :class:`~sb3_pgext.rollouts.StepBuffer`
+    :param rollout_buffer_kwargs: additional arguments of its constructor
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, …) on which the code should be run; "auto" uses the GPU if possible
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: an argument is not allowed, or would have no effect beside the others
+    """
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 1024,
+        batch_size: int = 128,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        step_rule: str = "trust_region",
+        target_kl: float = 0.01,
+        step_size: float = 0.1,
+        fisher: str = "exact",
+        cg_max_steps: int = 15,
+        cg_damping: float = 0.1,
+        cg_tolerance: float = 1e-10,
+        line_search: bool = False,
+        line_search_shrinking_factor: float = 0.8,
+        line_search_max_iter: int = 10,
+        n_critic_updates: int = 10,
+        critic_target: str = "lambda",
+        normalize_advantage: bool = True,
+        sub_sampling_factor: int = 1,
+        ent_coef: float = 0.0,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[StepBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=0.0,
+            max_grad_norm=None,  # type: ignore[arg-type]
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,  # type: ignore[arg-type]
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+        )
+        self.batch_size = batch_size
+        self.step_rule = step_rule
+        self.target_kl = target_kl
+        self.step_size = step_size
+        self.fisher = fisher
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
+        self.cg_tolerance = cg_tolerance
+        self.line_search = line_search
+        self.line_search_shrinking_factor = line_search_shrinking_factor
+        self.line_search_max_iter = line_search_max_iter
+        self.n_critic_updates = n_critic_updates
+        self.critic_target = critic_target
+        self.normalize_advantage = normalize_advantage
+        self.sub_sampling_factor = sub_sampling_factor
+
+        if _init_setup_model:
+            self._setup_model()
+
+    def train(self) -> None:
+        """One natural step with the policy, then the fit of the critic."""
+        self._begin_update()
+        parameters = list(policy_parameters(self.policy).values())
+        if parameters:  # not all frozen
+            with unvalidated_distributions():
+                self._natural_step(self._steps(), parameters)
+        self._fit_critic_to_rollout()
+
+    def _natural_step(self, steps: Steps, parameters: list[th.nn.Parameter]) -> None:
+        """θ ← θ + η x with x = (F + damping)⁻¹ ĝ, or a part of it, or nothing where that will not do."""
+        objective, fisher = self._objective_and_fisher(steps, parameters)
+        gradient = flat_gradient(objective, parameters)
+        direction, residual, n_products = conjugate_gradients(
+            lambda v: fisher(v) + self.cg_damping * v, gradient, self.cg_max_steps, self.cg_tolerance
+        )
+        curvature = direction @ fisher(direction)
+        fixed = self.step_rule == "fixed"
+        scale = self.step_size if fixed else trust_region_scale(curvature, self.target_kl)
+        step = scale * direction
+
+        part, kl, improved = 0.0, 0.0, objective.item()
+        if curvature > 0 and bool(step.isfinite().all()):
+            part, kl, improved = self._move(step, steps, parameters)
+        else:
+            self._warn_of_refusal(f"xᵀFx is {curvature:.3g}, where x = F⁻¹g and g has the norm {gradient.norm():.3g}")
+
+        self.logger.record("train/policy_gradient_loss", -improved)
+        self.logger.record("train/grad_norm", gradient.norm().item())
+        self.logger.record("train/cg_iterations", n_products)
+        self.logger.record("train/cg_residual", residual.item())
+        self.logger.record("train/step_norm", part * step.norm().item())
+        self.logger.record("train/kl_quadratic", float(0.5 * (part * scale) ** 2 * curvature))
+        self.logger.record("train/kl", kl)
+        if self.line_search:
+            self.logger.record("train/line_search_success", float(part > 0))
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", self.policy.log_std.exp().mean().item())
+
+    def _steps(self) -> Steps:
+        """Those of the rollout that the policy's step looks at."""
+        rollout = self.rollout
+        steps = Steps(rollout.observations, rollout.actions, rollout.log_prob, self._advantages())
+        steps = rows(steps, slice(None, None, self.sub_sampling_factor))
+        return steps._replace(advantages=self._normalized(steps.advantages))
+
+    def _objective_and_fisher(
+        self, steps: Steps, parameters: list[th.nn.Parameter]
+    ) -> tuple[th.Tensor, Callable[[th.Tensor], th.Tensor]]:
+        """What is to be made larger, differentiable, and v → F v."""
+        distribution = self.policy.get_distribution(steps.observations)
+        objective, log_prob, entropy = self._objective(distribution, steps)
+        self.logger.record("train/entropy", entropy.item())
+        if self.fisher == "empirical":
+            return objective, fisher_vector_product((log_prob,), euclidean_metric, parameters)
+        outputs = distribution_parameters(distribution)
+        return objective, fisher_vector_product(outputs, fisher_metric(distribution), parameters)
+
+    def _objective(self, distribution: Distribution, steps: Steps) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """The surrogate with the entropy bonus, a scalar; log π of the actions, ``(M,)``; the mean entropy."""
+        log_prob = distribution.log_prob(steps.actions)
+        entropy = distribution.entropy()
+        entropy = (-log_prob if entropy is None else entropy).mean()
+        surrogate = unclipped_surrogate((log_prob - steps.old_log_prob).exp(), steps.advantages)
+        return surrogate + self.ent_coef * entropy, log_prob, entropy
+
+    def _move(self, step: th.Tensor, steps: Steps, parameters: list[th.nn.Parameter]) -> tuple[float, float, float]:
+        """
+        Take the step, or with ``line_search`` the longest of its parts that will do. Otherwise nothing moves.
+
+        :param step: ``(P,)``
+        :return: which part was taken, from 0 to 1, the mean divergence that it led to, and the objective there
+        """
+        start = th.cat([p.detach().flatten() for p in parameters])
+        old_distribution, old_objective, _ = self._measured(steps)
+        for k in range(self.line_search_max_iter if self.line_search else 1):
+            part = self.line_search_shrinking_factor**k
+            _set(parameters, start + part * step)
+            _, objective, kl = self._measured(steps, old_distribution)
+            if self._acceptable(kl, objective, old_objective):
+                return part, kl, objective
+        _set(parameters, start)
+        if not self.line_search:
+            self._warn_of_refusal(f"it leads to a divergence of {kl} and an objective of {objective}")
+        return 0.0, 0.0, old_objective
+
+    def _acceptable(self, kl: float, objective: float, old_objective: float) -> bool:
+        if self.line_search:
+            return kl <= self.target_kl and objective > old_objective
+        return math.isfinite(kl) and math.isfinite(objective)
+
+    def _measured(
+        self, steps: Steps, old_distribution: tuple[th.Tensor, ...] | None = None
+    ) -> tuple[tuple[th.Tensor, ...], float, float]:
+        """The current policy as it acts, without dropout: its distributions, its objective, and the divergence."""
+        with evaluation_mode(self.policy), th.no_grad():
+            distribution = self.policy.get_distribution(steps.observations)
+            parameters = distribution_parameters(distribution)
+            objective, _, _ = self._objective(distribution, steps)
+            kl = kl_divergence(old_distribution or parameters, distribution, "old_new").mean()
+        return parameters, objective.item(), kl.item()
+
+    def _warn_of_refusal(self, cause: str) -> None:
+        warnings.warn(f"NPG left the policy as it was, since the step is of no use: {cause}", stacklevel=2)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        require_one_of("step_rule", self.step_rule, ("trust_region", "fixed"))
+        require_one_of("fisher", self.fisher, ("exact", "empirical"))
+        for argument in ("target_kl", "step_size"):
+            require_positive(argument, getattr(self, argument))
+        for argument in ("cg_max_steps", "line_search_max_iter", "sub_sampling_factor"):
+            require_count(argument, getattr(self, argument))
+        for argument in ("cg_damping", "cg_tolerance"):
+            require_number(argument, getattr(self, argument), "a number >= 0", at_least=0.0)
+        factor = self.line_search_shrinking_factor
+        require_number("line_search_shrinking_factor", factor, "a number in (0, 1)", math.ulp(0.0), 1 - 2**-53)
+        require(isinstance(self.line_search, bool), "line_search", self.line_search, "True or False")
+        require_effective(self, self.ineffective_arguments())
+
+    def ineffective_arguments(self) -> dict[str, tuple[Any, str]]:
+        """
+        The arguments that would be ignored beside the others, which is why no other value of them is accepted.
+
+        :return: name → the value that they must have, and the reason
+        """
+        arguments: dict[str, tuple[Any, str]] = {}
+        if self.step_rule == "trust_region":
+            arguments["step_size"] = (0.1, "(the default) with step_rule='trust_region': only 'fixed' uses it")
+        elif not self.line_search:
+            reason = "(the default) with step_rule='fixed' and line_search=False, which do not look at the divergence"
+            arguments["target_kl"] = (0.01, reason)
+        if not self.line_search:
+            reason = "(the default) without line_search=True"
+            arguments["line_search_shrinking_factor"] = (0.8, reason)
+            arguments["line_search_max_iter"] = (10, reason)
+        return arguments
+
+    def learn(
+        self: SelfNPG,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "NPG",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfNPG:
+        """SB3's ``learn``."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+
+def _set(parameters: list[th.nn.Parameter], values: th.Tensor) -> None:
+    """Give the parameters these values, ``(P,)``."""
+    for p, part in zip(parameters, values.split([p.numel() for p in parameters]), strict=True):
+        p.data.copy_(part.view_as(p))

@@ -1,0 +1,129 @@
+"""Claim: compiled updates compute what the uncompiled ones do, and where they cannot, say so and do without."""
+
+import warnings
+
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_pgext import REINFORCE, ClippedCriticPPO
+from sb3_pgext.algorithms import compiled as module
+from tests.environments import AnySpaces
+
+
+@pytest.fixture(autouse=True)
+def _traced_only(request, monkeypatch):
+    """Compiling takes seconds each time, and what is to be shown here is mostly about the tracing."""
+    if "compiler" not in request.keywords:
+        monkeypatch.setattr(th, "compile", lambda graph, fullgraph: graph)
+
+
+SETTINGS = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
+
+
+def parameters_after(n_updates, compile, env="Pendulum-v1", policy="MlpPolicy", **parameters):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "compile=True")
+        model = ClippedCriticPPO(policy, env, compile=compile, **SETTINGS | parameters)
+        model.learn(n_updates * model.n_steps)
+    return model, th.cat([p.detach().flatten() for p in model.policy.parameters()])
+
+
+def assert_same(n_updates=5, **parameters):
+    eager, wanted = parameters_after(n_updates, False, **parameters)
+    model, found = parameters_after(n_updates, True, **parameters)
+    assert len(module._graphs[model.policy]) == 1
+    assert None not in module._graphs[model.policy].values()
+    assert not th.equal(found, parameters_after(0, True, **parameters)[1])
+    assert th.allclose(found, wanted, rtol=0, atol=1e-5)
+    first, second = (m.policy.optimizer.state_dict()["state"] for m in (eager, model))
+    for index, state in first.items():
+        assert state["step"] == second[index]["step"]
+        assert th.allclose(state["exp_avg_sq"], second[index]["exp_avg_sq"], rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.compiler
+def test_same_parameters_with_a_schedule_and_a_shorter_last_minibatch():
+    assert_same(batch_size=40, learning_rate=lambda progress: 3e-4 * progress, clip_range=lambda progress: progress)
+
+
+def test_same_parameters_of_categorical_actions():
+    assert_same(env="CartPole-v1", surrogate="adaptive_kl", ent_coef=0.01, normalize_advantage="rollout")
+
+
+def test_same_parameters_with_dict_observations_and_weight_decay():
+    space = spaces.Dict({"a": spaces.Box(-1, 1, (3,)), "b": spaces.Discrete(4)})
+    env = DummyVecEnv([lambda: AnySpaces(space, spaces.MultiDiscrete([2, 3]))])
+    kwargs = {"optimizer_class": th.optim.AdamW, "optimizer_kwargs": {"weight_decay": 0.1}}
+    assert_same(env=env, policy="MultiInputPolicy", policy_kwargs=kwargs, max_grad_norm=None)
+
+
+def test_target_kl_ends_both_at_the_same_step():
+    found = {}
+    for compile in (False, True):
+        model, found[compile] = parameters_after(3, compile, target_kl=1e-3, learning_rate=1e-2, n_epochs=5)
+        steps = {int(state["step"]) for state in model.policy.optimizer.state.values()}
+        found[compile] = (found[compile], steps)
+    assert found[True][1] == found[False][1] != {30}
+    assert th.allclose(found[True][0], found[False][0], rtol=0, atol=1e-5)
+
+
+def test_the_critics_fit():
+    found = []
+    for compile in (False, True):
+        model = REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=4, compile=compile, seed=0, device="cpu").learn(200)
+        found.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
+    assert None not in module._graphs[model.policy].values()
+    assert len(module._graphs[model.policy]) > 0
+    assert th.allclose(*found, rtol=0, atol=1e-5)
+
+
+def test_saved_loaded_and_continued_uncompiled(tmp_path):
+    model, _ = parameters_after(2, True)
+    model.save(tmp_path / "model")
+    loaded = ClippedCriticPPO.load(tmp_path / "model", env=model.env, compile=False)
+    for p, q in zip(model.policy.parameters(), loaded.policy.parameters(), strict=True):
+        assert th.equal(p, q)
+    loaded.learn(64, reset_num_timesteps=False)
+    assert loaded.policy not in module._graphs
+    loaded.compile = True
+    loaded.learn(64, reset_num_timesteps=False)
+    assert loaded.policy in module._graphs
+
+
+def test_what_changes_between_updates_is_no_constant_of_the_graph():
+    model, _ = parameters_after(1, True)
+    model.ent_coef = 0.5
+    model.learn(64)
+    assert len(module._graphs[model.policy]) == 2
+
+
+@pytest.mark.parametrize("cause", ["dropout", "tracing", "compiler"])
+def test_a_warning_says_why_it_runs_uncompiled(cause, monkeypatch):
+    kwargs = {"activation_fn": th.nn.Dropout} if cause == "dropout" else {}
+    if cause == "compiler":
+
+        def no_compiler(*args, **kwargs):
+            raise RuntimeError("no C++ compiler\nlong explanation")
+
+        monkeypatch.setattr(th, "compile", no_compiler)
+
+    class DataDependent(th.nn.Tanh):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else x
+
+    if cause == "tracing":
+        kwargs = {"activation_fn": DataDependent}
+    messages = {"dropout": "Dropout", "tracing": "uncompiled", "compiler": "RuntimeError: no C\\+\\+ compiler$"}
+    found = []
+    for compile in (False, True):
+        model = ClippedCriticPPO("MlpPolicy", "Pendulum-v1", compile=compile, policy_kwargs=kwargs, **SETTINGS)
+        if compile:
+            with pytest.warns(UserWarning, match=messages[cause]) as caught:
+                model.learn(128)
+            assert len([w for w in caught if "compile=True" in str(w.message)]) == 1
+        else:
+            model.learn(128)
+        found.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
+    assert th.equal(*found)

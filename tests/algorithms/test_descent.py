@@ -1,0 +1,112 @@
+"""Claim: many steps in a row are the steps of the user's optimizer, to the bit, and leave it as they would."""
+
+import math
+
+import pytest
+import torch as th
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+
+from sb3_pgext.algorithms.descent import descending
+
+OPTIMIZERS = {
+    "Adam": (th.optim.Adam, {"lr": 0.01, "eps": 1e-5}),
+    "Adam with decay": (th.optim.Adam, {"weight_decay": 0.1, "betas": (0.8, 0.9), "maximize": True}),
+    "AdamW": (th.optim.AdamW, {"lr": 0.01}),
+    "amsgrad": (th.optim.Adam, {"amsgrad": True}),
+    "fused": (th.optim.Adam, {"fused": True}),
+    "foreach": (th.optim.AdamW, {"foreach": True}),
+    "SGD": (th.optim.SGD, {"lr": 0.01, "momentum": 0.9}),
+    "RMSprop": (RMSpropTFLike, {}),
+}
+
+
+def network_and_optimizer(name):
+    th.manual_seed(0)
+    network = th.nn.Sequential(th.nn.Linear(3, 5), th.nn.Tanh(), th.nn.Linear(5, 1))
+    optimizer_class, options = OPTIMIZERS[name]
+    return network, optimizer_class(network.parameters(), **options)
+
+
+def minibatches(n_steps):
+    generator = th.Generator().manual_seed(1)
+    return [th.randn(7, 3, generator=generator) for _ in range(n_steps)]
+
+
+def loss_of(network):
+    def loss_function(minibatch):
+        loss = 10 * network(minibatch).square().mean()
+        return loss, loss.detach()
+
+    return loss_function
+
+
+def one_by_one(network, optimizer, parameters, max_norm, n_steps):
+    norms = []
+    for minibatch in minibatches(n_steps):
+        loss, _ = loss_of(network)(minibatch)
+        optimizer.zero_grad(set_to_none=True)
+        for p, gradient in zip(parameters, th.autograd.grad(loss, parameters), strict=True):
+            p.grad = gradient
+        norms.append(th.nn.utils.clip_grad_norm_(parameters, max_norm))
+        optimizer.step()
+    return norms
+
+
+def in_a_row(network, optimizer, parameters, max_norm, n_steps):
+    with descending(network, optimizer, parameters, loss_of(network), max_norm) as descend:
+        return [descend(minibatch)[1] for minibatch in minibatches(n_steps)]
+
+
+@pytest.mark.parametrize("part", ["all", "last layer"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_same_steps_to_the_bit(name, part):
+    networks, optimizers, norms = [], [], []
+    for method in (one_by_one, in_a_row):
+        network, optimizer = network_and_optimizer(name)
+        one_by_one(network, optimizer, list(network.parameters()), math.inf, n_steps=3)  # so that there are moments
+        parameters = list(network.parameters()) if part == "all" else list(network[2].parameters())
+        norms.append(method(network, optimizer, parameters, 0.1, n_steps=4))
+        norms[-1] += method(network, optimizer, parameters, math.inf, n_steps=2)
+        one_by_one(network, optimizer, list(network.parameters())[:1], math.inf, n_steps=1)
+        networks.append(network)
+        optimizers.append(optimizer)
+    assert norms[0] == norms[1]
+    assert max(norms[0]) > 0.1  # some were shortened
+    for p, q in zip(*(network.parameters() for network in networks), strict=True):
+        assert th.equal(p, q)
+        assert q.untyped_storage().nbytes() == 4 * q.numel()
+    first, second = (optimizer.state_dict()["state"] for optimizer in optimizers)
+    assert first.keys() == second.keys()
+    for index, state in first.items():
+        assert state.keys() == second[index].keys()
+        assert all(th.equal(th.as_tensor(x), th.as_tensor(second[index][key])) for key, x in state.items())
+
+
+def test_from_the_first_step_and_after_an_error():
+    network, optimizer = network_and_optimizer("Adam")
+    same_network, same_optimizer = network_and_optimizer("Adam")
+
+    def three_steps_and_an_error():
+        with descending(network, optimizer, list(network.parameters()), loss_of(network)) as descend:
+            assert [descend(batch)[1:] for batch in minibatches(3)] == [(None, True)] * 3
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        three_steps_and_an_error()
+    one_by_one(same_network, same_optimizer, list(same_network.parameters()), math.inf, n_steps=3)
+    for p, q in zip(network.parameters(), same_network.parameters(), strict=True):
+        assert th.equal(p, q)
+        assert th.equal(optimizer.state[p]["exp_avg"], same_optimizer.state[q]["exp_avg"])
+
+
+def test_without_a_step_nothing_changes():
+    network, optimizer = network_and_optimizer("Adam")
+    before = [p.detach().clone() for p in network.parameters()]
+
+    def proceed(loss):
+        return loss > math.inf
+
+    with descending(network, optimizer, list(network.parameters()), loss_of(network), 1.0, proceed) as descend:
+        assert [descend(batch)[1:] for batch in minibatches(2)] == [(None, False)] * 2
+    assert all(th.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
+    assert not optimizer.state
