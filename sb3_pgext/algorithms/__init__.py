@@ -2,5 +2,6 @@
 
 from sb3_pgext.algorithms.ppo_cc import ClippedCriticPPO
 from sb3_pgext.algorithms.reinforce import REINFORCE
+from sb3_pgext.algorithms.vpg import VPG
 
-__all__ = ["REINFORCE", "ClippedCriticPPO"]
+__all__ = ["REINFORCE", "VPG", "ClippedCriticPPO"]
