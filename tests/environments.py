@@ -4,6 +4,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sb3_pgext.envs import TabularMDP
+
 IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
 VECTOR = spaces.Box(-1, 1, (3,), np.float32)
 DICT = spaces.Dict({"image": IMAGE, "vector": VECTOR, "kind": spaces.Discrete(3)})
@@ -133,5 +135,14 @@ class Countdown(AnySpaces):
         return np.full(1, self.t, np.float32), *outcome
 
 
-for _cls in (OneOrFifty, Scripted, NeverEnding):
+class PaysLater(TabularMDP):
+    """Two steps: the first action chooses what the second step pays, whatever is done then."""
+
+    def __init__(self, render_mode=None):
+        transitions = np.zeros((3, 2, 3))
+        transitions[0, 0, 1] = transitions[0, 1, 2] = transitions[1:, :, 0] = 1.0
+        super().__init__(transitions, [[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]], [1.0, 0.0, 0.0], horizon=2)
+
+
+for _cls in (OneOrFifty, Scripted, NeverEnding, PaysLater):
     gym.register(f"tests/{_cls.__name__}-v0", entry_point=_cls)

@@ -1,5 +1,6 @@
 """VPG: the vanilla actor-critic policy gradient with a choice of advantage estimators."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
@@ -78,6 +79,8 @@ class VPG(ActorCriticAlgorithm):
         "sde_sample_freq",
     )
     """The arguments that the estimate depends on while the parameters stay as they are."""
+
+    suboptions: ClassVar[Mapping[str, str]] = {"n_step": "advantage", "gae_lambda": "advantage"}
 
     def __init__(
         self,

@@ -122,7 +122,7 @@ def test_gradient_samples_leave_the_model_as_it_is():
     model = model_on(make_vec_env(lambda: random_mdp(0), 2, seed=0), n_episodes=4)
     before = [p.detach().clone() for p in model.policy.parameters()]
     seen = []
-    samples = gradient_samples(model, 3, n_episodes=5, progress=seen.append)
+    samples = gradient_samples(model, 3, size=5, progress=seen.append)
     assert samples.shape == (3, sum(p.numel() for p in before) - 5 * 8 - 9)  # less the critic: 4·8 + 8 and 8 + 1
     assert not th.equal(samples[0], samples[1])
     assert seen == [1, 2, 3]
@@ -148,5 +148,5 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="n_batches=0"):
         gradient_samples(model, 0)
     with pytest.raises(ValueError, match="n_episodes=1"):
-        gradient_samples(model, 1, n_episodes=1)
+        gradient_samples(model, 1, size=1)
     assert model.n_episodes == 2
