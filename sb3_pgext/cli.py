@@ -46,7 +46,8 @@ def _run(argv: Sequence[str] | None) -> int:
     if arguments.command == "variance":
         from sb3_pgext.compare.variance import parse_study, variance
 
-        names = ("algo", "env", "vary", "at_steps", "batches", "episodes", "seed", "conf_file", "params")
+        names = ["algo", "env", "vary", "at_steps", "batches", "episodes", "seed", "conf_file", "params"]
+        names += ["steps", "reference"]
         arguments.params = dict(arguments.params)
         variance(parse_study(*(getattr(arguments, name) for name in names)), arguments.out, arguments.jobs)
         return 0
@@ -81,6 +82,10 @@ def _add_variance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at-steps", default="0", metavar="N,…", help="training steps to freeze the policy at")
     parser.add_argument("--batches", type=int, default=200, help="gradient batches of each kind (default: 200)")
     parser.add_argument("--episodes", type=int, help="episodes per batch (default: the configuration's)")
+    parser.add_argument(
+        "--steps", type=int, help="steps of each sub-environment per batch, for algorithms without episodes"
+    )
+    parser.add_argument("--reference", metavar="VALUE", help="measure the bias against the mean gradient of this value")
     parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--conf-file", help="configuration file (default: the algorithm's)")
     parser.add_argument(

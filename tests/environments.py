@@ -1,8 +1,21 @@
-"""Small environments whose truth is known."""
+"""Spaces of every kind, and small environments whose truth is known."""
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+
+from sb3_pgext.envs import TabularMDP
+
+IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+VECTOR = spaces.Box(-1, 1, (3,), np.float32)
+DICT = spaces.Dict({"image": IMAGE, "vector": VECTOR, "kind": spaces.Discrete(3)})
+ACTIONS = {
+    "discrete": spaces.Discrete(3),
+    "box": spaces.Box(-2, 1, (2,), np.float32),
+    "box_2d": spaces.Box(-2, 1, (2, 2), np.float32),
+    "multi_discrete": spaces.MultiDiscrete([2, 3]),
+    "multi_binary": spaces.MultiBinary(3),
+}
 
 
 class OneOrFifty(gym.Env):
@@ -96,5 +109,40 @@ class AnySpaces(gym.Env):
         return self.observation_space.sample(), 1.0, self.t == 5, False, {}
 
 
-for _cls in (OneOrFifty, Scripted, NeverEnding):
+class ActionIsReward(AnySpaces):
+    """Episodes of 5 steps; action 1 pays 1, action 0 nothing."""
+
+    def __init__(self):
+        super().__init__(spaces.Box(-1, 1, (2,)), spaces.Discrete(2))
+
+    def step(self, action):
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, float(action), terminated, truncated, info
+
+
+class Countdown(AnySpaces):
+    """5 steps of reward 1, seen in the observation."""
+
+    def __init__(self):
+        super().__init__(spaces.Box(0, 5, (1,)), spaces.Discrete(2))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        _, *outcome = super().step(action)
+        return np.full(1, self.t, np.float32), *outcome
+
+
+class PaysLater(TabularMDP):
+    """Two steps: the first action chooses what the second step pays, whatever is done then."""
+
+    def __init__(self, render_mode=None):
+        transitions = np.zeros((3, 2, 3))
+        transitions[0, 0, 1] = transitions[0, 1, 2] = transitions[1:, :, 0] = 1.0
+        super().__init__(transitions, [[0.0, 0.0], [0.0, 0.0], [1.0, 1.0]], [1.0, 0.0, 0.0], horizon=2)
+
+
+for _cls in (OneOrFifty, Scripted, NeverEnding, PaysLater):
     gym.register(f"tests/{_cls.__name__}-v0", entry_point=_cls)

@@ -3,5 +3,6 @@
 from sb3_pgext.algorithms.npg import NPG
 from sb3_pgext.algorithms.ppo_cc import ClippedCriticPPO
 from sb3_pgext.algorithms.reinforce import REINFORCE
+from sb3_pgext.algorithms.vpg import VPG
 
-__all__ = ["NPG", "REINFORCE", "ClippedCriticPPO"]
+__all__ = ["NPG", "REINFORCE", "VPG", "ClippedCriticPPO"]

@@ -54,5 +54,8 @@ class ActorCriticAlgorithm(PolicyGradientAlgorithm, FixedLengthAlgorithm):
         require_one_of("critic_target", self.critic_target, ("mc", "td", "lambda"))
         normalize = self.normalize_advantage
         require(isinstance(normalize, bool), "normalize_advantage", normalize, "True or False")
+        if normalize:
+            enough = self.n_steps * self.n_envs > 1
+            require(enough, "n_steps", self.n_steps, "at least 2 steps in a rollout with normalize_advantage=True")
         suitable = self.rollout_buffer_class is None or issubclass(self.rollout_buffer_class, StepBuffer)
         require(suitable, "rollout_buffer_class", self.rollout_buffer_class, "None or a subclass of StepBuffer")

@@ -1,7 +1,7 @@
 """What the algorithms of the family share: whose parameter is whose, the two gradient steps, checks and logging."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, ClassVar
@@ -239,6 +239,9 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
         "CnnPolicy": ActorCriticCnnPolicy,
         "MultiInputPolicy": MultiInputActorCriticPolicy,
     }
+    suboptions: ClassVar[Mapping[str, str]] = {}
+    """Arguments that belong to single values of another one: name → that other one."""
+
     max_grad_norm: float | None  # type: ignore[assignment]
     compile: bool = False
 

@@ -218,8 +218,8 @@ class NPG(ActorCriticAlgorithm):
         self.logger.record("train/grad_norm", gradient.norm().item())
         self.logger.record("train/cg_iterations", n_products)
         self.logger.record("train/cg_residual", residual.item())
-        self.logger.record("train/step_norm", part * step.norm().item())
-        self.logger.record("train/kl_quadratic", float(0.5 * (part * scale) ** 2 * curvature))
+        self.logger.record("train/step_norm", part * step.norm().item() if part else 0.0)
+        self.logger.record("train/kl_quadratic", float(0.5 * (part * scale) ** 2 * curvature) if part else 0.0)
         self.logger.record("train/kl", kl)
         if self.line_search:
             self.logger.record("train/line_search_success", float(part > 0))

@@ -144,27 +144,34 @@ _STATISTICS = {
     "trace": "tr Cov ĝ (squared units of the gradient)",
     "signal_to_noise": "signal-to-noise ratio",
     "cosine": "cosine with the mean gradient",
-    "bias": "relative bias along the gradient",
+    "bias": "relative bias along the\n{reference}",
+    "bias_norm": "relative bias in all directions, against the\n{reference}",
 }
 
 
-def plot_variances(table: pd.DataFrame, option: str, title: str, path: Path) -> None:
+def plot_variances(table: pd.DataFrame, option: str, title: str, reference: str, path: Path) -> None:
     """
     Draw the statistics of a gradient estimator under each value of an option, and write them as PNG and SVG.
 
     :param table: one row per step count and value, as in ``variance.csv``
     :param option: the option's name
     :param title: of the whole figure
+    :param reference: what the bias is measured against, where there is one
     :param path: of the files, without their suffix
     """
     with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.1), mpl.rc_context({"svg.hashsalt": ""}):
         names = [name for name in _STATISTICS if table[name].notna().any()]
-        figure = Figure(figsize=(3.7 * len(names), 4.2), layout="constrained")
+        n_rows = -(-len(names) // _MAX_COLUMNS)
+        n_columns = -(-len(names) // n_rows)
+        figure = Figure(figsize=(3.7 * n_columns, 3.4 * n_rows + 0.8), layout="constrained")
         FigureCanvasAgg(figure)
-        panels = figure.subplots(1, len(names), squeeze=False)[0]
-        for axes, name in zip(panels, names, strict=True):
+        panels = figure.subplots(n_rows, n_columns, squeeze=False)
+        for axes, name in zip(panels.flat, names, strict=False):
             _variance_panel(axes, table, name)
-        handles, labels = panels[0].get_legend_handles_labels()
+            axes.set_ylabel(_STATISTICS[name].format(reference=reference))
+        for axes in panels.flat[len(names) :]:
+            axes.set_visible(False)
+        handles, labels = panels[0, 0].get_legend_handles_labels()
         legend = f"{option}; bars: 95 % intervals"
         figure.legend(handles, labels, title=legend, loc="outside lower center", ncols=len(labels), frameon=False)
         figure.suptitle(title)
@@ -188,7 +195,6 @@ def _variance_panel(axes: Axes, table: pd.DataFrame, name: str) -> None:
         axes.errorbar(x, y, [low, high], fmt=marker, color=colors[i], markersize=5, capsize=2, label=value)
     axes.set_xticks(range(len(steps)), [thousands(count) for count in steps])
     axes.set_xlabel("environment steps of training")
-    axes.set_ylabel(_STATISTICS[name])
     if name == "trace":
         axes.set_yscale("log")
     if name == "bias":

@@ -1,6 +1,7 @@
 """``sb3-pgext variance``: how noisy, and how biased, the gradient is under each value of an option."""
 
 import contextlib
+import math
 import os
 import tempfile
 import time
@@ -24,7 +25,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_pgext.compare.display import LINE_SECONDS
 from sb3_pgext.compare.plots import plot_variances
 from sb3_pgext.compare.study import merge
-from sb3_pgext.diagnostics import estimated_gradient, gradient_samples, gradient_statistics, set_options
+from sb3_pgext.diagnostics import Interval, estimated_gradient, gradient_samples, gradient_statistics, set_options
 from sb3_pgext.envs import TabularMDP
 from sb3_pgext.zoo import ALGORITHMS, check_environment, check_name, read_config
 from sb3_pgext.zoo.configs import check_keys
@@ -35,6 +36,8 @@ _SAMPLING_SEED_OFFSET = 2_000_000
 _SEED_STRIDE = 10_000
 """Between tasks: sub-environment e of a task has the task's seed + e, and no two tasks may share one."""
 _FILE_WIDTH = 120
+_SIZE_FLAGS = {"n_episodes": "--episodes", "n_steps": "--steps"}
+"""The flag for the size of a batch, by what an algorithm collects."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,11 @@ class VarianceStudy:
     :param config: the hyperparameters of the training, as rl_zoo3 reads them
     :param at_steps: environment steps of training after which the policy is frozen
     :param n_batches: gradient batches for each value and step count
-    :param n_episodes: episodes of such a batch; None for the configuration's
+    :param size: of such a batch, in what the algorithm collects: episodes, or steps of each sub-environment; None for
+        the configuration's
     :param seed: of the training; the batches have seeds of their own, the same for all values
+    :param reference: the value whose mean gradient the bias of the others is measured against; None for the exact
+        gradient, where there is one
     :param common: options that all values share although the configuration says otherwise, because one of the values
         allows nothing else: the estimates are to differ in one ingredient
     """
@@ -62,8 +68,9 @@ class VarianceStudy:
     config: Mapping[str, Any]
     at_steps: tuple[int, ...] = (0,)
     n_batches: int = 200
-    n_episodes: int | None = None
+    size: int | None = None
     seed: int = 0
+    reference: Any = None
     common: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -77,6 +84,8 @@ def parse_study(
     seed: int = 0,
     conf_file: str | None = None,
     params: Mapping[str, Any] | None = None,
+    n_steps: int | None = None,
+    reference: str | None = None,
 ) -> VarianceStudy:
     """
     :param algo: zoo key of an algorithm of ours
@@ -84,10 +93,13 @@ def parse_study(
     :param vary: ``"option=value,value,…"``, the values as in YAML
     :param at_steps: step counts, separated by commas
     :param n_batches: see :class:`VarianceStudy`
-    :param n_episodes: see :class:`VarianceStudy`
+    :param n_episodes: episodes of a batch, for an algorithm that collects episodes; None for the configuration's
     :param seed: see :class:`VarianceStudy`
     :param conf_file: configuration file; default: that of the algorithm
     :param params: laid over the configuration; None takes a key out of it
+    :param n_steps: steps of each sub-environment of a batch, for an algorithm that collects steps; None for the
+        configuration's
+    :param reference: one of the values, see :class:`VarianceStudy`
     :return: the study, each of its values known to be allowed
     :raises ValueError: a name is unknown, or a value not allowed
     """
@@ -100,16 +112,20 @@ def parse_study(
     if n_batches < 3:
         raise ValueError(f"--batches {n_batches}: allowed is a whole number >= 3")
     check_keys(algo, params or {}, "-params")
+    parsed = tuple(parse_value(value) for value in values.split(","))
+    if reference is not None and parse_value(reference) not in parsed:
+        raise ValueError(f"--reference {reference}: allowed is one of the values of {option}: {values}")
     study = VarianceStudy(
         algo,
         environment,
         option,
-        tuple(parse_value(value) for value in values.split(",")),
+        parsed,
         merge(read_config(algo, environment, conf_file), params or {}),
         _step_counts(at_steps),
         n_batches,
-        n_episodes,
+        _size(algo, {"n_episodes": n_episodes, "n_steps": n_steps}),
         seed,
+        None if reference is None else parse_value(reference),
     )
     return replace(study, common=_check_values(study))
 
@@ -120,7 +136,8 @@ def variance(study: VarianceStudy, out: Path | None = None, jobs: int | None = N
 
     Writes ``variance.csv`` and ``variance.png`` and ``.svg``, and prints the table. Per value and step count: the trace
     of the covariance of ĝ, its signal-to-noise ratio, the cosine of single estimates with the mean of the others, and
-    on a finite MDP the bias; each as in :class:`sb3_pgext.diagnostics.GradientStatistics`.
+    the bias, against the exact gradient of a finite MDP or the mean gradient of the reference; each as in
+    :class:`sb3_pgext.diagnostics.GradientStatistics`.
 
     :param study: what to measure
     :param out: folder of the results; default: ``runs/variance/<algorithm>_<environment>_<option>``
@@ -142,7 +159,8 @@ def variance(study: VarianceStudy, out: Path | None = None, jobs: int | None = N
         table = _measure(study, Path(folder), jobs or joblib.cpu_count(), console)
     table.to_csv(out / "variance.csv.new", index=False)
     (out / "variance.csv.new").replace(out / "variance.csv")
-    plot_variances(table, study.option, f"{study.algo} on {study.environment}", out / "variance")
+    title = f"{study.algo} on {study.environment}"
+    plot_variances(table, study.option, title, _name_of_reference(study), out / "variance")
     console.print(_printed(table, study))
     console.print(f"written to {out}: variance.csv, variance.png and .svg")
 
@@ -159,6 +177,15 @@ def parse_value(text: str) -> Any:
     return value
 
 
+def _size(algo: str, given: Mapping[str, int | None]) -> int | None:
+    collected = ALGORITHMS[algo].batch_argument  # type: ignore[attr-defined]
+    for argument, size in given.items():
+        if size is not None and argument != collected:
+            flag, allowed = _SIZE_FLAGS[argument], _SIZE_FLAGS[collected]
+            raise ValueError(f"{flag} {size}: allowed is {allowed} for {algo}, whose batches are set by {collected}")
+    return given[collected]
+
+
 def _step_counts(text: str) -> tuple[int, ...]:
     counts = text.split(",")
     if not all(count.strip().isdigit() for count in counts):
@@ -173,8 +200,10 @@ def _check_values(study: VarianceStudy) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, _quiet(), _model(study, Path(folder), study.seed) as model:
         for value in study.values:
             changed = set_options(model, **_options(study, value))
-            common |= {name: only for name, only in changed.items() if name in type(model).estimate_options}
-            bootstraps.add(model.bootstraps)
+            # What belongs to single values of the option is no difference beside it.
+            shared = [name for name in type(model).estimate_options if type(model).suboptions.get(name) != study.option]
+            common |= {name: only for name, only in changed.items() if name in shared}
+            bootstraps.add(getattr(model, "bootstraps", True))
     # Without being told, only a critic bootstraps, which would be a second difference between the values.
     if len(bootstraps) > 1 and study.option != "truncation" and "truncation" not in study.config:
         common["truncation"] = "terminal"
@@ -182,7 +211,8 @@ def _check_values(study: VarianceStudy) -> dict[str, Any]:
 
 
 def _options(study: VarianceStudy, value: Any) -> dict[str, Any]:
-    batch = {} if study.n_episodes is None else {"n_episodes": study.n_episodes}
+    batch_argument = ALGORITHMS[study.algo].batch_argument  # type: ignore[attr-defined]
+    batch = {} if study.size is None else {batch_argument: study.size}
     return {**study.common, **batch, study.option: value}
 
 
@@ -205,7 +235,7 @@ def _measure(study: VarianceStudy, folder: Path, jobs: int, console: Console) ->
     n_tasks = -(-study.n_batches // _BATCHES_PER_TASK)
     tasks = list(product(study.at_steps, range(len(study.values)), range(n_tasks)))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    samples: dict[tuple[int, int], list[th.Tensor]] = {}
+    samples: dict[tuple[int, int, int], th.Tensor] = {}
     exact: dict[tuple[int, int], th.Tensor | None] = {}
     next_line = time.monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -213,25 +243,38 @@ def _measure(study: VarianceStudy, folder: Path, jobs: int, console: Console) ->
         _save_snapshots(study, folder, lambda steps: bar.update(training, completed=steps))
         sampling = bar.add_task("gradient batches", total=len(study.at_steps) * len(study.values) * study.n_batches)
         workers = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
-        for key, batch, target in workers(joblib.delayed(_sample)(study, folder, task) for task in tasks):
-            samples.setdefault(key, []).append(batch)
-            exact[key] = target
+        for task, batch, target in workers(joblib.delayed(_sample)(study, folder, task) for task in tasks):
+            samples[task] = batch
+            exact[task[:2]] = target
             bar.advance(sampling, len(batch))
             next_line = _line_now_and_then(bar, sampling, console, next_line)
+    # In the order of the tasks: the batches of all values come from the same seeds, one by one.
+    of_value = {
+        (steps, index): th.cat([samples[steps, index, part] for part in range(n_tasks)])
+        for steps, index in product(study.at_steps, range(len(study.values)))
+    }
     rows = []
     for steps, index in product(study.at_steps, range(len(study.values))):
-        statistics = gradient_statistics(th.cat(samples[steps, index]), exact[steps, index])
+        reference = exact[steps, index]
+        if study.reference is not None:
+            reference = of_value[steps, study.values.index(study.reference)]
+        statistics = gradient_statistics(of_value[steps, index], reference)
         row = {
             "option": study.option,
             "value": str(study.values[index]),
             "steps": steps,
             "batches": statistics.n_batches,
         }
-        for name in ("trace", "signal_to_noise", "cosine"):
-            interval = getattr(statistics, name)
+        for name in ("trace", "signal_to_noise", "cosine", "bias_norm"):
+            interval = getattr(statistics, name) or Interval(math.nan, math.nan, math.nan)
             row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        rows.append(row | {name: getattr(statistics, name) for name in ("bias", "bias_error", "bias_norm")})
+        rows.append(row | {"bias": statistics.bias, "bias_error": statistics.bias_error})
     return pd.DataFrame(rows)
+
+
+def _name_of_reference(study: VarianceStudy) -> str:
+    """What the bias is measured against."""
+    return "exact gradient" if study.reference is None else f"mean gradient of {study.option}={study.reference}"
 
 
 def _line_now_and_then(bar: Progress, task: TaskID, console: Console, due: float) -> float:
@@ -280,7 +323,7 @@ def _save(model: Any, path: Path) -> None:
 
 def _sample(
     study: VarianceStudy, folder: Path, task: tuple[int, int, int]
-) -> tuple[tuple[int, int], th.Tensor, th.Tensor | None]:
+) -> tuple[tuple[int, int, int], th.Tensor, th.Tensor | None]:
     """Some gradient batches of one snapshot under one value, and the exact gradient where it can be had."""
     steps, index, part = task
     n_batches = min(_BATCHES_PER_TASK, study.n_batches - part * _BATCHES_PER_TASK)
@@ -297,7 +340,7 @@ def _sample(
         mdp = fresh.env.unwrapped.envs[0].unwrapped if hasattr(fresh.env.unwrapped, "envs") else None
         in_its_units = (normalizer := model.get_vec_normalize_env()) is None or not normalizer.norm_reward
         exact = estimated_gradient(model, mdp) if isinstance(mdp, TabularMDP) and in_its_units else None
-    return (steps, index), samples.cpu(), exact
+    return task, samples.cpu(), exact
 
 
 def _restore(fresh: Any, path: Path) -> Any:
@@ -315,7 +358,8 @@ def _restore(fresh: Any, path: Path) -> Any:
 def _printed(table: pd.DataFrame, study: VarianceStudy) -> Table:
     caption = f"{study.n_batches} batches each; brackets: 95 % jackknife intervals."
     if table["bias"].notna().any():
-        caption += " Bias: along the exact gradient, ± standard error, and (in brackets) in all directions."
+        caption += f" Bias: along the {_name_of_reference(study)}, ± standard error, and (in brackets) in all"
+        caption += " directions, relative to its length."
     printed = Table(title=f"{study.algo} on {study.environment}", caption=caption, box=box.SIMPLE_HEAD)
     columns = ["steps", study.option, "tr Cov ĝ", "signal to noise", "cosine"]
     for name in [*columns, *(["bias"] if table["bias"].notna().any() else [])]:

@@ -5,17 +5,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch as th
 from stable_baselines3.common.logger import Logger
 
-from sb3_pgext.algorithms import REINFORCE
+from sb3_pgext.algorithms import REINFORCE, VPG
 from sb3_pgext.algorithms.base import require_one_of
 from sb3_pgext.diagnostics.exact import exact_policy_gradient
+from sb3_pgext.envs import TabularMDP
 
 __all__ = ["estimated_gradient", "gradient_samples", "set_options"]
 
 
-def set_options(model: REINFORCE, **options: Any) -> dict[str, Any]:
+def set_options(model: REINFORCE | VPG, **options: Any) -> dict[str, Any]:
     """
     Give a model other options of its estimator. What they make ineffective gets the only value it may then have.
 
@@ -42,53 +44,74 @@ def set_options(model: REINFORCE, **options: Any) -> dict[str, Any]:
     return changed
 
 
-def estimated_gradient(model: REINFORCE, mdp: gym.Env) -> th.Tensor:
+def estimated_gradient(model: REINFORCE | VPG, mdp: gym.Env) -> th.Tensor | None:
     """
     The exact gradient that the model's options mean to estimate: with or without the weights γ^t.
 
+    The mean over the steps of a rollout has an exact expectation where all episodes have the same length and the
+    rollout consists of whole ones: the gradient without γ^t, divided by that length. Where rollouts cut episodes it
+    depends on where they do.
+
     :param model: an algorithm of this family
     :param mdp: the :class:`~sb3_pgext.envs.TabularMDP` that it learns on, wrapped or not
-    :return: ``(P,)``, float64
+    :return: ``(P,)``, float64; None where there is none
     """
-    weighted = model.discount_weighting or model.credit == "trajectory"
-    return exact_policy_gradient(model.policy, mdp, model.gamma, weighted)
+    if isinstance(model, REINFORCE):
+        weighted = model.discount_weighting or model.credit == "trajectory"
+        return exact_policy_gradient(model.policy, mdp, model.gamma, weighted)
+    length = _length_of_all_episodes(mdp)
+    if length is None or model.n_steps % length != 0:
+        return None
+    return exact_policy_gradient(model.policy, mdp, model.gamma, discount_weighting=False) / length
+
+
+def _length_of_all_episodes(mdp: gym.Env) -> int | None:
+    """The horizon of a task whose episodes end with it and never before; None for any other."""
+    tables = mdp.unwrapped
+    assert isinstance(tables, TabularMDP)
+    ends_only_there = tables.at_horizon == "terminate" and np.allclose(tables.transitions.sum(axis=2), 1.0)
+    return tables.horizon if ends_only_there else None
 
 
 def gradient_samples(
-    model: REINFORCE,
+    model: REINFORCE | VPG,
     n_batches: int,
-    n_episodes: int | None = None,
+    size: int | None = None,
     progress: Callable[[int], object] = lambda done: None,
 ) -> th.Tensor:
     """
     The estimator's ĝ at frozen parameters, from fresh batches, through the very code path that ``train()`` uses.
 
-    Neither the policy nor the critic is changed; the environment, its statistics and ``num_timesteps`` go on.
+    Neither the policy nor the critic is changed; the environment, its statistics and ``num_timesteps`` go on. So a
+    rollout of fixed length goes on where the one before was cut, as in training: its steps should be many times those
+    of an episode where the batches are to be independent.
 
     :param model: an algorithm of this family
     :param n_batches: how many
-    :param n_episodes: episodes per batch; None for the model's own
+    :param size: of a batch: its episodes, or its steps of each sub-environment, as the model's ``batch_argument``
+        says; None for the model's own
     :param progress: called after each batch with the number of batches done
     :return: ``(n_batches, P)``, on the model's device
-    :raises ValueError: ``n_batches < 1``, or ``n_episodes`` is not allowed for the model
+    :raises ValueError: ``n_batches < 1``, or ``size`` is not allowed for the model
     """
     if n_batches < 1:
         raise ValueError(f"n_batches={n_batches!r}: allowed is a whole number >= 1")
-    own_n_episodes = model.n_episodes
+    own_size = getattr(model, model.batch_argument)
+    size = own_size if size is None else size
     statistics = {name: tensor.clone() for name, tensor in model.policy.named_buffers()}
     try:
-        model.n_episodes = own_n_episodes if n_episodes is None else n_episodes
+        setattr(model, model.batch_argument, size)
         model._check_arguments()
         with _no_log(model):
             _, callback = model._setup_learn(model.num_timesteps, reset_num_timesteps=False)
             assert model.env is not None
             samples = []
             for done in range(1, n_batches + 1):
-                model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_episodes)
+                model.collect_rollouts(model.env, callback, model.rollout_buffer, size)  # type: ignore[arg-type]
                 samples.append(model.estimate_gradient())
                 progress(done)
     finally:
-        model.n_episodes = own_n_episodes
+        setattr(model, model.batch_argument, own_size)
         model.policy.set_training_mode(False)
         for name, tensor in model.policy.named_buffers():
             tensor.copy_(statistics[name])
@@ -96,7 +119,7 @@ def gradient_samples(
 
 
 @contextmanager
-def _no_log(model: REINFORCE) -> Iterator[None]:
+def _no_log(model: REINFORCE | VPG) -> Iterator[None]:
     """Without a run of its own in the log, and with the model's logger in place afterwards."""
     own = {
         name: getattr(model, name)

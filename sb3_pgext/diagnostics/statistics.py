@@ -1,6 +1,6 @@
 """Variance, signal and bias of a gradient estimator, from samples of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch as th
@@ -33,11 +33,11 @@ class GradientStatistics:
     :param signal_to_noise: :math:`\|E\hat g\| / \sqrt{\mathrm{tr}\,\mathrm{Cov}}`; 0 where the mean cannot be told
         from 0
     :param cosine: mean cosine of a single ĝ with the mean of the others
-    :param bias: :math:`(E\hat g - g) \cdot g / \|g\|^2`, the relative error of the step along the exact gradient g:
-        0 if unbiased, -1 if nothing is left of it. None where g is not known
+    :param bias: :math:`(E\hat g - g) \cdot g / \|g\|^2`, the relative error of the step along the gradient g: 0 if
+        unbiased, -1 if nothing is left of it. None where g is not known, or cannot be told from 0
     :param bias_error: its standard error
     :param bias_norm: :math:`\|E\hat g - g\| / \|g\|` in all directions, with the share of the noise taken off; 0 where
-        it cannot be told from 0
+        it cannot be told from 0. None as for ``bias``
     """
 
     n_batches: int
@@ -46,17 +46,18 @@ class GradientStatistics:
     cosine: Interval
     bias: float | None = None
     bias_error: float | None = None
-    bias_norm: float | None = None
+    bias_norm: Interval | None = None
 
 
-def gradient_statistics(samples: th.Tensor, exact: th.Tensor | None = None) -> GradientStatistics:
+def gradient_statistics(samples: th.Tensor, reference: th.Tensor | None = None) -> GradientStatistics:
     """
     Statistics of an estimator with jackknife intervals over its batches.
 
     Not the bootstrap: a batch that is drawn twice agrees with itself, which is taken for signal.
 
     :param samples: ĝ of K batches, ``(K, P)``
-    :param exact: its exact expectation where that is known, ``(P,)``
+    :param reference: the gradient g that the bias is measured against: exact, ``(P,)``, or as the mean of another
+        estimator, of its samples from the same batches, ``(K, P)``: what both have from the batch then cancels
     :return: the statistics
     :raises ValueError: fewer than three samples
     """
@@ -72,14 +73,34 @@ def gradient_statistics(samples: th.Tensor, exact: th.Tensor | None = None) -> G
     trace, signal_to_noise, cosine = (
         Interval(float(v), float(a), float(b)) for v, a, b in zip(values, low, high, strict=True)
     )
-    if exact is None or exact.norm() == 0:
-        return GradientStatistics(n_batches, trace, signal_to_noise, cosine)
-    exact = exact.double().cpu()
-    along = samples @ exact / exact.square().sum() - 1
-    bias, error = along.mean().item(), (along.std() / n_batches**0.5).item()
-    square = (samples.mean(0) - exact).square().sum().item() - trace.value / n_batches
-    norm = max(square, 0.0) ** 0.5 / exact.norm().item()
-    return GradientStatistics(n_batches, trace, signal_to_noise, cosine, bias, error, norm)
+    statistics = GradientStatistics(n_batches, trace, signal_to_noise, cosine)
+    if reference is None:
+        return statistics
+    reference = reference.double().cpu().expand_as(samples)
+    difference = samples - reference
+    pairs = (difference, reference), (difference, difference), (reference, reference)
+    products = np.stack([(x @ y.T).numpy() for x, y in pairs])
+    (along, square, of_reference), jackknife = _products_of_means(products)
+    if of_reference <= 0:
+        return statistics
+    along, square = along / of_reference, square / of_reference
+    errors = np.sqrt((n_batches - 1) * (jackknife[:2] / jackknife[2]).var(axis=1))
+    norm = np.sqrt(np.maximum([square, square - 1.96 * errors[1], square + 1.96 * errors[1]], 0))
+    return replace(statistics, bias=float(along), bias_error=float(errors[0]), bias_norm=Interval(*norm.tolist()))
+
+
+def _products_of_means(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Inner products of means of samples, without those within a batch, in which its noise has a share.
+
+    :param products: inner products of the samples of two quantities, of C such pairs, ``(C, K, K)``
+    :return: of the means of all batches, ``(C,)``, and of those of all but one, ``(C, K)``
+    """
+    n = products.shape[-1]
+    products = products * (1 - np.eye(n))
+    total = products.sum((1, 2))
+    without_one = total[:, None] - products.sum(1) - products.sum(2)
+    return total / (n * (n - 1)), without_one / ((n - 1) * (n - 2))
 
 
 def _moments(gram: np.ndarray, chosen: np.ndarray) -> np.ndarray:

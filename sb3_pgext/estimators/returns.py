@@ -1,4 +1,4 @@
-"""Returns, temporal differences and critic targets of a batch of whole episodes.
+"""Returns, advantages and critic targets of a batch of episodes, or of the segments of a rollout.
 
 Every function takes flat tensors: one entry per step, shape ``(M,)``, the steps of an episode next to each other and
 in order of time, ``episode`` naming the episode ``0 … N-1`` of each step. Nothing is padded and there is no loop over
@@ -15,6 +15,8 @@ __all__ = [
     "generalized_advantages",
     "lambda_returns",
     "last_steps",
+    "monte_carlo_advantages",
+    "n_step_advantages",
     "next_values",
     "rollout_advantages",
     "td_errors",
@@ -22,26 +24,39 @@ __all__ = [
 ]
 
 
-def discounted_sum_to_go(x: th.Tensor, episode: th.Tensor, discount: float) -> th.Tensor:
+def discounted_sum_to_go(x: th.Tensor, episode: th.Tensor, discount: float, n_steps: int | None = None) -> th.Tensor:
     r"""
-    The reverse discounted cumulative sum within each episode, :math:`y_t = \sum_{k \ge t} d^{k-t} x_k`.
+    The reverse discounted cumulative sum within each episode, :math:`y_t = \sum_{k \ge t} d^{k-t} x_k`, or that of the
+    next n steps only.
 
     Computed by doubling: after pass :math:`j` each entry holds the sum over its next :math:`2^j` steps, so
     :math:`\log_2 M` vectorised passes suffice, without the division by :math:`d^t` that makes
-    a plain cumulative sum underflow on long episodes.
+    a plain cumulative sum underflow on long episodes. The sum over n steps is put together from those over the powers
+    of two in n, without the difference of two long sums that would cancel.
 
     :param x: what is summed, ``(M,)``
     :param episode: episode of each step, ``(M,)``, integer
     :param discount: :math:`d`, in [0, 1]
+    :param n_steps: n, at least 1; None for all steps to the end of the episode
     :return: the sums, ``(M,)``
     """
-    total, shift, weight = x, 1, discount
-    while shift < len(x) and weight > 0.0:
-        same_episode = episode[shift:] == episode[:-shift]
-        continuation = th.where(same_episode, total[shift:], 0.0)
-        total = th.cat([total[:-shift] + weight * continuation, total[-shift:]])
-        shift, weight = 2 * shift, weight * weight
-    return total
+    to_the_end = 1 << (len(x) - 1).bit_length() if discount > 0.0 else 1
+    n_steps = to_the_end if n_steps is None else min(n_steps, to_the_end)
+    total, summed = x, 0
+    doubled, shift = x, 1
+    while True:
+        if n_steps & shift:
+            total = doubled if summed == 0 else total + discount**summed * _later(doubled, episode, summed)
+            summed += shift
+        if summed == n_steps:
+            return total
+        doubled, shift = doubled + discount**shift * _later(doubled, episode, shift), 2 * shift
+
+
+def _later(x: th.Tensor, episode: th.Tensor, n_steps: int) -> th.Tensor:
+    """x_{t+n} where the episode still goes on then, else 0, ``(M,)``."""
+    same_episode = episode[n_steps:] == episode[:-n_steps]
+    return th.cat([th.where(same_episode, x[n_steps:], 0.0), x.new_zeros(n_steps)])
 
 
 def last_steps(episode: th.Tensor) -> th.Tensor:
@@ -121,6 +136,46 @@ def td_errors(
     :return: ``(M,)``
     """
     return rewards + gamma * next_values(values, episode, bootstrap_values) - values
+
+
+def monte_carlo_advantages(
+    rewards: th.Tensor, values: th.Tensor, episode: th.Tensor, gamma: float, bootstrap_values: th.Tensor
+) -> th.Tensor:
+    r"""
+    :math:`\Psi_t = G_t - V(s_t)` (lecture 002).
+
+    :param rewards: r_t, ``(M,)``
+    :param values: V(s_t), ``(M,)``
+    :param episode: episode of each step, ``(M,)``, integer
+    :param gamma: discount, in [0, 1]
+    :param bootstrap_values: V(s_T) of episodes that were cut and are bootstrapped, 0 for all others, ``(N,)``
+    :return: ``(M,)``
+    """
+    return discounted_returns(rewards, episode, gamma, bootstrap_values) - values
+
+
+def n_step_advantages(
+    rewards: th.Tensor,
+    values: th.Tensor,
+    episode: th.Tensor,
+    gamma: float,
+    n_step: int,
+    bootstrap_values: th.Tensor,
+) -> th.Tensor:
+    r"""
+    :math:`\Psi_t = \sum_{k<n} \gamma^k r_{t+k} + \gamma^n V(s_{t+n}) - V(s_t)`, cut at the end of the episode (lecture
+    002). All values but the first and the last cancel in :math:`\sum_{k<n} \gamma^k \delta_{t+k}`, which is the same.
+
+    :param rewards: r_t, ``(M,)``
+    :param values: V(s_t), ``(M,)``
+    :param episode: episode of each step, ``(M,)``, integer
+    :param gamma: discount, in [0, 1]
+    :param n_step: n, at least 1: the larger, the less bias and the more variance
+    :param bootstrap_values: V(s_T) of episodes that were cut and are bootstrapped, 0 for all others, ``(N,)``
+    :return: ``(M,)``
+    """
+    delta = td_errors(rewards, values, episode, gamma, bootstrap_values)
+    return discounted_sum_to_go(delta, episode, gamma, n_step)
 
 
 def generalized_advantages(

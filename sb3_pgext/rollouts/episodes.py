@@ -8,7 +8,7 @@ steps count in ``num_timesteps``, but nothing is learnt from them.
 
 import math
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -113,6 +113,9 @@ class EpisodicAlgorithm(OnPolicyAlgorithm):
     A subclass sets ``n_episodes`` and ``max_episode_steps`` before :meth:`_setup_model` and says whether it
     :attr:`has_critic` and :attr:`bootstraps`. After a rollout the batch lies in ``episodes``.
     """
+
+    batch_argument: ClassVar[str] = "n_episodes"
+    """The argument that says how much is collected for an update."""
 
     n_episodes: int
     max_episode_steps: int | None

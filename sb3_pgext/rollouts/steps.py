@@ -5,7 +5,7 @@ actions. What SB3 does step by step but nobody needs before the rollout is compl
 into storage and transfers.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -32,6 +32,9 @@ class FixedLengthAlgorithm(OnPolicyAlgorithm):
 
     After the collection they lie in ``rollout``.
     """
+
+    batch_argument: ClassVar[str] = "n_steps"
+    """The argument that says how much is collected for an update."""
 
     rollout_buffer: StepBuffer  # type: ignore[assignment]
     rollout: Rollout

@@ -72,6 +72,40 @@ def sample_reinforce_params(
     return convert_params(sampled)
 
 
+def sample_vpg_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    Sample VPG's numbers. Its ingredients (advantage, critic target) stay the configuration's, and n and λ are sampled
+    where they use them.
+
+    :param trial: the trial to sample for
+    :param n_actions: dimension of a continuous action; not used
+    :param n_envs: number of environments; not used
+    :param additional_args: rl_zoo3's settings of replay buffers; not used
+    :return: keyword arguments of :class:`sb3_pgext.VPG`
+    """
+    sampled = {
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-2, log=True),
+        "n_steps_pow": trial.suggest_int("n_steps_pow", 5, 11),
+        "batch_size_pow": trial.suggest_int("batch_size_pow", 5, 10),
+        "n_critic_updates": trial.suggest_int("n_critic_updates", 1, 20, log=True),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 3e-2, log=True),
+        "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
+        "max_grad_norm": trial.suggest_float("max_grad_norm", 0.3, 5.0, log=True),
+        "normalize_advantage": trial.suggest_categorical("normalize_advantage", [False, True]),
+        "net_arch": trial.suggest_categorical("net_arch", list(_NET_ARCH)),
+        "activation_fn": trial.suggest_categorical("activation_fn", list(_ACTIVATION)),
+    }
+    config = trial.study.user_attrs
+    advantage = config.get("advantage", "gae")
+    if advantage == "n_step":
+        sampled["n_step"] = trial.suggest_int("n_step", 2, 100, log=True)
+    if advantage == "gae" or config.get("critic_target", "lambda") == "lambda":
+        sampled["one_minus_gae_lambda"] = trial.suggest_float("one_minus_gae_lambda", 1e-3, 0.3, log=True)
+    return convert_params(sampled)
+
+
 def sample_ppo_cc_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:

@@ -11,18 +11,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pgext import ClippedCriticPPO
 from sb3_pgext.algorithms.distributions import distribution_parameters, kl_divergence
-from tests.environments import AnySpaces, Scripted
+from tests.environments import ACTIONS, IMAGE, VECTOR, ActionIsReward, AnySpaces, Scripted
 
-VECTOR = spaces.Box(-1, 1, (3,), np.float32)
-IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
 DICT = spaces.Dict({"vector": VECTOR, "kind": spaces.Discrete(3)})
-ACTIONS = {
-    "discrete": spaces.Discrete(3),
-    "box": spaces.Box(-2, 1, (2,), np.float32),
-    "box_2d": spaces.Box(-2, 1, (2, 2), np.float32),
-    "multi_discrete": spaces.MultiDiscrete([2, 3]),
-    "multi_binary": spaces.MultiBinary(3),
-}
 
 
 def vector_of(model):
@@ -259,15 +250,6 @@ def test_it_learns(surrogate, value_clip):
     model = model_on(env, surrogate=surrogate, value_clip=value_clip, n_epochs=4, learning_rate=3e-3, gamma=0.5)
     model.learn(4 * 64 * 8)
     assert evaluate_policy(model, env, 5)[0] == 5
-
-
-class ActionIsReward(AnySpaces):
-    def __init__(self):
-        super().__init__(spaces.Box(-1, 1, (2,)), spaces.Discrete(2))
-
-    def step(self, action):
-        observation, _, terminated, truncated, info = super().step(action)
-        return observation, float(action), terminated, truncated, info
 
 
 @pytest.mark.parametrize(

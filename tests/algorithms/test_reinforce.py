@@ -9,12 +9,12 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pgext import REINFORCE
 from sb3_pgext.algorithms.base import critic_parameters, policy_parameters
-from tests.environments import AnySpaces, Scripted
+from tests.algorithms.policies import SharedTrunk, moved_parameters
+from tests.environments import ACTIONS, DICT, IMAGE, VECTOR, ActionIsReward, AnySpaces, Countdown, Scripted
 
 BASELINES = ["none", "constant", "time", "optimal", "state"]
 
@@ -93,15 +93,6 @@ def test_it_learns(baseline, credit):
     assert model.policy.get_distribution(th.zeros(1, 2)).distribution.probs[0, 1] > 0.9
 
 
-class ActionIsReward(AnySpaces):
-    def __init__(self):
-        super().__init__(spaces.Box(-1, 1, (2,)), spaces.Discrete(2))
-
-    def step(self, action):
-        observation, _, terminated, truncated, info = super().step(action)
-        return observation, float(action), terminated, truncated, info
-
-
 def critic_target_of(target, **parameters):
     """The values y_t that V is fitted to, on episodes (0, t) and (1, t), t = 0, 1, 2, rewards 100·episode + t."""
     model = model_on(
@@ -147,39 +138,7 @@ def test_the_critic_fits():
     assert model.logger.name_to_value["train/value_loss"] < 0.05
 
 
-class Countdown(AnySpaces):
-    """5 steps of reward 1, seen in the observation."""
-
-    def __init__(self):
-        super().__init__(spaces.Box(0, 5, (1,)), spaces.Discrete(2))
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action):
-        _, *outcome = super().step(action)
-        return np.full(1, self.t, np.float32), *outcome
-
-
 # --- whose parameter is whose ----------------------------------------------------------------------------------------
-
-
-class SharedTrunk(BaseFeaturesExtractor):
-    """Features that learn, shared by policy and critic; the names say nothing about values or policies."""
-
-    def __init__(self, observation_space):
-        super().__init__(observation_space, 8)
-        self.layer = th.nn.Linear(int(np.prod(observation_space.shape)), 8)
-
-    def forward(self, observations):
-        return self.layer(observations).tanh()
-
-
-def moved_parameters(model, update):
-    before = {name: p.detach().clone() for name, p in model.policy.named_parameters()}
-    update()
-    return {name for name, p in model.policy.named_parameters() if not th.equal(p, before[name])}
 
 
 @pytest.mark.parametrize("share_features_extractor", [True, False])
@@ -267,17 +226,6 @@ def test_finding_parameters_draws_no_random_number():
 
 
 # --- SB3's promises --------------------------------------------------------------------------------------------------
-
-IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
-VECTOR = spaces.Box(-1, 1, (3,), np.float32)
-DICT = spaces.Dict({"image": IMAGE, "vector": VECTOR, "kind": spaces.Discrete(3)})
-ACTIONS = {
-    "discrete": spaces.Discrete(3),
-    "box": spaces.Box(-2, 1, (2,), np.float32),
-    "box_2d": spaces.Box(-2, 1, (2, 2), np.float32),
-    "multi_discrete": spaces.MultiDiscrete([2, 3]),
-    "multi_binary": spaces.MultiBinary(3),
-}
 
 
 @pytest.mark.parametrize("action", ACTIONS)

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch as th
 
-from sb3_pgext import REINFORCE
+from sb3_pgext import REINFORCE, VPG
 from sb3_pgext.cli import main
 from sb3_pgext.compare import variance as variance_module
 from sb3_pgext.compare.variance import parse_study, variance
@@ -13,8 +13,9 @@ from sb3_pgext.diagnostics import set_options
 MDP = "sb3_pgext/RandomMDP-v0"
 
 
-def measure(tmp_path, **arguments):
-    study = parse_study("reinforce", MDP, **{"n_batches": 3, "n_episodes": 4, **arguments})
+def measure(tmp_path, algo="reinforce", env=MDP, **arguments):
+    size = {"n_episodes": 4} if algo == "reinforce" else {"n_steps": 32}
+    study = parse_study(algo, env, **{"n_batches": 3, **size, **arguments})
     variance(study, tmp_path / "out", jobs=1)
     return pd.read_csv(tmp_path / "out" / "variance.csv", keep_default_na=False)
 
@@ -115,6 +116,58 @@ def test_no_bias_column_where_the_truth_is_not_known(tmp_path, capsys):
     assert "exact gradient" not in capsys.readouterr().out
 
 
+def test_algorithms_that_collect_steps(tmp_path, capsys):
+    """Batches of so many steps; episodes that a rollout cuts leave no exact gradient."""
+    table = measure(tmp_path, "vpg", vary="advantage=mc,td,n_step,gae", at_steps="0,300")
+    assert (table["trace"] > 0).all()
+    assert table["trace"].nunique() == 8
+    assert set(table["bias"]) == {""}
+    assert "for all values" not in capsys.readouterr().out, "n_step and gae_lambda are each one value's own"
+    longer = measure(tmp_path, "vpg", vary="advantage=mc", n_steps=640)
+    assert longer["trace"][0] < 0.3 * table["trace"][0]
+
+
+def test_rollouts_of_whole_episodes_have_an_exact_gradient(tmp_path):
+    """
+    Monte-Carlo advantages have its mean; one-step ones of a critic that has learnt nothing see no reward that the
+    first action is to be credited with. Against the samples of mc it is the same.
+    """
+    study = {"env": "tests/PaysLater-v0", "vary": "advantage=mc,td", "n_batches": 60, "n_steps": 16}
+    study["params"] = {"n_envs": 2, "normalize_advantage": False}
+    tables = [measure(tmp_path, "vpg", **study, reference=reference) for reference in (None, "mc")]
+    (mc, td), (itself, relative) = (table.astype({"bias": float}).to_dict("records") for table in tables)
+    assert abs(mc["bias"]) < 4 * mc["bias_error"] < 1
+    assert td["bias"] == pytest.approx(-1, abs=0.2)
+    assert relative["bias"] == pytest.approx(-1, abs=0.2)
+    assert (itself["bias"], itself["bias_norm"]) == (0, 0)
+    assert [row["trace"] for row in (itself, relative)] == [row["trace"] for row in (mc, td)]
+    cut = measure(tmp_path, "vpg", **{**study, "n_batches": 3, "n_steps": 17})
+    assert set(cut["bias"]) == {""}
+
+
+def test_values_are_compared_on_the_same_rollouts(tmp_path):
+    """A value compared with itself under another name has no bias, batch by batch; tasks may end in any order."""
+    table = measure(tmp_path, "vpg", vary="advantage=gae,mc", reference="mc", params={"gae_lambda": 1}, n_batches=30)
+    assert table["bias"].abs().max() < 1e-4
+    assert table["bias_error"].max() < 1e-4
+
+
+def test_the_reference_is_named(tmp_path, capsys):
+    arguments = ["--algo", "vpg", "--vary", "advantage=mc,td", "--reference", "mc", "--batches", "3", "--steps", "40"]
+    assert main(["variance", *arguments, "--jobs", "1", "--out", str(tmp_path)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Bias: along the mean gradient of advantage=mc" in printed
+    assert "mean gradient of advantage=mc" in (tmp_path / "variance.svg").read_text()
+
+
+def test_suboptions_of_a_value_are_its_own(tmp_path, capsys):
+    """What n_step is measured with is what was asked for, although mc has none."""
+    params = {"advantage": "n_step", "n_step": 1}
+    table = measure(tmp_path, "vpg", vary="advantage=mc,td,n_step", params=params)
+    assert table["trace"][2] == pytest.approx(table["trace"][1], rel=1e-4)
+    assert "for all values" not in capsys.readouterr().out
+
+
 def test_set_options_resets_what_becomes_ineffective():
     model = REINFORCE("MlpPolicy", "CartPole-v1", critic_epochs=3, critic_target="td", n_episodes=2, device="cpu")
     set_options(model, baseline="constant")
@@ -124,6 +177,9 @@ def test_set_options_resets_what_becomes_ineffective():
     assert (model.credit, model.discount_weighting) == ("reward_to_go", False)
     set_options(model, n_episodes=3)
     assert model.learn(1).episodes.n_episodes == 3
+    model = VPG("MlpPolicy", "CartPole-v1", advantage="n_step", n_step=7, critic_target="mc", device="cpu")
+    assert set_options(model, advantage="mc") == {"n_step": 5}
+    assert (model.advantage, model.n_step) == ("mc", 5)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +195,11 @@ def test_set_options_resets_what_becomes_ineffective():
         (["--vary", "gamma=1", "--params", "gama=1"], "'gama', did you mean 'gamma'"),
         (["--vary", "gamma=1", "--algo", "ppo"], "unknown algorithm 'ppo'"),
         (["--vary", "gamma=1", "--algo", "ppo_cc"], "unknown algorithm 'ppo_cc'"),
+        (["--vary", "gamma=1", "--steps", "64"], "--steps 64: allowed is --episodes for reinforce"),
+        (["--vary", "gamma=1", "--algo", "vpg", "--episodes", "8"], "--episodes 8: allowed is --steps for vpg"),
+        (["--vary", "gamma=1", "--algo", "vpg", "--steps", "0"], "n_steps=0"),
+        (["--vary", "gamma=1,0.9", "--reference", "0.8"], "--reference 0.8: allowed is one of the values of gamma"),
+        (["--vary", "advantage=best", "--algo", "vpg"], "advantage='best'"),
         (["--vary", "gamma=1", "--env", "CartPole"], "unknown environment 'CartPole'"),
     ],
 )

@@ -8,8 +8,12 @@ HIDDEN_LAYER = {"net_arch": {"pi": [8], "vf": [8]}, "ortho_init": False}
 """SB3's default initialisation makes the policy nearly uniform; this one does not."""
 
 
-def model_on(env, **parameters):
-    return REINFORCE("MlpPolicy", env, **{"policy_kwargs": HIDDEN_LAYER, "seed": 0, "device": "cpu", **parameters})
+BATCH = {"n_episodes": "episodes", "n_steps": "rollout"}
+"""Where a model has its batch, by what it collects."""
+
+
+def model_on(env, cls=REINFORCE, **parameters):
+    return cls("MlpPolicy", env, **{"policy_kwargs": HIDDEN_LAYER, "seed": 0, "device": "cpu", **parameters})
 
 
 def collect_batches(model, n_batches):
@@ -17,8 +21,8 @@ def collect_batches(model, n_batches):
     _, callback = model._setup_learn(10**9)
     batches = []
     for _ in range(n_batches):
-        model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_episodes)
-        batches.append(model.episodes)
+        model.collect_rollouts(model.env, callback, model.rollout_buffer, getattr(model, model.batch_argument))
+        batches.append(getattr(model, BATCH[model.batch_argument]))
     return batches
 
 
@@ -28,6 +32,7 @@ def estimates(model, batches, **options):
         setattr(model, name, value)
     model._check_arguments()
     samples = []
-    for model.episodes in batches:
+    for batch in batches:
+        setattr(model, BATCH[model.batch_argument], batch)
         samples.append(model.estimate_gradient())
     return th.stack(samples)

@@ -9,14 +9,16 @@ all options at once: they do not influence how it is collected. ``benchmarks/unb
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch as th
 from scipy import stats
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_pgext.diagnostics import exact_policy_gradient, exact_values, gradient_samples
+from sb3_pgext import VPG
+from sb3_pgext.diagnostics import estimated_gradient, exact_policy_gradient, exact_values, gradient_samples
 from sb3_pgext.diagnostics.exact import _action_probabilities, _in_float64, _Model
-from sb3_pgext.envs import random_mdp
+from sb3_pgext.envs import TabularMDP, random_mdp
 from tests.diagnostics.laboratory import collect_batches, estimates, model_on
 
 GAMMA = 0.9
@@ -118,11 +120,63 @@ def test_a_time_limit_taken_for_the_end_is_a_bias():
     assert largest_z(samples, target)[0] > bound
 
 
+def layers(seed, n_layers=4, n_states=3):
+    """Episodes of as many steps as there are layers, each state in one of them: values know the time."""
+    generator = np.random.default_rng(seed)
+    n = n_layers * n_states
+    transitions = np.zeros((n, 2, n))
+    for first in range(0, n - n_states, n_states):
+        following = slice(first + n_states, first + 2 * n_states)
+        transitions[first : first + n_states, :, following] = generator.dirichlet(np.full(n_states, 0.2), (n_states, 2))
+    return TabularMDP(transitions, generator.normal(size=(n, 2)), np.repeat(np.eye(n_layers)[0], n_states) / n_states)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_advantages_of_a_critic(seed):
+    """
+    VPG's mean over the steps of whole episodes of length 4. With the exact values all estimators are unbiased; with
+    others, Monte-Carlo alone, and the estimators that trust them are all found out.
+    """
+    env = make_vec_env(lambda: layers(seed), 8, seed=seed)
+    model = model_on(env, VPG, gamma=GAMMA, n_steps=20, seed=seed, critic_target="mc")
+    batches = collect_batches(model, 300)
+    assert len(batches[0].continues) == 40
+    assert not any(batch.continues.any() for batch in batches)
+    target = exact_policy_gradient(model.policy, layers(seed), GAMMA, discount_weighting=False) / 4
+    V = exact_values(model.policy, layers(seed), GAMMA)[0].float()
+    wrong = V + 4 * th.randn(len(V), generator=th.Generator().manual_seed(seed))
+    options = [
+        {"advantage": "mc", "n_step": 5, "gae_lambda": 0.95},
+        {"advantage": "td", "n_step": 5, "gae_lambda": 0.95},
+        {"advantage": "n_step", "n_step": 2, "gae_lambda": 0.95},
+        {"advantage": "gae", "n_step": 5, "gae_lambda": 0.5},
+    ]
+    for values in (V, wrong):
+        of_critic = [replace(batch, values=values[batch.observations.long()]) for batch in batches]
+        for option in options:
+            z, bound = largest_z(estimates(model, of_critic, **option), target)
+            assert (z < bound) == (values is V or option["advantage"] == "mc"), option
+
+
+def test_exact_gradient_of_rollouts():
+    """Only where rollouts consist of whole episodes of one length; and then it is what their mean estimates."""
+    fixed = {"end_probability": 0.0, "horizon": 5}
+    env = make_vec_env(lambda: random_mdp(0, **fixed), 2, seed=0)
+    model = model_on(env, VPG, gamma=GAMMA, n_steps=50, advantage="mc")
+    z, bound = largest_z(gradient_samples(model, 300), estimated_gradient(model, random_mdp(0, **fixed)))
+    assert z < bound
+    model.n_steps = 51
+    assert estimated_gradient(model, random_mdp(0, **fixed)) is None
+    model.n_steps = 50
+    for other in ({"horizon": 5}, {**fixed, "at_horizon": "truncate"}, {"end_probability": 0.0}):
+        assert estimated_gradient(model, random_mdp(0, **other)) is None
+
+
 def test_gradient_samples_leave_the_model_as_it_is():
     model = model_on(make_vec_env(lambda: random_mdp(0), 2, seed=0), n_episodes=4)
     before = [p.detach().clone() for p in model.policy.parameters()]
     seen = []
-    samples = gradient_samples(model, 3, n_episodes=5, progress=seen.append)
+    samples = gradient_samples(model, 3, size=5, progress=seen.append)
     assert samples.shape == (3, sum(p.numel() for p in before) - 5 * 8 - 9)  # less the critic: 4·8 + 8 and 8 + 1
     assert not th.equal(samples[0], samples[1])
     assert seen == [1, 2, 3]
@@ -148,5 +202,5 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="n_batches=0"):
         gradient_samples(model, 0)
     with pytest.raises(ValueError, match="n_episodes=1"):
-        gradient_samples(model, 1, n_episodes=1)
+        gradient_samples(model, 1, size=1)
     assert model.n_episodes == 2

@@ -1,4 +1,7 @@
-"""Claim: the vectorised returns, TD errors and λ-returns equal their definitions, computed step by step."""
+"""
+Claim: the vectorised returns, advantages and λ-returns equal their definitions, computed step by step, and the
+advantages are related as MATH.md 4 says.
+"""
 
 import pytest
 import torch as th
@@ -88,3 +91,56 @@ def test_rollout_advantages(n_envs, n_steps, gamma, gae_lambda, seed):
     bootstrap_values = th.randn(int(ends.sum()), dtype=th.float64, generator=generator)
     arguments = (rewards, values, segment, gamma, gae_lambda, bootstrap_values)
     th.testing.assert_close(R.rollout_advantages(*arguments, n_envs), R.generalized_advantages(*arguments))
+
+
+def batch_with_values(lengths, seed):
+    """Episodes of which some end in a terminal state and some are bootstrapped; arguments of the advantages."""
+    episode, _, rewards = flat_batch(lengths, seed)
+    generator = th.Generator().manual_seed(seed + 1)
+    values = th.randn(len(rewards), dtype=th.float64, generator=generator)
+    bootstrap_values = th.randn(len(lengths), dtype=th.float64, generator=generator)
+    bootstrap_values[th.rand(len(lengths), generator=generator) < 0.5] = 0.0
+    return rewards, values, episode, bootstrap_values
+
+
+@given(episode_lengths, fractions, st.integers(1, 12), st.integers(0, 100))
+def test_n_step_advantages(lengths, gamma, n_step, seed):
+    """Σ_{k<n} γ^k r_{t+k} + γ^n V(s_{t+n}) - V(s_t), one step at a time; the sum stops at the end of the episode."""
+    rewards, values, episode, bootstrap_values = batch_with_values(lengths, seed)
+    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    expected = th.zeros_like(rewards)
+    for t in range(len(rewards)):
+        end = ends[episode[t]]
+        stop = min(t + n_step, end)
+        following = bootstrap_values[episode[t]] if stop == end else values[stop]
+        expected[t] = sum(gamma ** (k - t) * rewards[k] for k in range(t, stop)) + gamma ** (stop - t) * following
+        expected[t] -= values[t]
+    th.testing.assert_close(R.n_step_advantages(rewards, values, episode, gamma, n_step, bootstrap_values), expected)
+
+
+@given(episode_lengths, fractions, fractions, st.integers(0, 100))
+def test_identities_of_the_advantages(lengths, gamma, gae_lambda, seed):
+    """gae(0) = td, gae(1) = mc, n_step(1) = td, n_step(≥ T) = mc, gae(λ) = (1-λ) Σ_n λ^{n-1} n_step(n)."""
+    rewards, values, episode, bootstrap_values = batch_with_values(lengths, seed)
+    start, end = (rewards, values, episode, gamma), (bootstrap_values,)
+    td, mc = R.td_errors(*start, *end), R.monte_carlo_advantages(*start, *end)
+    th.testing.assert_close(mc, returns_by_definition(rewards, episode, gamma, bootstrap_values) - values)
+    th.testing.assert_close(R.generalized_advantages(*start, 0.0, *end), td)
+    th.testing.assert_close(R.generalized_advantages(*start, 1.0, *end), mc)
+    th.testing.assert_close(R.n_step_advantages(*start, 1, *end), td)
+    longest = max(lengths)
+    for n_step in (longest, longest + 1, 1000):
+        th.testing.assert_close(R.n_step_advantages(*start, n_step, *end), mc)
+    # From n = T on every term is mc, and their weights (1-λ) Σ_{n≥T} λ^{n-1} add up to λ^{T-1}.
+    mixture = gae_lambda ** (longest - 1) * mc
+    for n_step in range(1, longest):
+        mixture += (1 - gae_lambda) * gae_lambda ** (n_step - 1) * R.n_step_advantages(*start, n_step, *end)
+    th.testing.assert_close(R.generalized_advantages(*start, gae_lambda, *end), mixture)
+
+
+def test_n_step_advantages_of_long_episodes_lose_no_digits():
+    """In float32, where the difference of two sums over 20,000 steps would: rewards 1000, V = 0."""
+    episode, _, _ = flat_batch([20_000])
+    rewards, values = th.full((20_000,), 1000.1), th.zeros(20_000)
+    advantages = R.n_step_advantages(rewards, values, episode, 1.0, 3, th.zeros(1))
+    th.testing.assert_close(advantages[:-2], 3 * rewards[:-2])

@@ -8,12 +8,13 @@ import rl_zoo3
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
 
-from sb3_pgext import REINFORCE, ClippedCriticPPO
+from sb3_pgext import REINFORCE, VPG, ClippedCriticPPO
 from sb3_pgext.zoo import ALGORITHMS
 
 
 def test_our_algorithms_are_in_rl_zoo3s_tables() -> None:
     assert ALGORITHMS["reinforce"] is REINFORCE
+    assert ALGORITHMS["vpg"] is VPG
     assert ALGORITHMS["ppo_cc"] is ClippedCriticPPO
     for algo, algorithm in ALGORITHMS.items():
         assert ALGOS[algo] is algorithm
@@ -61,6 +62,25 @@ def test_whatever_is_sampled_for_ppo_cc_is_accepted_beside_its_configuration(con
         sampled = HYPERPARAMS_SAMPLER["ppo_cc"](trial, 1, 8, {})
         ClippedCriticPPO("MlpPolicy", "CartPole-v1", device="cpu", **config | sampled)
         assert HYPERPARAMS_CONVERTER["ppo_cc"](trial.params) == sampled
+
+
+@pytest.mark.parametrize("advantage", [None, "mc", "td", "n_step", "gae"])
+@pytest.mark.parametrize("critic_target", [None, "mc", "lambda"])
+def test_whatever_is_sampled_for_vpg_is_accepted_beside_its_configuration(
+    advantage: str | None, critic_target: str | None
+) -> None:
+    choices = {"advantage": advantage, "critic_target": critic_target}
+    config: dict[str, Any] = {key: value for key, value in choices.items() if value is not None}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for key, value in config.items():
+        study.set_user_attr(key, value)
+    for _ in range(5):
+        trial = study.ask()
+        sampled = HYPERPARAMS_SAMPLER["vpg"](trial, 1, 8, {})
+        VPG("MlpPolicy", "CartPole-v1", device="cpu", **config | sampled)
+        assert HYPERPARAMS_CONVERTER["vpg"](trial.params) == sampled
+        assert ("n_step" in sampled) == (advantage == "n_step")
+        assert ("gae_lambda" in sampled) == (advantage in (None, "gae") or critic_target in (None, "lambda"))
 
 
 def test_the_critics_numbers_are_sampled_where_there_is_a_critic() -> None:

@@ -1,0 +1,218 @@
+"""VPG: the vanilla actor-critic policy gradient with a choice of advantage estimators."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+
+from sb3_pgext.algorithms.actor_critic import ActorCriticAlgorithm
+from sb3_pgext.algorithms.base import (
+    flat_gradient,
+    policy_parameters,
+    require_count,
+    require_effective,
+    require_one_of,
+)
+from sb3_pgext.estimators.returns import monte_carlo_advantages, n_step_advantages, td_errors
+from sb3_pgext.rollouts import StepBuffer
+
+__all__ = ["VPG"]
+
+SelfVPG = TypeVar("SelfVPG", bound="VPG")
+
+
+class VPG(ActorCriticAlgorithm):
+    r"""
+    The vanilla actor-critic (lectures 000, 002, 004): one gradient step per rollout of M steps along
+
+    .. math:: \hat g = \frac1M \sum_t \nabla_\theta \log \pi_\theta(a_t|s_t) \, \Psi_t,
+
+    then the fit of the critic. The mean is over steps: their number is fixed, unlike that of whole episodes.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or an ActorCriticPolicy class)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: of the policy and of the critic; can be a function of the remaining progress (from 1 to 0)
+    :param n_steps: steps of each sub-environment per update
+    :param batch_size: minibatch size when fitting the critic; the policy's step is along the gradient of all M steps
+    :param gamma: Discount factor, in [0, 1]
+    :param advantage: Ψ_t, which a log-probability is multiplied by; V is the critic that was there while acting, and a
+        sum is cut at the end of the episode, or of the rollout, where V continues it:
+
+        * ``"mc"``: G_t - V(s_t), no bias but at the rollout's end, high variance
+        * ``"td"``: r_t + γV(s_{t+1}) - V(s_t), low variance, the bias of V
+        * ``"n_step"``: n rewards, then V
+        * ``"gae"``: Σ_k (γλ)^k δ_{t+k}, the mean of all n with weights (1-λ)λ^{n-1}
+    :param n_step: the n of ``advantage="n_step"``
+    :param gae_lambda: the λ of ``advantage="gae"`` and of ``critic_target="lambda"``, in [0, 1]
+    :param critic_target: what the critic is fitted to: ``"mc"`` (G_t), ``"td"`` (r_t + γV(s_{t+1})) or ``"lambda"``
+        (TD(λ))
+    :param n_critic_updates: passes over the rollout when fitting the critic
+    :param normalize_advantage: Whether to normalize Ψ_t over the rollout
+    :param ent_coef: coefficient of the mean entropy in the objective
+    :param max_grad_norm: The maximum norm of the gradient of a step, of the policy and of the critic; None for no limit
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
+        (-1: only at the beginning of the rollout)
+    :param rollout_buffer_class: None, or a subclass of :class:`~sb3_pgext.rollouts.StepBuffer`
+    :param rollout_buffer_kwargs: additional arguments of its constructor
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, …) on which the code should be run; "auto" uses the GPU if possible
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: an argument is not allowed, or would have no effect beside the others
+    """
+
+    estimate_options: ClassVar[tuple[str, ...]] = (
+        "n_steps",
+        "gamma",
+        "advantage",
+        "n_step",
+        "gae_lambda",
+        "normalize_advantage",
+        "ent_coef",
+        "sde_sample_freq",
+    )
+    """The arguments that the estimate depends on while the parameters stay as they are."""
+
+    suboptions: ClassVar[Mapping[str, str]] = {"n_step": "advantage", "gae_lambda": "advantage"}
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 1024,
+        batch_size: int = 128,
+        gamma: float = 0.99,
+        advantage: str = "gae",
+        n_step: int = 5,
+        gae_lambda: float = 0.95,
+        critic_target: str = "lambda",
+        n_critic_updates: int = 10,
+        normalize_advantage: bool = False,
+        ent_coef: float = 0.0,
+        max_grad_norm: float | None = None,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[StepBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=0.0,
+            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,  # type: ignore[arg-type]
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+        )
+        self.batch_size = batch_size
+        self.advantage = advantage
+        self.n_step = n_step
+        self.critic_target = critic_target
+        self.n_critic_updates = n_critic_updates
+        self.normalize_advantage = normalize_advantage
+
+        if _init_setup_model:
+            self._setup_model()
+
+    def train(self) -> None:
+        """One step along the policy gradient of the rollout just collected, then the fit of the critic."""
+        self._begin_update()
+        parameters = list(policy_parameters(self.policy).values())
+        if parameters:  # not all frozen
+            self._ascend(self._policy_gradient(parameters), parameters)
+        self._fit_critic_to_rollout()
+
+    def estimate_gradient(self) -> th.Tensor:
+        r"""
+        What :meth:`train` would step along, without stepping.
+
+        :return: :math:`\hat g` of ``self.rollout``, plus the gradient of the entropy bonus, ``(P,)``, in the order of
+            :func:`~sb3_pgext.algorithms.base.policy_parameters`
+        """
+        self.policy.set_training_mode(True)
+        return self._policy_gradient(list(policy_parameters(self.policy).values()))
+
+    def _policy_gradient(self, parameters: list[th.nn.Parameter]) -> th.Tensor:
+        advantages = self._normalized(self._advantages())
+        log_prob, entropy = self._evaluate(self.rollout.observations, self.rollout.actions)
+
+        objective = (log_prob * advantages).mean()
+        self.logger.record("train/policy_gradient_loss", -objective.item())
+        self.logger.record("train/entropy", entropy.item())
+        if self.ent_coef:
+            objective = objective + self.ent_coef * entropy
+        return flat_gradient(objective, parameters)
+
+    def _advantages(self) -> th.Tensor:
+        """Ψ_t of the rollout, ``(M,)``, not normalised."""
+        rollout = self.rollout
+        steps = (rollout.rewards, rollout.values, rollout.segment, self.gamma)
+        if self.advantage == "mc":
+            return monte_carlo_advantages(*steps, rollout.bootstrap_values)
+        if self.advantage == "td":
+            return td_errors(*steps, rollout.bootstrap_values)
+        if self.advantage == "n_step":
+            return n_step_advantages(*steps, self.n_step, rollout.bootstrap_values)
+        return super()._advantages()
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        require_one_of("advantage", self.advantage, ("mc", "td", "n_step", "gae"))
+        require_count("n_step", self.n_step)
+        require_effective(self, self.ineffective_arguments())
+
+    def ineffective_arguments(self) -> dict[str, tuple[Any, str]]:
+        """
+        The arguments that would be ignored beside the others, which is why no other value of them is accepted.
+
+        :return: name → the value that they must have, and the reason
+        """
+        arguments: dict[str, tuple[Any, str]] = {}
+        of_advantage = f"(the default) with advantage={self.advantage!r}"
+        if self.advantage != "n_step":
+            arguments["n_step"] = (5, f"{of_advantage}: only 'n_step' uses it")
+        if self.advantage != "gae" and self.critic_target != "lambda":
+            reason = f"{of_advantage} and critic_target={self.critic_target!r}: only 'gae' and 'lambda' use it"
+            arguments["gae_lambda"] = (0.95, reason)
+        return arguments
+
+    def learn(
+        self: SelfVPG,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "VPG",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfVPG:
+        """SB3's ``learn``."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -1,0 +1,398 @@
+"""Claim: VPG is an SB3 algorithm, its update is the one of its formula, and every option does something."""
+
+import io
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import A2C
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_pgext import VPG
+from sb3_pgext.algorithms.base import critic_parameters, policy_parameters
+from sb3_pgext.envs import chain
+from sb3_pgext.rollouts import StepBuffer
+from tests.algorithms.policies import SharedTrunk, moved_parameters
+from tests.environments import ACTIONS, DICT, IMAGE, VECTOR, ActionIsReward, AnySpaces, Countdown, Scripted
+
+ADVANTAGES = ["mc", "td", "n_step", "gae"]
+SGD = {"optimizer_class": th.optim.SGD}
+
+
+def model_on(env="CartPole-v1", policy="MlpPolicy", **parameters):
+    return VPG(policy, env, **{"n_steps": 64, "batch_size": 32, "seed": 0, "device": "cpu", **parameters})
+
+
+def collected(model):
+    """The model with a rollout, as ``train`` finds it."""
+    _, callback = model._setup_learn(10**9)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    return model
+
+
+def parameters_after(steps=300, **parameters):
+    """The parameters after a short training, as one vector."""
+    model = model_on(make_vec_env("CartPole-v1", 2, seed=0), **parameters).learn(steps)
+    return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
+
+
+# --- the update ------------------------------------------------------------------------------------------------------
+
+
+def advantages_by_definition(rollout, estimator, gamma, n_step, gae_lambda):
+    """Ψ_t, segment by segment and step by step."""
+    Psi = {}
+    for i in range(len(rollout.bootstrap_values)):
+        steps = (rollout.segment == i).nonzero().flatten().tolist()
+        r = rollout.rewards[steps].tolist()
+        V = [*rollout.values[steps].tolist(), rollout.bootstrap_values[i].item()]
+        T = len(r)
+
+        def of_n_steps(t, n, r=r, V=V, T=T):
+            stop = min(t + n, T)
+            return sum(gamma ** (k - t) * r[k] for k in range(t, stop)) + gamma ** (stop - t) * V[stop] - V[t]
+
+        for t, step in enumerate(steps):
+            if estimator == "gae":
+                Psi[step] = sum((gamma * gae_lambda) ** (k - t) * of_n_steps(k, 1) for k in range(t, T))
+            else:
+                Psi[step] = of_n_steps(t, {"mc": T, "td": 1, "n_step": n_step}[estimator])
+    return th.tensor([Psi[step] for step in range(len(rollout))])
+
+
+@pytest.mark.parametrize("normalize_advantage", [False, True])
+@pytest.mark.parametrize("advantage", ADVANTAGES)
+def test_the_step_is_along_the_formula(advantage, normalize_advantage):
+    """With plain gradient ascent the policy moves by η (1/M Σ ∇log π Ψ + c ∇ mean H), summed step by step."""
+    options = {"n_step": {"n_step": 3}, "gae": {"gae_lambda": 0.8}}.get(advantage, {})
+    model = collected(
+        model_on(
+            make_vec_env("CartPole-v1", 2, seed=0),
+            gamma=0.9,
+            advantage=advantage,
+            normalize_advantage=normalize_advantage,
+            ent_coef=0.1,
+            learning_rate=0.01,
+            policy_kwargs=SGD,
+            **options,
+        )
+    )
+    rollout, parameters = model.rollout, list(policy_parameters(model.policy).values())
+    assert 0 < rollout.continues.sum() < len(rollout.continues), "terminal and bootstrapped segments"
+    Psi = advantages_by_definition(rollout, advantage, 0.9, 3, 0.8)
+    if normalize_advantage:
+        Psi = (Psi - Psi.mean()) / (Psi.std() + 1e-8)
+
+    before = th.nn.utils.parameters_to_vector(parameters).detach().clone()
+    distribution = model.policy.get_distribution(rollout.observations).distribution
+    log_prob = distribution.log_prob(rollout.actions)
+    entropy = -(distribution.probs * distribution.logits).sum(1).mean()
+    estimate = 0.1 * th.cat([g.flatten() for g in th.autograd.grad(entropy, parameters, retain_graph=True)])
+    for step in range(128):
+        score = th.cat([g.flatten() for g in th.autograd.grad(log_prob[step], parameters, retain_graph=True)])
+        estimate += score * Psi[step] / 128
+
+    th.testing.assert_close(model.estimate_gradient(), estimate, rtol=1e-3, atol=1e-5)
+    model.train()
+    moved = th.nn.utils.parameters_to_vector(parameters).detach() - before
+    th.testing.assert_close(moved, 0.01 * estimate, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_the_policys_first_step_is_that_of_a2c(env):
+    """SB3's A2C acts, estimates advantages and steps by code of its own."""
+    options = {"n_steps": 210, "gamma": 0.95, "gae_lambda": 0.9, "ent_coef": 0.01, "learning_rate": 10.0, "seed": 0}
+    options |= {"device": "cpu", "policy_kwargs": SGD}
+    start = model_on(make_vec_env(env, 2, seed=0), **options).policy.state_dict()
+    a2c = A2C("MlpPolicy", make_vec_env(env, 2, seed=0), max_grad_norm=1e9, **options).learn(420)
+    vpg = model_on(make_vec_env(env, 2, seed=0), **options)
+    vpg._fit_critic_to_rollout = lambda: None
+    vpg.learn(420)
+    for name in policy_parameters(vpg.policy):
+        theirs, ours = (model.policy.state_dict()[name] - start[name] for model in (a2c, vpg))
+        assert ours.abs().max() > 1e-4
+        th.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES)
+def test_it_learns(advantage):
+    """The action that is rewarded becomes likely, by every estimator."""
+    model = model_on(DummyVecEnv([ActionIsReward] * 4), advantage=advantage, learning_rate=0.03, gamma=1.0).learn(4000)
+    assert evaluate_policy(model, ActionIsReward(), 5)[0] == 5
+    assert model.policy.get_distribution(th.zeros(1, 2)).distribution.probs[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("advantage", ["n_step", "gae"])
+def test_it_learns_what_pays_later_only(advantage):
+    """Right along the chain: from its left end that pays after four steps, and left pays a tenth of it at once."""
+    env = DummyVecEnv([lambda: chain(4, slip=0.0, horizon=50)] * 8)
+    env.seed(0)
+    model = model_on(env, advantage=advantage, learning_rate=0.03, ent_coef=0.01, n_steps=32).learn(8000)
+    assert (model.predict(np.arange(4), deterministic=True)[0] == 1).all()
+
+
+def critic_target_of(target, **parameters):
+    """The values y_t that V is fitted to, on segments (0, t), t = 0, 1, 2, and (1, t), t = 0, 1; rewards 100·i + t."""
+    env = DummyVecEnv([lambda: Scripted((3, 9))])
+    model = collected(model_on(env, n_steps=5, gamma=0.5, critic_target=target, **parameters))
+    seen = {}
+    model._fit_critic = lambda observations, targets, *_: seen.update(y=targets.tolist())
+    model.train()
+    return seen["y"], model.rollout.values.tolist(), model.rollout.bootstrap_values[1].item()
+
+
+def test_critic_targets():
+    y, _, final = critic_target_of("mc")
+    assert final != 0
+    assert y == pytest.approx([0 + 0.5 * 2, 1 + 0.5 * 2, 2, 100 + 0.5 * (101 + 0.5 * final), 101 + 0.5 * final])
+
+    y, V, final = critic_target_of("td")
+    assert y == pytest.approx([0.5 * V[1], 1 + 0.5 * V[2], 2, 100 + 0.5 * V[4], 101 + 0.5 * final])
+
+    y, V, final = critic_target_of("lambda", gae_lambda=0.5)
+    assert y[4] == pytest.approx(101 + 0.5 * final)
+    assert y[3] == pytest.approx(100 + 0.5 * (0.5 * V[4] + 0.5 * y[4]))
+    assert y[2] == pytest.approx(2)
+    assert y[1] == pytest.approx(1 + 0.5 * (0.5 * V[2] + 0.5 * y[2]))
+
+
+def test_the_critic_fits():
+    """Repeated fits bring V near the return, here 5 - t, and the log says so."""
+    model = model_on(DummyVecEnv([Countdown]), gamma=1.0, learning_rate=1e-2, n_critic_updates=20).learn(30 * 64)
+    rollout = model.rollout
+    th.testing.assert_close(rollout.values, 5.0 - rollout.observations.flatten(), rtol=0, atol=0.2)
+    assert model.logger.name_to_value["train/explained_variance"] > 0.99
+    assert model.logger.name_to_value["train/value_loss"] < 0.05
+
+
+@pytest.mark.parametrize("share_features_extractor", [True, False])
+def test_each_step_moves_its_own_parameters_only(share_features_extractor):
+    model = collected(
+        model_on(
+            "Pendulum-v1",
+            policy_kwargs={
+                "features_extractor_class": SharedTrunk,
+                "share_features_extractor": share_features_extractor,
+                "optimizer_kwargs": {"weight_decay": 0.1},
+            },
+        )
+    )
+    fit, model._fit_critic_to_rollout = model._fit_critic_to_rollout, lambda: None
+    of_policy, of_critic = moved_parameters(model, model.train), moved_parameters(model, fit)
+    assert of_policy == set(policy_parameters(model.policy))
+    assert of_critic == set(critic_parameters(model.policy))
+    assert not of_policy & of_critic
+    assert "log_std" in of_policy
+    assert "value_net.weight" in of_critic
+
+
+@pytest.mark.parametrize("frozen", ["policy", "critic"])
+def test_all_of_one_side_may_be_frozen(frozen):
+    model = model_on()
+    parameters = {"policy": policy_parameters, "critic": critic_parameters}[frozen](model.policy)
+    for parameter in parameters.values():
+        parameter.requires_grad_(False)
+    moved = moved_parameters(model, lambda: model.learn(100))
+    assert moved
+    assert moved.isdisjoint(parameters)
+
+
+def test_an_estimate_changes_nothing():
+    model = collected(model_on())
+    assert not moved_parameters(model, model.estimate_gradient)
+    assert model._n_updates == 0
+
+
+# --- SB3's promises --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_action_spaces(action, device):
+    env = DummyVecEnv([lambda: AnySpaces(VECTOR, ACTIONS[action])] * 2)
+    model = model_on(env, n_steps=16, ent_coef=0.01, device=device).learn(64)
+    actions, _ = model.predict(env.reset())
+    assert actions.shape == (2, *ACTIONS[action].shape)
+
+
+@pytest.mark.parametrize(
+    ("policy", "observation"),
+    [
+        ("CnnPolicy", IMAGE),
+        ("CnnPolicy", spaces.Box(0, 255, (36, 36, 3), np.uint8)),
+        ("MultiInputPolicy", DICT),
+        ("MlpPolicy", spaces.Discrete(4)),
+        ("MlpPolicy", spaces.MultiDiscrete([2, 3])),
+        ("MlpPolicy", spaces.MultiBinary(4)),
+        (ActorCriticPolicy, VECTOR),
+    ],
+)
+def test_observation_spaces_and_policies(policy, observation, device):
+    env = DummyVecEnv([lambda: AnySpaces(observation, spaces.Discrete(2))] * 2)
+    model = model_on(env, policy, device=device, n_steps=8, batch_size=6).learn(32)
+    model.predict(env.reset())
+
+
+@pytest.mark.parametrize("squash_output", [False, True])
+def test_gsde(squash_output, device):
+    env = DummyVecEnv([lambda: AnySpaces(VECTOR, ACTIONS["box"])] * 2)
+    parameters = {"use_sde": True, "sde_sample_freq": 2, "policy_kwargs": {"squash_output": squash_output}}
+    model = model_on(env, n_steps=16, ent_coef=0.01, device=device, **parameters).learn(64)
+    assert np.isfinite(model.logger.name_to_value["train/std"])
+
+
+def test_same_seed_same_bits():
+    assert th.equal(parameters_after(seed=3), parameters_after(seed=3))
+    assert not th.equal(parameters_after(seed=3), parameters_after(seed=4))
+
+
+def test_save_load_predict_continue(tmp_path):
+    model = model_on(make_vec_env("CartPole-v1", 2, seed=0), learning_rate=lambda progress: 1e-3 * progress).learn(500)
+    observations = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    model.save(tmp_path / "model")
+    loaded = VPG.load(tmp_path / "model", env=make_vec_env("CartPole-v1", 2, seed=0), device="cpu")
+    ours, theirs = (m.predict(observations, deterministic=True)[0] for m in (loaded, model))
+    assert (ours == theirs).all()
+    for ours, theirs in zip(loaded.policy.parameters(), model.policy.parameters(), strict=True):
+        assert th.equal(ours, theirs)
+    ours, theirs = (m.policy.optimizer.state_dict()["state"] for m in (loaded, model))
+    assert all(th.equal(ours[k]["exp_avg"], theirs[k]["exp_avg"]) for k in theirs)
+    steps = loaded.num_timesteps
+    loaded.learn(300, reset_num_timesteps=False)
+    assert steps == model.num_timesteps
+    assert loaded.num_timesteps >= steps + 300
+    assert loaded._n_updates > model._n_updates
+
+
+def test_a_saved_model_holds_no_rollout():
+    model = model_on(make_vec_env("CartPole-v1", 2, seed=0)).learn(100)
+    empty, full = io.BytesIO(), io.BytesIO()
+    model.save(full)
+    del model.rollout
+    model.save(empty)
+    assert abs(len(full.getvalue()) - len(empty.getvalue())) < 100
+
+
+def test_logged_keys():
+    keys = set(model_on("Pendulum-v1").learn(200).logger.name_to_value)
+    expected = "learning_rate n_updates entropy policy_gradient_loss grad_norm value_loss explained_variance std"
+    assert {f"train/{key}" for key in expected.split()} <= keys
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "base"),
+    [
+        ({"learning_rate": 2e-3}, {}),
+        ({"n_steps": 65}, {}),
+        ({"batch_size": 16}, {}),
+        ({"gamma": 0.9}, {}),
+        *(({"advantage": advantage}, {}) for advantage in ("mc", "td", "n_step")),
+        ({"n_step": 4}, {"advantage": "n_step"}),
+        ({"gae_lambda": 0.5}, {"critic_target": "mc"}),
+        ({"gae_lambda": 0.5}, {"advantage": "mc"}),
+        ({"critic_target": "mc"}, {}),
+        ({"critic_target": "td"}, {}),
+        ({"n_critic_updates": 9}, {}),
+        ({"normalize_advantage": True}, {"policy_kwargs": SGD}),
+        ({"ent_coef": 0.1}, {}),
+        ({"max_grad_norm": 0.05}, {"policy_kwargs": SGD}),
+        ({"policy_kwargs": {"net_arch": [64, 64], "activation_fn": th.nn.ReLU}}, {}),
+    ],
+)
+def test_every_option_changes_the_run(change, base):
+    assert not th.equal(parameters_after(**{**base, **change}), parameters_after(**base))
+
+
+class ScaledRewards(StepBuffer):
+    def __init__(self, *args, scale=1.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.scale = scale
+
+    def add(self, observations, actions, values, log_prob, rewards, dones):
+        super().add(observations, actions, values, log_prob, self.scale * rewards, dones)
+
+
+def test_a_buffer_of_ones_own():
+    own = {"rollout_buffer_class": ScaledRewards}
+    assert th.equal(parameters_after(**own), parameters_after())
+    assert not th.equal(parameters_after(**own, rollout_buffer_kwargs={"scale": 0.5}), parameters_after())
+
+
+def test_gsde_options_change_the_run():
+    def after(**parameters):
+        env = DummyVecEnv([lambda: AnySpaces(VECTOR, ACTIONS["box"])] * 2)
+        env.seed(0)
+        policy = model_on(env, n_steps=16, **parameters).learn(64).policy
+        return policy.get_distribution(th.zeros(1, 3)).distribution.mean.detach()
+
+    assert not th.equal(after(use_sde=True), after())
+    assert not th.equal(after(use_sde=True, sde_sample_freq=1), after(use_sde=True))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named"),
+    [
+        ({"advantage": "lambda"}, "advantage='lambda'.*'mc', 'td', 'n_step', 'gae'"),
+        ({"critic_target": "gae"}, "critic_target='gae'.*'mc', 'td', 'lambda'"),
+        ({"advantage": "n_step", "n_step": 0}, "n_step=0.*>= 1"),
+        ({"advantage": "n_step", "n_step": 2.0}, "n_step=2.0.*whole number"),
+        ({"n_steps": 0}, "n_steps=0.*>= 1"),
+        ({"n_steps": 1, "normalize_advantage": True}, "n_steps=1.*at least 2.*normalize_advantage"),
+        ({"batch_size": 0}, "batch_size=0.*>= 1"),
+        ({"n_critic_updates": 0}, "n_critic_updates=0.*>= 1"),
+        ({"gamma": 1.01}, r"gamma=1.01.*\[0, 1\]"),
+        ({"gae_lambda": -0.1}, r"gae_lambda=-0.1.*\[0, 1\]"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm=0.0"),
+        ({"ent_coef": float("inf")}, "ent_coef=inf"),
+        ({"normalize_advantage": "False"}, "normalize_advantage='False'.*True or False"),
+        ({"rollout_buffer_class": dict}, "rollout_buffer_class=.*StepBuffer"),
+        ({"policy": th.nn.Linear}, "policy='Linear'.*ActorCriticPolicy"),
+        # Without effect beside the others:
+        ({"n_step": 3}, "n_step=3.*5.*advantage='gae'.*'n_step'"),
+        ({"advantage": "mc", "n_step": 3}, "n_step=3.*advantage='mc'"),
+        (
+            {"advantage": "td", "critic_target": "td", "gae_lambda": 0.9},
+            "gae_lambda=0.9.*advantage='td'.*critic_target",
+        ),
+        ({"sde_sample_freq": 4}, "sde_sample_freq=4.*use_sde"),
+    ],
+)
+def test_bad_arguments(parameters, named):
+    with pytest.raises(ValueError, match=named):
+        model_on(**parameters)
+
+
+def test_one_step_of_each_of_two_sub_environments_can_be_normalized():
+    model_on(make_vec_env("CartPole-v1", 2, seed=0), n_steps=1, normalize_advantage=True).learn(10)
+
+
+def test_wrong_action_space():
+    with pytest.raises(AssertionError, match="only supports"):
+        model_on(DummyVecEnv([lambda: AnySpaces(VECTOR, spaces.Text(3))]))
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing():
+    model = collected(model_on())
+    model.rollout.rewards[3] = np.inf
+    before = th.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
+    with pytest.raises(ValueError, match="policy gradient norm"):
+        model.train()
+    assert th.equal(th.nn.utils.parameters_to_vector(model.policy.parameters()), before)
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES)
+def test_hot_path_has_no_step_loop(advantage):
+    """A guard against loops over steps: an estimate from ten times the steps makes few more calls of torch."""
+    calls = []
+    for n_steps in (64, 640):
+        model = collected(model_on(n_steps=n_steps, advantage=advantage))
+        with th.profiler.profile() as profile:
+            model.estimate_gradient()
+        calls.append(sum(event.count for event in profile.key_averages()))
+    assert calls[1] < 1.5 * calls[0]
