@@ -160,6 +160,8 @@ def check_common_arguments(model: OnPolicyAlgorithm) -> None:
     require_fraction("gamma", model.gamma)
     require_fraction("gae_lambda", model.gae_lambda)
     require_number("ent_coef", model.ent_coef, "a finite number")
+    compiles = model.compile  # type: ignore[attr-defined]
+    require(isinstance(compiles, bool), "compile", compiles, "True or False")
     if model.max_grad_norm is not None:
         require_number("max_grad_norm", model.max_grad_norm, "None or a number > 0", at_least=math.ulp(0.0))
     if model.sde_sample_freq != -1:
@@ -321,8 +323,9 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
 
         losses = []
         key = "critic" if self.compile else None
+        optimizer = self.policy.optimizer
         with descending(
-            self.policy, self.policy.optimizer, parameters, loss_function, self.max_grad_norm, compile_key=key
+            self.policy, optimizer, parameters, loss_function, self.max_grad_norm, fused=True, compile_key=key
         ) as descend:
             for _ in range(n_epochs):
                 order = th.randperm(len(targets), device=targets.device)

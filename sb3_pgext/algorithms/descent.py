@@ -25,6 +25,7 @@ def descending(
     loss_function: LossFunction,
     max_norm: float | None = None,
     proceed: Callable[[Any], th.Tensor] | None = None,
+    fused: bool = False,
     compile_key: Hashable = None,
 ) -> Iterator[Step]:
     """
@@ -39,6 +40,7 @@ def descending(
     :param max_norm: the gradient is shortened to this norm, as by torch's ``clip_grad_norm_``; infinity only measures
         it, None does not
     :param proceed: what the loss function left → whether the step is taken, a scalar
+    :param fused: see :func:`~sb3_pgext.algorithms.flat_adam.flattened`
     :param compile_key: everything else that the loss depends on and that may change: the step is compiled once for
         each; None does not compile
     :return: context of the function
@@ -48,7 +50,7 @@ def descending(
     if not can_be_flattened(optimizer, parameters):
         yield _step(loss_function, parameters, parameters, optimizer.step, max_norm, proceed)
         return
-    with flattened(optimizer, parameters) as adam:
+    with flattened(optimizer, parameters, fused) as adam:
         step = _step(loss_function, parameters, [adam.parameters], adam.step, max_norm, proceed)
         if compile_key is not None:
             step = compiled(step, policy, parameters, adam, loss_function, max_norm, proceed, compile_key)

@@ -105,6 +105,7 @@ class NPG(ActorCriticAlgorithm):
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: Seed for the pseudo random generators
     :param device: Device (cpu, cuda, …) on which the code should be run; "auto" uses the GPU if possible
+    :param compile: compile the steps of the critic's fit: the same results up to rounding, in less time
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: an argument is not allowed, or would have no effect beside the others
     """
@@ -143,6 +144,7 @@ class NPG(ActorCriticAlgorithm):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
+        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         super().__init__(
@@ -182,6 +184,7 @@ class NPG(ActorCriticAlgorithm):
         self.n_critic_updates = n_critic_updates
         self.critic_target = critic_target
         self.normalize_advantage = normalize_advantage
+        self.compile = compile
         self.sub_sampling_factor = sub_sampling_factor
 
         if _init_setup_model:

@@ -271,7 +271,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
             self._loss,
             math.inf if self.max_grad_norm is None else self.max_grad_norm,
             None if self.target_kl is None else self._is_near,
-            tuple(getattr(self, name) for name in constants) if self.compile else None,
+            compile_key=tuple(getattr(self, name) for name in constants) if self.compile else None,
         )
 
     def _is_near(self, terms: Terms) -> th.Tensor:

@@ -64,6 +64,7 @@ class VPG(ActorCriticAlgorithm):
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: Seed for the pseudo random generators
     :param device: Device (cpu, cuda, …) on which the code should be run; "auto" uses the GPU if possible
+    :param compile: compile the steps of the critic's fit: the same results up to rounding, in less time
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: an argument is not allowed, or would have no effect beside the others
     """
@@ -108,6 +109,7 @@ class VPG(ActorCriticAlgorithm):
         verbose: int = 0,
         seed: int | None = None,
         device: th.device | str = "auto",
+        compile: bool = False,
         _init_setup_model: bool = True,
     ):
         super().__init__(
@@ -139,6 +141,7 @@ class VPG(ActorCriticAlgorithm):
         self.critic_target = critic_target
         self.n_critic_updates = n_critic_updates
         self.normalize_advantage = normalize_advantage
+        self.compile = compile
 
         if _init_setup_model:
             self._setup_model()

@@ -4,14 +4,35 @@ from rl_zoo3 import ALGOS
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER, convert_onpolicy_params
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_pgext.algorithms import REINFORCE, VPG, ClippedCriticPPO
-from sb3_pgext.zoo.samplers import convert_params, sample_ppo_cc_params, sample_reinforce_params, sample_vpg_params
+from sb3_pgext.algorithms import NPG, REINFORCE, VPG, ClippedCriticPPO
+from sb3_pgext.zoo.samplers import (
+    convert_params,
+    sample_npg_params,
+    sample_ppo_cc_params,
+    sample_reinforce_params,
+    sample_vpg_params,
+)
 
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"reinforce": REINFORCE, "vpg": VPG, "ppo_cc": ClippedCriticPPO}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
+    "reinforce": REINFORCE,
+    "vpg": VPG,
+    "npg": NPG,
+    "ppo_cc": ClippedCriticPPO,
+}
 """Zoo key and class of each algorithm of sb3-pgext."""
 
-_SAMPLERS = {"reinforce": sample_reinforce_params, "vpg": sample_vpg_params, "ppo_cc": sample_ppo_cc_params}
-_CONVERTERS = {"reinforce": convert_params, "vpg": convert_params, "ppo_cc": convert_onpolicy_params}
+_SAMPLERS = {
+    "reinforce": sample_reinforce_params,
+    "vpg": sample_vpg_params,
+    "npg": sample_npg_params,
+    "ppo_cc": sample_ppo_cc_params,
+}
+_CONVERTERS = {
+    "reinforce": convert_params,
+    "vpg": convert_params,
+    "npg": convert_params,
+    "ppo_cc": convert_onpolicy_params,
+}
 
 
 def register() -> None:

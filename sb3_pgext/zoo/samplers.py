@@ -36,6 +36,26 @@ def convert_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
+def _sample_common(trial: optuna.Trial) -> dict[str, Any]:
+    """What every algorithm of ours has."""
+    return {
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 3e-2, log=True),
+        "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
+        "net_arch": trial.suggest_categorical("net_arch", list(_NET_ARCH)),
+        "activation_fn": trial.suggest_categorical("activation_fn", list(_ACTIVATION)),
+    }
+
+
+def _sample_rollouts_and_critic(trial: optuna.Trial) -> dict[str, Any]:
+    """What the algorithms have that step once per rollout."""
+    return {
+        "n_steps_pow": trial.suggest_int("n_steps_pow", 5, 11),
+        "batch_size_pow": trial.suggest_int("batch_size_pow", 5, 10),
+        "n_critic_updates": trial.suggest_int("n_critic_updates", 1, 20, log=True),
+        "normalize_advantage": trial.suggest_categorical("normalize_advantage", [False, True]),
+    }
+
+
 def sample_reinforce_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
@@ -54,11 +74,8 @@ def sample_reinforce_params(
     sampled = {
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-2, log=True),
         "n_episodes_pow": trial.suggest_int("n_episodes_pow", 2, 6),
-        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 3e-2, log=True),
-        "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
         "max_grad_norm": trial.suggest_float("max_grad_norm", 0.3, 5.0, log=True),
-        "net_arch": trial.suggest_categorical("net_arch", list(_NET_ARCH)),
-        "activation_fn": trial.suggest_categorical("activation_fn", list(_ACTIVATION)),
+        **_sample_common(trial),
     }
     config = trial.study.user_attrs
     baseline = config.get("baseline", "state")
@@ -87,15 +104,9 @@ def sample_vpg_params(
     """
     sampled = {
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-2, log=True),
-        "n_steps_pow": trial.suggest_int("n_steps_pow", 5, 11),
-        "batch_size_pow": trial.suggest_int("batch_size_pow", 5, 10),
-        "n_critic_updates": trial.suggest_int("n_critic_updates", 1, 20, log=True),
-        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-4, 3e-2, log=True),
-        "ent_coef": trial.suggest_float("ent_coef", 1e-8, 0.1, log=True),
         "max_grad_norm": trial.suggest_float("max_grad_norm", 0.3, 5.0, log=True),
-        "normalize_advantage": trial.suggest_categorical("normalize_advantage", [False, True]),
-        "net_arch": trial.suggest_categorical("net_arch", list(_NET_ARCH)),
-        "activation_fn": trial.suggest_categorical("activation_fn", list(_ACTIVATION)),
+        **_sample_common(trial),
+        **_sample_rollouts_and_critic(trial),
     }
     config = trial.study.user_attrs
     advantage = config.get("advantage", "gae")
@@ -103,6 +114,35 @@ def sample_vpg_params(
         sampled["n_step"] = trial.suggest_int("n_step", 2, 100, log=True)
     if advantage == "gae" or config.get("critic_target", "lambda") == "lambda":
         sampled["one_minus_gae_lambda"] = trial.suggest_float("one_minus_gae_lambda", 1e-3, 0.3, log=True)
+    return convert_params(sampled)
+
+
+def sample_npg_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    Sample NPG's numbers. Its ingredients (step rule, Fisher matrix, line search) stay the configuration's.
+
+    :param trial: the trial to sample for
+    :param n_actions: dimension of a continuous action; not used
+    :param n_envs: number of environments; not used
+    :param additional_args: rl_zoo3's settings of replay buffers; not used
+    :return: keyword arguments of :class:`sb3_pgext.NPG`
+    """
+    sampled = {
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-2, log=True),
+        "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 1e-3, 0.3, log=True),
+        "cg_damping": trial.suggest_float("cg_damping", 1e-4, 0.3, log=True),
+        "cg_max_steps": trial.suggest_int("cg_max_steps", 5, 30),
+        **_sample_common(trial),
+        **_sample_rollouts_and_critic(trial),
+    }
+    config = trial.study.user_attrs
+    fixed = config.get("step_rule") == "fixed"
+    if fixed:
+        sampled["step_size"] = trial.suggest_float("step_size", 1e-3, 1.0, log=True)
+    if not fixed or config.get("line_search"):
+        sampled["target_kl"] = trial.suggest_float("target_kl", 1e-3, 0.1, log=True)
     return convert_params(sampled)
 
 

@@ -82,6 +82,22 @@ def test_same_steps_to_the_bit(name, part):
         assert all(th.equal(th.as_tensor(x), th.as_tensor(second[index][key])) for key, x in state.items())
 
 
+@pytest.mark.parametrize("name", ["Adam", "Adam with decay", "AdamW"])
+def test_fused_steps_are_the_same_up_to_rounding(name):
+    networks = []
+    for fused in (False, True):
+        network, optimizer = network_and_optimizer(name)
+        parameters = list(network[2].parameters())
+        one_by_one(network, optimizer, list(network.parameters()), math.inf, n_steps=2)
+        with descending(network, optimizer, parameters, loss_of(network), 0.1, fused=fused) as descend:
+            for minibatch in minibatches(5):
+                descend(minibatch)
+        assert {float(optimizer.state[p]["step"]) for p in network.parameters()} == {2.0, 7.0}
+        networks.append(network)
+    for p, q in zip(*(network.parameters() for network in networks), strict=True):
+        th.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+
+
 def test_from_the_first_step_and_after_an_error():
     network, optimizer = network_and_optimizer("Adam")
     same_network, same_optimizer = network_and_optimizer("Adam")

@@ -8,13 +8,14 @@ import rl_zoo3
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
 
-from sb3_pgext import REINFORCE, VPG, ClippedCriticPPO
+from sb3_pgext import NPG, REINFORCE, VPG, ClippedCriticPPO
 from sb3_pgext.zoo import ALGORITHMS
 
 
 def test_our_algorithms_are_in_rl_zoo3s_tables() -> None:
     assert ALGORITHMS["reinforce"] is REINFORCE
     assert ALGORITHMS["vpg"] is VPG
+    assert ALGORITHMS["npg"] is NPG
     assert ALGORITHMS["ppo_cc"] is ClippedCriticPPO
     for algo, algorithm in ALGORITHMS.items():
         assert ALGOS[algo] is algorithm
@@ -81,6 +82,19 @@ def test_whatever_is_sampled_for_vpg_is_accepted_beside_its_configuration(
         assert HYPERPARAMS_CONVERTER["vpg"](trial.params) == sampled
         assert ("n_step" in sampled) == (advantage == "n_step")
         assert ("gae_lambda" in sampled) == (advantage in (None, "gae") or critic_target in (None, "lambda"))
+
+
+@pytest.mark.parametrize("config", [{}, {"step_rule": "fixed"}, {"step_rule": "fixed", "line_search": True}])
+def test_whatever_is_sampled_for_npg_is_accepted_beside_its_configuration(config: dict[str, Any]) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for key, value in config.items():
+        study.set_user_attr(key, value)
+    for _ in range(5):
+        trial = study.ask()
+        sampled = HYPERPARAMS_SAMPLER["npg"](trial, 1, 8, {})
+        NPG("MlpPolicy", "CartPole-v1", device="cpu", **config | sampled)
+        assert HYPERPARAMS_CONVERTER["npg"](trial.params) == sampled
+        assert ("step_size" in sampled) == ("step_rule" in config)
 
 
 def test_the_critics_numbers_are_sampled_where_there_is_a_critic() -> None:
