@@ -145,7 +145,7 @@ _STATISTICS = {
     "signal_to_noise": "signal-to-noise ratio",
     "cosine": "cosine with the mean gradient",
     "bias": "relative bias along the\n{reference}",
-    "bias_norm": "relative bias in all directions, against the\n{reference}",
+    "bias_norm": "relative bias in all directions\n({reference})",
 }
 
 

@@ -81,7 +81,8 @@ def gradient_statistics(samples: th.Tensor, reference: th.Tensor | None = None) 
     pairs = (difference, reference), (difference, difference), (reference, reference)
     products = np.stack([(x @ y.T).numpy() for x, y in pairs])
     (along, square, of_reference), jackknife = _products_of_means(products)
-    if of_reference <= 0:
+    # Where the reference cannot be told from 0, neither can what it would be divided by.
+    if of_reference <= 1.96 * np.sqrt((n_batches - 1) * jackknife[2].var()):
         return statistics
     along, square = along / of_reference, square / of_reference
     errors = np.sqrt((n_batches - 1) * (jackknife[:2] / jackknife[2]).var(axis=1))
