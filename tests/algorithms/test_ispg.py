@@ -218,11 +218,16 @@ def test_frozen_policy_and_frozen_critic():
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize("weights", WEIGHTS)
-def test_spaces(action, weights, device):
-    env = DummyVecEnv([lambda: AnySpaces(DICT, ACTIONS[action])] * 2)
+def test_action_spaces(action, device):
+    env = DummyVecEnv([lambda: AnySpaces(VECTOR, ACTIONS[action])] * 2)
+    model = model_on(env, replay_batches=2, min_ess=0.0, weights="causal", device=device).learn(100)
+    assert logged(model, "batches_used") == 3
+
+
+def test_dicts_of_observations(device):
+    env = DummyVecEnv([lambda: AnySpaces(DICT, ACTIONS["box"])] * 2)
     parameters = {"replay_batches": 2, "min_ess": 0.0, "n_gradient_steps": 2, "max_episode_steps": 3}
-    model = model_on(env, "MultiInputPolicy", weights=weights, device=device, **parameters).learn(100)
+    model = model_on(env, "MultiInputPolicy", device=device, **parameters).learn(60)
     assert logged(model, "batches_used") == 3
 
 
