@@ -3,7 +3,7 @@
 import io
 import math
 import pathlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch as th
@@ -11,6 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.algorithms.base import (
@@ -32,7 +33,7 @@ from sb3_pgext.estimators.importance import (
     self_normalized,
 )
 from sb3_pgext.estimators.returns import discount_weights, last_steps
-from sb3_pgext.rollouts import EpisodeBatch, EpisodeBuffer, EpisodeReplay, ReplayedBatch
+from sb3_pgext.rollouts import EpisodeBatch, EpisodeBuffer, EpisodeDataset, EpisodeReplay, ReplayedBatch
 from sb3_pgext.rollouts.replay import concatenated
 
 __all__ = ["ISPG"]
@@ -220,22 +221,67 @@ class ISPG(REINFORCE):
     def train(self) -> None:
         """Some steps along the weighted gradient of the episodes kept, then the fit of the baseline to the new ones."""
         self.replay.keep(self._live_batches())
-        batch = self._off_policy_batch(self.replay.batches)
-        self._begin_update()
+        self.logger.record("train/batches_used", len(self.replay.batches))
+        # The first step is safe: the policy has not moved since it played the new episodes.
+        self._update(self._off_policy_batch(self.replay.batches), self.episodes, at_least=1)
 
+    def _update(self, batch: _OffPolicyBatch, new: EpisodeBatch, at_least: int) -> int:
+        """
+        :param batch: the episodes to take steps with
+        :param new: those to fit the baseline to afterwards
+        :param at_least: gradient steps that are taken whatever the effective sample size
+        :return: how many were taken
+        """
+        self._begin_update()
         parameters = list(policy_parameters(self.policy).values())
         n_steps = 0
         while parameters and n_steps < self.n_gradient_steps:  # not all frozen
             gradient, ess = self._weighted_gradient(batch, parameters)
-            # The first step is safe: the policy has not moved since it played the new episodes.
-            if n_steps > 0 and ess < self.min_ess:
+            if n_steps >= at_least and ess < self.min_ess:
                 break
             self._ascend(gradient, parameters)
             n_steps += 1
 
         self.logger.record("train/gradient_steps", n_steps)
-        self.logger.record("train/batches_used", len(self.replay.batches))
-        self._fit_baseline(self.episodes, self._returns(self.episodes))
+        self._fit_baseline(new, self._returns(new))
+        return n_steps
+
+    def dataset(self) -> EpisodeDataset:
+        """
+        :return: the episodes in ``self.replay`` and the log-probabilities of the policies that played them
+        :raises ValueError: there are none
+        """
+        batches = self.replay.batches
+        require(len(batches) > 0, "number of batches in the replay", 0, "at least 1: learn first, or load a replay")
+        return EpisodeDataset(
+            concatenated([batch.episodes for batch in batches]), th.cat([batch.log_prob for batch in batches])
+        )
+
+    def learn_from(self: SelfISPG, dataset: EpisodeDataset, n_updates: int) -> SelfISPG:
+        """
+        Learn from recorded episodes, without playing any.
+
+        An update is what :meth:`train` does with a batch: ``n_gradient_steps`` steps, each episode weighted by the
+        policy that played it, then the fit of the baseline. It all ends when the effective sample size of the episodes
+        is below ``min_ess``. The critic's values are its own at the start of each update; fitted to the same episodes
+        before, they are not independent of them.
+
+        :param dataset: the episodes, on the model's device
+        :param n_updates: how many updates
+        :return: the model
+        """
+        require_count("n_updates", n_updates)
+        if not hasattr(self, "_logger"):
+            self._logger = configure_logger(self.verbose)
+        for _ in range(n_updates):
+            episodes = dataset.episodes
+            if self.has_critic:
+                episodes = replace(episodes, values=self._values(episodes.observations))
+            recorded = ReplayedBatch(episodes, dataset.log_prob, policy={}, number=0)
+            if self._update(self._off_policy_batch([recorded]), episodes, at_least=0) < self.n_gradient_steps:
+                break
+            self.logger.dump(self._n_updates)
+        return self
 
     def estimate_gradient(self) -> th.Tensor:
         r"""

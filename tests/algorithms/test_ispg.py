@@ -279,6 +279,48 @@ def test_something_else_is_no_replay(tmp_path):
         model_on().load_replay_buffer(tmp_path / "list.pkl")
 
 
+# --- recorded episodes -----------------------------------------------------------------------------------------------
+
+
+def recorded(**parameters):
+    """Episodes of a fresh policy, and another model."""
+    model = model_on(make_vec_env(ActionIsReward, 4, seed=0), n_episodes=200, gamma=1.0, n_gradient_steps=1).learn(1)
+    return model.dataset(), model_on(ActionIsReward(), gamma=1.0, **{"learning_rate": 0.01, "seed": 1, **parameters})
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_it_learns_from_recorded_episodes(weights):
+    """Without a step of its own; only as far as the episodes can tell."""
+    dataset, model = recorded(weights=weights)
+    before = model.policy.get_distribution(th.zeros(1, 2)).distribution.probs[0, 1].item()
+    model.learn_from(dataset, 20)
+    assert model.policy.get_distribution(th.zeros(1, 2)).distribution.probs[0, 1] > before + 0.1
+    assert model.num_timesteps == 0
+    assert 1 <= model._n_updates < 20
+
+
+def test_a_dataset_of_a_policy_too_far_away_teaches_nothing():
+    dataset, model = recorded(min_ess=1.0)
+    move(model, 1.0)
+    before = model._numbers_of_policy()
+    model.learn_from(dataset, 5)
+    assert all(th.equal(tensor, before[name]) for name, tensor in model._numbers_of_policy().items())
+
+
+def test_learning_from_records_is_training_on_them():
+    """At the policy that acted, one update from the record is one of ``train``."""
+    trained, taught = (collected(n_gradient_steps=2) for _ in range(2))
+    trained.train()
+    taught.learn_from(taught.dataset(), 1)
+    for a, b in zip(trained.policy.parameters(), taught.policy.parameters(), strict=True):
+        th.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_no_dataset_before_the_first_episode():
+    with pytest.raises(ValueError, match="batches in the replay=0"):
+        model_on().dataset()
+
+
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
