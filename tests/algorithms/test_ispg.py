@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_pgext import ISPG, REINFORCE
 from sb3_pgext.algorithms.base import critic_parameters, policy_parameters
 from sb3_pgext.estimators.importance import WEIGHTS
+from sb3_pgext.estimators.score_function import optimal_baseline_gradient
 from tests.algorithms.test_reinforce import ACTIONS, DICT, VECTOR, ActionIsReward
 from tests.environments import AnySpaces
 
@@ -36,9 +37,8 @@ def collected(n_batches=1, **parameters):
 def move(model, distance):
     """Change the policy a little."""
     generator = th.Generator().manual_seed(0)
-    with th.no_grad():
-        for parameter in policy_parameters(model.policy).values():
-            parameter += distance * th.randn(parameter.shape, generator=generator)
+    for parameter in policy_parameters(model.policy).values():
+        parameter.data += distance * th.randn(parameter.shape, generator=generator)
 
 
 def parameters_after(steps=400, **parameters):
@@ -117,6 +117,19 @@ def test_the_gradient_is_the_one_of_the_formula(weights, credit, weight_clip, mi
                 score = th.autograd.grad(log_prob[s], parameters, retain_graph=True)
                 estimate += th.cat([g.flatten() for g in score]) * (credited - weight * b) / 8
     th.testing.assert_close(model.estimate_gradient(), estimate, rtol=1e-3, atol=1e-4)
+
+
+def test_the_optimal_baseline_has_the_weights_too():
+    model = collected(baseline="optimal", weights="causal", gamma=0.9)
+    move(model, 0.05)
+    (batch,) = model.replay.batches
+    e, parameters = batch.episodes, list(policy_parameters(model.policy).values())
+    log_prob = model.policy.get_distribution(e.observations).log_prob(e.actions)
+    ratio = (log_prob.detach() - batch.log_prob).exp()
+    W = th.cat([ratio[e.episode == i].cumprod(0) for i in range(4)])
+    G = th.tensor([sum(0.9 ** (k - t) for k in range(t, n)) for n in e.lengths.tolist() for t in range(n)])
+    expected = optimal_baseline_gradient(log_prob, W * G, e.episode, 4, parameters, True, None, W)
+    th.testing.assert_close(model.estimate_gradient(), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_normalised_advantages_are_weighted_afterwards():
