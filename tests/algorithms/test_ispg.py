@@ -189,19 +189,23 @@ def test_old_batches_are_used_while_they_are_worth_something():
     assert [batch.number for batch in model.replay.batches] == [4]
 
 
-def test_logged_keys_and_statistics():
-    model = collected(2, replay_batches=1, mixture="own", weights="causal", n_gradient_steps=1, min_ess=0.0)
+@pytest.mark.parametrize("weights", ["causal", "per_step"])
+def test_logged_keys_and_statistics(weights):
+    """The effective sample size is that of whole episodes, whichever weights are used."""
+    model = collected(2, replay_batches=1, mixture="own", weights=weights, n_gradient_steps=1, min_ess=0.0)
     with th.no_grad():
-        W = []
+        W, used = [], []
         for batch in model.replay.batches:
             e = batch.episodes
             ratio = (model.policy.get_distribution(e.observations).log_prob(e.actions) - batch.log_prob).exp()
             W += [ratio[e.episode == i].cumprod(0) for i in range(4)]
+            used.append(ratio)
+    used = th.cat(W if weights == "causal" else used)
     last = th.stack([w[-1] for w in W])
     model.train()
     assert logged(model, "ess") == pytest.approx((last.sum() ** 2 / (last**2).sum() / 8).item(), rel=1e-4)
-    assert logged(model, "weight_max") == pytest.approx(th.cat(W).max().item(), rel=1e-4)
-    assert logged(model, "weight_mean") == pytest.approx(th.cat(W).mean().item(), rel=1e-4)
+    assert logged(model, "weight_max") == pytest.approx(used.max().item(), rel=1e-4)
+    assert logged(model, "weight_mean") == pytest.approx(used.mean().item(), rel=1e-4)
     assert logged(model, "gradient_steps") == 1
     assert logged(model, "batches_used") == 2
 
