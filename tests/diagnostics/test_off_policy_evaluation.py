@@ -57,12 +57,12 @@ def test_the_estimates_are_those_of_the_definitions():
 
 
 def test_the_intervals_cover_the_true_return():
-    """1,000 times 300 episodes."""
+    """1,000 times 400 episodes."""
     mdp, model, mu = laboratory(0.05)
     truth = exact_return(model.policy, mdp, GAMMA)
     rng, covered = np.random.default_rng(0), []
     for seed in range(1000):
-        result = evaluate_off_policy(model, dataset_of(mdp, mu, 300, rng), n_resamples=300, seed=seed)
+        result = evaluate_off_policy(model, dataset_of(mdp, mu, 400, rng), n_resamples=400, seed=seed)
         assert result.ess > 100
         intervals = (result.ordinary, result.per_decision, result.weighted)
         covered.append([interval.low <= truth <= interval.high for interval in intervals])
