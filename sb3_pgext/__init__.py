@@ -1,8 +1,8 @@
 """sb3-pgext: the policy-gradient family that Stable-Baselines3 leaves out."""
 
 from sb3_pgext import envs  # registers the finite environments with gymnasium
-from sb3_pgext.algorithms import NPG, REINFORCE, VPG, ClippedCriticPPO
+from sb3_pgext.algorithms import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
 
 __version__ = "0.1.0"
 
-__all__ = ["NPG", "REINFORCE", "VPG", "ClippedCriticPPO", "__version__", "envs"]
+__all__ = ["ISPG", "NPG", "REINFORCE", "VPG", "ClippedCriticPPO", "__version__", "envs"]

@@ -1,8 +1,9 @@
 """One file per algorithm, each reading like its pseudo-code."""
 
+from sb3_pgext.algorithms.ispg import ISPG
 from sb3_pgext.algorithms.npg import NPG
 from sb3_pgext.algorithms.ppo_cc import ClippedCriticPPO
 from sb3_pgext.algorithms.reinforce import REINFORCE
 from sb3_pgext.algorithms.vpg import VPG
 
-__all__ = ["NPG", "REINFORCE", "VPG", "ClippedCriticPPO"]
+__all__ = ["ISPG", "NPG", "REINFORCE", "VPG", "ClippedCriticPPO"]

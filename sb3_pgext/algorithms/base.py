@@ -26,6 +26,7 @@ from sb3_pgext.algorithms.descent import descending
 __all__ = ["PolicyGradientAlgorithm", "critic_parameters", "evaluation_mode", "policy_parameters"]
 
 
+@th.enable_grad()
 def policy_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
     """
     The parameters that the action distribution depends on, as autograd sees it; frozen ones are not among them.
@@ -38,6 +39,7 @@ def policy_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
         return _dependencies(policy, distribution.log_prob(distribution.mode()))
 
 
+@th.enable_grad()
 def critic_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
     """
     The parameters that only the values depend on. What the distribution depends on too belongs to the policy.

@@ -194,16 +194,7 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
         if parameters:  # not all frozen
             self._ascend(self._policy_gradient(episodes, returns, parameters), parameters)
 
-        if self.has_critic:
-            self._fit_critic(
-                episodes.observations,
-                self._critic_targets(episodes),
-                episodes.values,
-                self.critic_epochs or DEFAULT_CRITIC_EPOCHS,
-                self.critic_batch_size or DEFAULT_CRITIC_BATCH_SIZE,
-            )
-        elif hasattr(self.baseline, "fit"):
-            self.baseline.fit(episodes, returns)
+        self._fit_baseline(episodes, returns)
 
     def estimate_gradient(self) -> th.Tensor:
         r"""
@@ -224,22 +215,45 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
         self, episodes: EpisodeBatch, returns: th.Tensor, parameters: list[th.nn.Parameter]
     ) -> th.Tensor:
         log_prob, entropy = self._evaluate(episodes.observations, episodes.actions)
-        self.logger.record("train/entropy", entropy.item())
+        return self._gradient(log_prob, entropy, self._advantages(episodes, returns), episodes, parameters)
 
+    def _advantages(self, episodes: EpisodeBatch, returns: th.Tensor) -> th.Tensor:
+        """Ψ_t: the credit less the baseline, normalised or not; the bare credit with the optimal one, ``(M,)``."""
         credit = returns
         if self.credit == "trajectory":
             credit = trajectory_returns(returns, episodes.time)[episodes.episode]
-        weights = discount_weights(episodes.time, self.gamma) if self.discount_weighting else None
+        if self.baseline == "optimal":
+            return credit
+        advantages = credit - self._baseline(episodes, returns)
+        return standardize(advantages) if self.normalize_advantage else advantages
 
+    def _gradient(
+        self,
+        log_prob: th.Tensor,
+        entropy: th.Tensor,
+        advantages: th.Tensor,
+        episodes: EpisodeBatch,
+        parameters: list[th.nn.Parameter],
+        importance: th.Tensor | None = None,
+    ) -> th.Tensor:
+        """
+        :param log_prob: log π(a_t|s_t), ``(M,)``, differentiable
+        :param entropy: scalar, differentiable
+        :param advantages: Ψ_t, ``(M,)``
+        :param episodes: the batch
+        :param parameters: the policy's
+        :param importance: the weights that are in Ψ_t, which an optimal baseline gets too, ``(M,)``; None means 1
+        :return: ĝ, ``(P,)``
+        """
+        self.logger.record("train/entropy", entropy.item())
         gradient = self.ent_coef * flat_gradient(entropy, parameters) if self.ent_coef else 0.0
+        weights = discount_weights(episodes.time, self.gamma) if self.discount_weighting else None
+        n_episodes = episodes.n_episodes
         if self.baseline == "optimal":
             return gradient + optimal_baseline_gradient(
-                log_prob, credit, episodes.episode, episodes.n_episodes, parameters, self.leave_one_out, weights
+                log_prob, advantages, episodes.episode, n_episodes, parameters, self.leave_one_out, weights, importance
             )
-        advantages = credit - self._baseline(episodes, returns)
-        if self.normalize_advantage:
-            advantages = standardize(advantages)
-        surrogate = score_function_surrogate(log_prob, advantages, episodes.n_episodes, weights)
+        surrogate = score_function_surrogate(log_prob, advantages, n_episodes, weights)
         self.logger.record("train/policy_gradient_loss", -surrogate.item())
         return gradient + flat_gradient(surrogate, parameters)
 
@@ -268,6 +282,19 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
         if self.baseline == "constant":
             return constant_baseline(returns, episodes.episode, self.leave_one_out)
         return th.zeros_like(returns)
+
+    def _fit_baseline(self, episodes: EpisodeBatch, returns: th.Tensor) -> None:
+        """Fit what is learnt of the baseline, if anything is, to a batch and its G_t ``(M,)``."""
+        if self.has_critic:
+            self._fit_critic(
+                episodes.observations,
+                self._critic_targets(episodes),
+                episodes.values,
+                self.critic_epochs or DEFAULT_CRITIC_EPOCHS,
+                self.critic_batch_size or DEFAULT_CRITIC_BATCH_SIZE,
+            )
+        elif hasattr(self.baseline, "fit"):
+            self.baseline.fit(episodes, returns)
 
     def _critic_targets(self, episodes: EpisodeBatch) -> th.Tensor:
         """y_t, ``(M,)``, from the critic as it was before this batch is fitted."""

@@ -8,14 +8,17 @@ from sb3_pgext.diagnostics.exact import (
     exact_return,
     exact_values,
 )
+from sb3_pgext.diagnostics.off_policy import OffPolicyEvaluation, evaluate_off_policy
 from sb3_pgext.diagnostics.samples import estimated_gradient, gradient_samples, set_options
 from sb3_pgext.diagnostics.statistics import GradientStatistics, Interval, gradient_statistics
 
 __all__ = [
     "GradientStatistics",
     "Interval",
+    "OffPolicyEvaluation",
     "action_probabilities",
     "estimated_gradient",
+    "evaluate_off_policy",
     "exact_fisher",
     "exact_policy_gradient",
     "exact_return",

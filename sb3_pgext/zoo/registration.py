@@ -1,42 +1,38 @@
 """The one list of our algorithms, and its registration with rl_zoo3."""
 
+from collections.abc import Callable
+from typing import Any
+
 from rl_zoo3 import ALGOS
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER, convert_onpolicy_params
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_pgext.algorithms import NPG, REINFORCE, VPG, ClippedCriticPPO
+from sb3_pgext.algorithms import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
 from sb3_pgext.zoo.samplers import (
     convert_params,
+    sample_ispg_params,
     sample_npg_params,
     sample_ppo_cc_params,
     sample_reinforce_params,
     sample_vpg_params,
 )
 
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
-    "reinforce": REINFORCE,
-    "vpg": VPG,
-    "npg": NPG,
-    "ppo_cc": ClippedCriticPPO,
+_REGISTERED: dict[str, tuple[type[BaseAlgorithm], Callable[..., Any], Callable[..., Any]]] = {
+    "reinforce": (REINFORCE, sample_reinforce_params, convert_params),
+    "vpg": (VPG, sample_vpg_params, convert_params),
+    "npg": (NPG, sample_npg_params, convert_params),
+    "ppo_cc": (ClippedCriticPPO, sample_ppo_cc_params, convert_onpolicy_params),
+    "ispg": (ISPG, sample_ispg_params, convert_params),
 }
-"""Zoo key and class of each algorithm of sb3-pgext."""
+"""Zoo key → class, what optuna samples for it, and what makes constructor arguments of that."""
 
-_SAMPLERS = {
-    "reinforce": sample_reinforce_params,
-    "vpg": sample_vpg_params,
-    "npg": sample_npg_params,
-    "ppo_cc": sample_ppo_cc_params,
-}
-_CONVERTERS = {
-    "reinforce": convert_params,
-    "vpg": convert_params,
-    "npg": convert_params,
-    "ppo_cc": convert_onpolicy_params,
-}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {key: algorithm for key, (algorithm, _, _) in _REGISTERED.items()}
+"""Zoo key and class of each algorithm of sb3-pgext."""
 
 
 def register() -> None:
     """Make rl_zoo3 know our algorithms: to train, enjoy and optimise them."""
-    ALGOS.update(ALGORITHMS)
-    HYPERPARAMS_SAMPLER.update(_SAMPLERS)
-    HYPERPARAMS_CONVERTER.update(_CONVERTERS)
+    for key, (algorithm, sampler, converter) in _REGISTERED.items():
+        ALGOS[key] = algorithm
+        HYPERPARAMS_SAMPLER[key] = sampler
+        HYPERPARAMS_CONVERTER[key] = converter

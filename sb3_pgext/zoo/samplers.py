@@ -71,6 +71,10 @@ def sample_reinforce_params(
     :param additional_args: rl_zoo3's settings of replay buffers; not used
     :return: keyword arguments of :class:`sb3_pgext.REINFORCE`
     """
+    return convert_params(_sampled_for_reinforce(trial))
+
+
+def _sampled_for_reinforce(trial: optuna.Trial) -> dict[str, Any]:
     sampled = {
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-2, log=True),
         "n_episodes_pow": trial.suggest_int("n_episodes_pow", 2, 6),
@@ -79,13 +83,31 @@ def sample_reinforce_params(
     }
     config = trial.study.user_attrs
     baseline = config.get("baseline", "state")
-    if baseline != "optimal":
+    if baseline != "optimal" and config.get("weights") != "per_decision":
         sampled["normalize_advantage"] = trial.suggest_categorical("normalize_advantage", [False, True])
     if baseline == "state":
         sampled["critic_epochs"] = trial.suggest_int("critic_epochs", 1, 20, log=True)
         sampled["critic_batch_size_pow"] = trial.suggest_int("critic_batch_size_pow", 5, 10)
     if config.get("critic_target") == "lambda":
         sampled["one_minus_gae_lambda"] = trial.suggest_float("one_minus_gae_lambda", 1e-3, 0.3, log=True)
+    return sampled
+
+
+def sample_ispg_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    What is sampled for REINFORCE, and the numbers of the reuse. The weights and the replay stay the configuration's.
+
+    :param trial: the trial to sample for
+    :param n_actions: dimension of a continuous action; not used
+    :param n_envs: number of environments; not used
+    :param additional_args: rl_zoo3's settings of replay buffers; not used
+    :return: keyword arguments of :class:`sb3_pgext.ISPG`
+    """
+    sampled = _sampled_for_reinforce(trial)
+    sampled["n_gradient_steps"] = trial.suggest_int("n_gradient_steps", 2, 50, log=True)
+    sampled["min_ess"] = trial.suggest_float("min_ess", 0.1, 0.9)
     return convert_params(sampled)
 
 

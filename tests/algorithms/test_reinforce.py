@@ -225,6 +225,14 @@ def test_finding_parameters_draws_no_random_number():
     assert th.equal(state, th.get_rng_state())
 
 
+def test_parameters_are_found_where_gradients_are_switched_off():
+    model = model_on()
+    with th.no_grad():
+        found = policy_parameters(model.policy), critic_parameters(model.policy)
+    assert [list(x) for x in found] == [list(policy_parameters(model.policy)), list(critic_parameters(model.policy))]
+    assert all(found)
+
+
 # --- SB3's promises --------------------------------------------------------------------------------------------------
 
 

@@ -52,19 +52,21 @@ def test_episode_scores(batch, monkeypatch, max_entries):
         th.testing.assert_close(result[i], sum(returns[t] * score(log_prob, t, parameters) for t in steps))
 
 
+@pytest.mark.parametrize("importance", [False, True])
 @pytest.mark.parametrize("leave_one_out", [True, False])
-def test_optimal_baseline_gradient(batch, leave_one_out):
+def test_optimal_baseline_gradient(batch, leave_one_out, importance):
     episode, time, returns, log_prob, parameters = batch
-    weights = 0.9**time
+    weights, W = 0.9**time, 0.5 + time if importance else th.ones(len(time))
     n_parameters = sum(p.numel() for p in parameters)
     S, A = th.zeros(2, 4, n_parameters, dtype=th.float64)
     for t in range(len(time)):
-        S[episode[t]] += weights[t] * score(log_prob, t, parameters)
+        S[episode[t]] += weights[t] * W[t] * score(log_prob, t, parameters)
         A[episode[t]] += weights[t] * returns[t] * score(log_prob, t, parameters)
     expected = th.zeros(n_parameters, dtype=th.float64)
     for i in range(4):
         others = [j for j in range(4) if not leave_one_out or j != i]
         baseline = (A[others] * S[others]).sum(0) / (S[others] ** 2).sum(0)
         expected += (A[i] - baseline * S[i]) / 4
-    result = optimal_baseline_gradient(log_prob, returns, episode, 4, parameters, leave_one_out, weights)
+    W = W if importance else None
+    result = optimal_baseline_gradient(log_prob, returns, episode, 4, parameters, leave_one_out, weights, W)
     th.testing.assert_close(result, expected)

@@ -8,7 +8,7 @@ import rl_zoo3
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
 
-from sb3_pgext import NPG, REINFORCE, VPG, ClippedCriticPPO
+from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
 from sb3_pgext.zoo import ALGORITHMS
 
 
@@ -17,6 +17,7 @@ def test_our_algorithms_are_in_rl_zoo3s_tables() -> None:
     assert ALGORITHMS["vpg"] is VPG
     assert ALGORITHMS["npg"] is NPG
     assert ALGORITHMS["ppo_cc"] is ClippedCriticPPO
+    assert ALGORITHMS["ispg"] is ISPG
     for algo, algorithm in ALGORITHMS.items():
         assert ALGOS[algo] is algorithm
         assert rl_zoo3.ALGOS[algo] is algorithm
@@ -95,6 +96,18 @@ def test_whatever_is_sampled_for_npg_is_accepted_beside_its_configuration(config
         NPG("MlpPolicy", "CartPole-v1", device="cpu", **config | sampled)
         assert HYPERPARAMS_CONVERTER["npg"](trial.params) == sampled
         assert ("step_size" in sampled) == ("step_rule" in config)
+
+
+@pytest.mark.parametrize("config", [{}, {"weights": "per_decision"}, {"weights": "causal", "baseline": "optimal"}])
+def test_whatever_is_sampled_for_ispg_is_accepted_beside_its_configuration(config: dict[str, Any]) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for key, value in config.items():
+        study.set_user_attr(key, str(value))
+    for _ in range(10):
+        trial = study.ask()
+        sampled = HYPERPARAMS_SAMPLER["ispg"](trial, 1, 8, {})
+        ISPG("MlpPolicy", "CartPole-v1", device="cpu", **config | sampled)
+        assert HYPERPARAMS_CONVERTER["ispg"](trial.params) == sampled
 
 
 def test_the_critics_numbers_are_sampled_where_there_is_a_critic() -> None:

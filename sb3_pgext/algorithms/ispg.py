@@ -1,0 +1,467 @@
+"""ISPG: the policy gradient of episodes that other policies have played, by importance sampling."""
+
+import io
+import math
+import pathlib
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.save_util import open_path
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import configure_logger
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_pgext.algorithms.base import (
+    policy_parameters,
+    require,
+    require_count,
+    require_fraction,
+    require_one_of,
+    require_positive,
+)
+from sb3_pgext.algorithms.reinforce import REINFORCE, Baseline
+from sb3_pgext.estimators.importance import (
+    WEIGHTS,
+    effective_sample_size,
+    importance_weights,
+    log_mixture,
+    log_weights,
+    per_decision_returns,
+    self_normalized,
+)
+from sb3_pgext.estimators.returns import discount_weights, last_steps
+from sb3_pgext.rollouts import EpisodeBatch, EpisodeBuffer, EpisodeDataset, EpisodeReplay, ReplayedBatch
+from sb3_pgext.rollouts.replay import concatenated
+
+__all__ = ["ISPG"]
+
+SelfISPG = TypeVar("SelfISPG", bound="ISPG")
+
+
+@dataclass(frozen=True)
+class _OffPolicyBatch:
+    """
+    Episodes, and what the likelihood of their actions is compared with.
+
+    :param episodes: the batch, M steps
+    :param returns: G_t, ``(M,)``
+    :param advantages: Ψ_t, not weighted, ``(M,)``
+    :param log_prob: log μ(a_t|s_t) of the policy that played the episode, ``(M,)``
+    :param log_mixture: how much more likely the mixture of all policies makes it, ``(M,)``; 0 for no mixture
+    """
+
+    episodes: EpisodeBatch
+    returns: th.Tensor
+    advantages: th.Tensor
+    log_prob: th.Tensor
+    log_mixture: th.Tensor
+
+
+class ISPG(REINFORCE):
+    r"""
+    Importance-sampled policy gradient (lectures 000, 003): several steps per batch of N new episodes, and K older
+    batches beside it, along
+
+    .. math:: \hat g = \frac1n \sum_{i=1}^n \sum_t w_t W_t \nabla_\theta \log \pi_\theta(a_t|s_t) \, (G_t - b_t),
+
+    in which :math:`W_t` makes up for the difference between :math:`\pi_\theta` and the policy that acted.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or an ActorCriticPolicy class)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: of the policy and of the critic; can be a function of the remaining progress (from 1 to 0)
+    :param n_episodes: new episodes per update, N. Best a multiple of the number of sub-environments
+    :param n_gradient_steps: gradient steps per update, at most
+    :param weights: what makes up for the difference:
+
+        * ``"trajectory"``: the likelihood ratio of the whole episode, :math:`W_{0:T-1}`; unbiased
+        * ``"per_decision"``: each reward has that of the actions up to it; unbiased, with less variance
+        * ``"causal"``: the ratio of the actions so far, :math:`W_{0:t}`; biased
+        * ``"per_step"``: the ratio of this one action, :math:`\rho_t`; biased, with the least variance
+    :param weight_clip: larger weights are cut to this; None for no limit
+    :param self_normalize: divide the weights by their mean (over the episodes alive at t; over all episodes for
+        ``"trajectory"``). Needs N >= 2
+    :param replay_batches: older batches that are reused beside the new one, K at most
+    :param mixture: what an episode's likelihood is compared with (for ``replay_batches > 0``): ``"balance"``, the
+        mixture of all policies whose batches are used (the balance heuristic), or ``"own"``, the policy that played it
+    :param min_ess: no further gradient step is taken when the effective sample size of the episodes is below this
+        share of their number, and an old batch of which less than this share is left is dropped; in [0, 1]
+    :param gamma: Discount factor, in [0, 1]
+    :param credit: what a log-probability is multiplied by: ``"reward_to_go"`` (G_t, the return from t on) or
+        ``"trajectory"`` (R(τ) = G_0, the return of the whole episode)
+    :param baseline: what is subtracted from it, computed from all episodes used: ``"none"``, ``"constant"``,
+        ``"time"``, ``"optimal"``, ``"state"`` or a callable, see :class:`~sb3_pgext.REINFORCE`. The critic of
+        ``"state"``, and the ``fit`` of a callable, see only the new episodes
+    :param leave_one_out: compute an episode's baseline from the other episodes (for ``"constant"``, ``"time"`` and
+        ``"optimal"``; needs N >= 2)
+    :param discount_weighting: w_t = γ^t instead of w_t = 1 (for ``"reward_to_go"``)
+    :param critic_target: what the critic is fitted to (for ``baseline="state"``): ``"mc"`` (G_t), ``"td"``
+        (r_t + γV(s_{t+1})) or ``"lambda"`` (TD(λ))
+    :param gae_lambda: the λ of ``critic_target="lambda"``
+    :param critic_epochs: passes over the new episodes when fitting the critic; None for 5
+    :param critic_batch_size: minibatch size when fitting the critic; None for 256
+    :param truncation: an episode cut by a time limit is continued by the critic's V(s_T) (``"bootstrap"``) or taken
+        to end there (``"terminal"``); None means ``"bootstrap"`` with a critic, ``"terminal"`` without
+    :param max_episode_steps: cut (truncate) longer episodes; None for no limit
+    :param normalize_advantage: Whether to normalize G_t - b_t over the episodes used, before they are weighted (not
+        with ``baseline="optimal"`` or ``weights="per_decision"``)
+    :param ent_coef: coefficient of the mean entropy in the objective
+    :param max_grad_norm: The maximum norm of the gradient of a step, of the policy and of the critic; None for no limit
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
+        (-1: only at the beginning of the rollout)
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, …) on which the code should be run; "auto" uses the GPU if possible
+    :param compile: compile the steps of the critic's fit: the same results up to rounding, in less time
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: an argument is not allowed, or would have no effect beside the others
+    """
+
+    replay: EpisodeReplay
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_episodes: int = 16,
+        n_gradient_steps: int = 10,
+        weights: str = "per_step",
+        weight_clip: float | None = None,
+        self_normalize: bool = False,
+        replay_batches: int = 0,
+        mixture: str = "balance",
+        min_ess: float = 0.2,
+        gamma: float = 0.99,
+        credit: str = "reward_to_go",
+        baseline: str | Baseline = "state",
+        leave_one_out: bool = True,
+        discount_weighting: bool = False,
+        critic_target: str = "mc",
+        gae_lambda: float = 0.95,
+        critic_epochs: int | None = None,
+        critic_batch_size: int | None = None,
+        truncation: str | None = None,
+        max_episode_steps: int | None = None,
+        normalize_advantage: bool = False,
+        ent_coef: float = 0.0,
+        max_grad_norm: float | None = None,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        compile: bool = False,
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_episodes=n_episodes,
+            gamma=gamma,
+            credit=credit,
+            baseline=baseline,
+            leave_one_out=leave_one_out,
+            discount_weighting=discount_weighting,
+            critic_target=critic_target,
+            gae_lambda=gae_lambda,
+            critic_epochs=critic_epochs,
+            critic_batch_size=critic_batch_size,
+            truncation=truncation,
+            max_episode_steps=max_episode_steps,
+            normalize_advantage=normalize_advantage,
+            ent_coef=ent_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            compile=compile,
+            _init_setup_model=False,
+        )
+        self.n_gradient_steps = n_gradient_steps
+        self.weights = weights
+        self.weight_clip = weight_clip
+        self.self_normalize = self_normalize
+        self.replay_batches = replay_batches
+        self.mixture = mixture
+        self.min_ess = min_ess
+
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.replay = EpisodeReplay(self.replay_batches + 1)
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: EpisodeBuffer,  # type: ignore[override]
+        n_rollout_steps: int,
+    ) -> bool:
+        """As :class:`~sb3_pgext.rollouts.EpisodicAlgorithm` does; the new batch also enters ``self.replay``."""
+        finished = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        if finished:
+            self.replay.add(self.episodes, self._log_prob(self.episodes), self._numbers_of_policy())
+        return finished
+
+    def train(self) -> None:
+        """Some steps along the weighted gradient of the episodes kept, then the fit of the baseline to the new ones."""
+        self.replay.keep(self._live_batches())
+        self.logger.record("train/batches_used", len(self.replay.batches))
+        # The first step is safe: the policy has not moved since it played the new episodes.
+        self._update(self._off_policy_batch(self.replay.batches), self.episodes, at_least=1)
+
+    def _update(self, batch: _OffPolicyBatch, new: EpisodeBatch, at_least: int) -> int:
+        """
+        :param batch: the episodes to take steps with
+        :param new: those to fit the baseline to afterwards
+        :param at_least: gradient steps that are taken whatever the effective sample size
+        :return: how many were taken
+        """
+        self._begin_update()
+        parameters = list(policy_parameters(self.policy).values())
+        n_steps = 0
+        while parameters and n_steps < self.n_gradient_steps:  # not all frozen
+            gradient, ess = self._weighted_gradient(batch, parameters)
+            if n_steps >= at_least and ess < self.min_ess:
+                break
+            self._ascend(gradient, parameters)
+            n_steps += 1
+
+        self.logger.record("train/gradient_steps", n_steps)
+        self._fit_baseline(new, self._returns(new))
+        return n_steps
+
+    def dataset(self) -> EpisodeDataset:
+        """
+        :return: the episodes in ``self.replay`` and the log-probabilities of the policies that played them
+        :raises ValueError: there are none
+        """
+        batches = self.replay.batches
+        require(len(batches) > 0, "number of batches in the replay", 0, "at least 1: learn first, or load a replay")
+        return EpisodeDataset(
+            concatenated([batch.episodes for batch in batches]), th.cat([batch.log_prob for batch in batches])
+        )
+
+    def learn_from(self: SelfISPG, dataset: EpisodeDataset, n_updates: int) -> SelfISPG:
+        """
+        Learn from recorded episodes, without playing any.
+
+        An update is what :meth:`train` does with a batch: ``n_gradient_steps`` steps, each episode weighted by the
+        policy that played it, then the fit of the baseline. It all ends when the effective sample size of the episodes
+        is below ``min_ess``. The critic's values are its own at the start of each update; fitted to the same episodes
+        before, they are not independent of them.
+
+        :param dataset: the episodes, on the model's device
+        :param n_updates: how many updates
+        :return: the model
+        """
+        require_count("n_updates", n_updates)
+        if not hasattr(self, "_logger"):
+            self._logger = configure_logger(self.verbose)
+        for _ in range(n_updates):
+            episodes = dataset.episodes
+            if self.has_critic:
+                episodes = replace(episodes, values=self._values(episodes.observations))
+            recorded = ReplayedBatch(episodes, dataset.log_prob, policy={}, number=0)
+            if self._update(self._off_policy_batch([recorded]), episodes, at_least=0) < self.n_gradient_steps:
+                break
+            self.logger.dump(self._n_updates)
+        return self
+
+    def estimate_gradient(self) -> th.Tensor:
+        r"""
+        What :meth:`train` would take its first step along, without stepping.
+
+        :return: :math:`\hat g` of the batches in ``self.replay``, plus the gradient of the entropy bonus, ``(P,)``, in
+            the order of :func:`~sb3_pgext.algorithms.base.policy_parameters`
+        """
+        batch = self._off_policy_batch(self._live_batches())
+        self.policy.set_training_mode(True)
+        return self._weighted_gradient(batch, list(policy_parameters(self.policy).values()))[0]
+
+    def _weighted_gradient(self, batch: _OffPolicyBatch, parameters: list[th.nn.Parameter]) -> tuple[th.Tensor, float]:
+        """ĝ at the present parameters, ``(P,)``, and the share of the weights that is effective."""
+        episodes = batch.episodes
+        log_prob, entropy = self._evaluate(episodes.observations, episodes.actions)
+        log_w = self._log_weights(log_prob.detach(), batch)
+        ess = self._effective_share(log_w, episodes)
+        if self.weight_clip is not None:
+            log_w = log_w.clamp(max=math.log(self.weight_clip))
+        weights = importance_weights(log_w)
+        self.logger.record("train/ess", ess)
+        self.logger.record("train/weight_max", weights.max().item())
+        self.logger.record("train/weight_mean", weights.mean().item())
+        if self.self_normalize:
+            weights = importance_weights(self_normalized(self.weights, log_w, episodes.time))
+        advantages = self._weighted_advantages(batch, weights)
+        return self._gradient(log_prob, entropy, advantages, episodes, parameters, weights), ess
+
+    def _log_weights(self, log_prob: th.Tensor, batch: _OffPolicyBatch) -> th.Tensor:
+        """
+        :param log_prob: log π_θ(a_t|s_t), ``(M,)``
+        :param batch: the steps
+        :return: logarithms of the weights, neither truncated nor normalised, ``(M,)``
+        """
+        return log_weights(self.weights, log_prob - batch.log_prob, batch.episodes.episode) - batch.log_mixture
+
+    def _effective_share(self, log_w: th.Tensor, episodes: EpisodeBatch) -> float:
+        """
+        ESS/N of the episodes' likelihood ratios, whichever weights are used.
+
+        Those of single steps look alive where the policy has become deterministic: most are 1 then.
+        """
+        if self.weights == "per_step":
+            log_w = log_weights("trajectory", log_w, episodes.episode)
+        of_episodes = log_w[last_steps(episodes.episode)]
+        return effective_sample_size(of_episodes).item() / episodes.n_episodes
+
+    def _weighted_advantages(self, batch: _OffPolicyBatch, weights: th.Tensor) -> th.Tensor:
+        """Ψ_t with its weight, ``(M,)``."""
+        weighted = weights * batch.advantages
+        if self.weights != "per_decision":
+            return weighted
+        episodes = batch.episodes
+        returns = per_decision_returns(
+            episodes.rewards, weights, episodes.episode, self.gamma, episodes.bootstrap_values
+        )
+        # What later actions change about the weights of later rewards; R(τ) holds G_t discounted to the start.
+        change = returns - weights * batch.returns
+        return weighted + (
+            discount_weights(episodes.time, self.gamma) * change if self.credit == "trajectory" else change
+        )
+
+    def _live_batches(self) -> list[ReplayedBatch]:
+        """The new batch, and the old ones that the policy has not moved away from."""
+        *old, new = self.replay.batches
+
+        def share(batch: ReplayedBatch) -> float:
+            log_w = self._log_weights(self._log_prob(batch.episodes), self._off_policy_batch([batch]))
+            return self._effective_share(log_w, batch.episodes)
+
+        return [*(batch for batch in old if share(batch) >= self.min_ess), new]
+
+    def _off_policy_batch(self, batches: list[ReplayedBatch]) -> _OffPolicyBatch:
+        """All their episodes, and the constants of their gradient."""
+        episodes = concatenated([batch.episodes for batch in batches])
+        log_prob = th.cat([batch.log_prob for batch in batches])
+        log_mixture = th.zeros_like(log_prob)
+        if self.mixture == "balance" and len(batches) > 1:
+            log_mixture = th.cat([self._log_mixture(batch, batches) for batch in batches])
+        returns = self._returns(episodes)
+        return _OffPolicyBatch(episodes, returns, self._advantages(episodes, returns), log_prob, log_mixture)
+
+    def _log_mixture(self, batch: ReplayedBatch, batches: list[ReplayedBatch]) -> th.Tensor:
+        """How much more likely the mixture of all policies makes a batch's steps than its own, ``(M,)``."""
+        log_w = [
+            log_weights(
+                self.weights,
+                self.replay.log_prob(batch, other, self._log_prob_under) - batch.log_prob,
+                batch.episodes.episode,
+            )
+            for other in batches
+        ]
+        n_episodes = th.tensor([other.episodes.n_episodes for other in batches], device=self.device)
+        return log_mixture(th.stack(log_w), n_episodes / n_episodes.sum())
+
+    def _log_prob(self, episodes: EpisodeBatch) -> th.Tensor:
+        """log π(a_t|s_t) of the policy as it acts, without dropout, ``(M,)``, constant."""
+        self.policy.set_training_mode(False)
+        with th.no_grad():
+            return self.policy.get_distribution(episodes.observations).log_prob(episodes.actions)
+
+    def _log_prob_under(self, episodes: EpisodeBatch, policy: dict[str, th.Tensor]) -> th.Tensor:
+        """:meth:`_log_prob` with the numbers of another policy."""
+        own = self._numbers_of_policy()
+        self.policy.load_state_dict(policy, strict=False)
+        try:
+            return self._log_prob(episodes)
+        finally:
+            self.policy.load_state_dict(own, strict=False)
+
+    def _numbers_of_policy(self) -> dict[str, th.Tensor]:
+        """A copy of all that the distribution depends on: name → tensor."""
+        numbers = {**policy_parameters(self.policy), **dict(self.policy.named_buffers())}
+        return {name: tensor.detach().clone() for name, tensor in numbers.items()}
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the batches that are kept, and the policies that played them, as SB3 does with replay buffers.
+
+        :param path: a file, or its name; ``.pkl`` is added where it has no ending
+        """
+        with open_path(path, "w", self.verbose, suffix="pkl") as file:
+            th.save(self.replay, file)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Load what :meth:`save_replay_buffer` has saved. As with SB3's: only from files that you trust.
+
+        :param path: a file, or its name; ``.pkl`` is added where it has no ending
+        :raises ValueError: something else is in the file
+        """
+        with open_path(path, "r", self.verbose, suffix="pkl") as file:
+            replay = th.load(file, map_location=self.device, weights_only=False)
+        require(isinstance(replay, EpisodeReplay), "replay buffer", replay, "one that save_replay_buffer has saved")
+        replay.n_batches = self.replay_batches + 1
+        replay.keep(replay.batches[-replay.n_batches :])
+        self.replay = replay
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        require_count("n_gradient_steps", self.n_gradient_steps)
+        require_one_of("weights", self.weights, WEIGHTS)
+        if self.weight_clip is not None:
+            require_positive("weight_clip", self.weight_clip)
+        require(isinstance(self.self_normalize, bool), "self_normalize", self.self_normalize, "True or False")
+        require_count("replay_batches", self.replay_batches, at_least=0)
+        require_one_of("mixture", self.mixture, ("balance", "own"))
+        require_fraction("min_ess", self.min_ess)
+        if self.self_normalize:
+            require_count("n_episodes", self.n_episodes, at_least=2)
+
+    def ineffective_arguments(self) -> dict[str, tuple[Any, str]]:
+        """
+        The arguments that would be ignored beside the others, which is why no other value of them is accepted.
+
+        :return: name → the value that they must have, and the reason
+        """
+        arguments = super().ineffective_arguments()
+        if self.weights == "per_decision":
+            reason = "with weights='per_decision', where the returns change with the weights"
+            arguments["normalize_advantage"] = (False, reason)
+        if self.replay_batches == 0:
+            arguments["mixture"] = ("balance", "(the default) with replay_batches=0: there is a single policy")
+        return arguments
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "replay"]
+
+    def learn(
+        self: SelfISPG,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "ISPG",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfISPG:
+        """SB3's ``learn``. The last batch is finished, so a little more than ``total_timesteps`` may be taken."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

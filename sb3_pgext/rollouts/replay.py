@@ -1,0 +1,112 @@
+"""The last batches of episodes, kept to be learnt from again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch as th
+
+from sb3_pgext.rollouts.buffers import EpisodeBatch
+
+__all__ = ["EpisodeReplay", "ReplayedBatch", "concatenated"]
+
+MAX_CACHED = 2**23
+"""Log-probabilities of one batch's policy on another's steps that are kept, 32 MiB; others are computed each time."""
+
+
+@dataclass(frozen=True)
+class ReplayedBatch:
+    """
+    A batch of episodes and the policy that played them.
+
+    :param episodes: the batch, M steps
+    :param log_prob: log μ(a_t|s_t) of the policy that acted, ``(M,)``
+    :param policy: the numbers that this policy depends on: name → tensor
+    :param number: how many batches came before it
+    """
+
+    episodes: EpisodeBatch
+    log_prob: th.Tensor
+    policy: dict[str, th.Tensor]
+    number: int
+
+
+class EpisodeReplay:
+    """
+    The last batches, oldest first, and what their policies make of each other's steps.
+
+    :param n_batches: how many are kept, the newest among them
+    """
+
+    def __init__(self, n_batches: int):
+        self.n_batches = n_batches
+        self.batches: list[ReplayedBatch] = []
+        self._n_added = 0
+        self._cache: dict[tuple[int, int], th.Tensor] = {}
+
+    def add(self, episodes: EpisodeBatch, log_prob: th.Tensor, policy: dict[str, th.Tensor]) -> None:
+        """
+        Keep one more batch, and forget the oldest if there is no place for it.
+
+        :param episodes: the batch, M steps; not copied
+        :param log_prob: log μ(a_t|s_t) of the policy that acted, ``(M,)``
+        :param policy: the numbers that this policy depends on, which nobody else may write to
+        """
+        new = ReplayedBatch(episodes, log_prob, policy, self._n_added)
+        self._n_added += 1
+        self.keep([*self.batches, new][-self.n_batches :])
+
+    def keep(self, batches: list[ReplayedBatch]) -> None:
+        """
+        Forget all others.
+
+        :param batches: which are kept
+        """
+        self.batches = batches
+        numbers = {batch.number for batch in batches}
+        self._cache = {key: column for key, column in self._cache.items() if numbers.issuperset(key)}
+
+    def log_prob(
+        self,
+        batch: ReplayedBatch,
+        other: ReplayedBatch,
+        evaluate: Callable[[EpisodeBatch, dict[str, th.Tensor]], th.Tensor],
+    ) -> th.Tensor:
+        """
+        What one batch's policy makes of another's steps; computed once, as long as there is room for it.
+
+        :param batch: whose steps
+        :param other: whose policy
+        :param evaluate: computes it: episodes, policy → ``(M,)``
+        :return: log π_other(a_t|s_t), ``(M,)``
+        """
+        if other.number == batch.number:
+            return batch.log_prob
+        key = batch.number, other.number
+        if key in self._cache:
+            return self._cache[key]
+        log_prob = evaluate(batch.episodes, other.policy)
+        if sum(map(len, self._cache.values())) + len(log_prob) <= MAX_CACHED:
+            self._cache[key] = log_prob
+        return log_prob
+
+
+def concatenated(batches: list[EpisodeBatch]) -> EpisodeBatch:
+    """
+    :param batches: several batches of episodes
+    :return: one of all their episodes, in this order; of a single batch itself
+    """
+    if len(batches) == 1:
+        return batches[0]
+    joined = {f.name: _joined([getattr(batch, f.name) for batch in batches]) for f in fields(EpisodeBatch)}
+    sizes = th.tensor([batch.n_episodes for batch in batches])
+    before = (sizes.cumsum(0) - sizes).tolist()
+    joined["episode"] = th.cat([batch.episode + n for batch, n in zip(batches, before, strict=True)])
+    return EpisodeBatch(**joined)
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Tensors, or dicts of tensors, one after the other."""
+    if isinstance(parts[0], dict):
+        return {key: _joined([part[key] for part in parts]) for key in parts[0]}
+    return th.cat(parts)

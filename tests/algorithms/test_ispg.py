@@ -1,0 +1,395 @@
+"""
+Claim: at the policy that played the episodes ISPG is REINFORCE; away from it, its gradient is the one of its formula;
+it stops, and forgets old batches, when the weights have died; and every option does something.
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_pgext import ISPG, REINFORCE
+from sb3_pgext.algorithms.base import critic_parameters, policy_parameters
+from sb3_pgext.estimators.importance import WEIGHTS
+from sb3_pgext.estimators.score_function import optimal_baseline_gradient
+from tests.algorithms.test_reinforce import ACTIONS, DICT, VECTOR, ActionIsReward
+from tests.environments import AnySpaces
+
+
+def model_on(env="CartPole-v1", policy="MlpPolicy", algorithm=ISPG, **parameters):
+    return algorithm(policy, env, **{"n_episodes": 4, "seed": 0, "device": "cpu", **parameters})
+
+
+def collected(n_batches=1, **parameters):
+    """A model that has played some batches, each with another policy."""
+    model = model_on(make_vec_env("CartPole-v1", 2, seed=0), **parameters)
+    _, callback = model._setup_learn(10**9)
+    for k in range(n_batches):
+        if k > 0:
+            move(model, 0.02)
+        model.collect_rollouts(model.env, callback, model.rollout_buffer, 4)
+    return model
+
+
+def move(model, distance):
+    """Change the policy a little."""
+    generator = th.Generator().manual_seed(0)
+    for parameter in policy_parameters(model.policy).values():
+        parameter.data += distance * th.randn(parameter.shape, generator=generator)
+
+
+def parameters_after(steps=400, **parameters):
+    """The parameters after a short training, as one vector."""
+    model = model_on(make_vec_env("CartPole-v1", 2, seed=0), **{"n_gradient_steps": 3, **parameters}).learn(steps)
+    return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
+
+
+# --- the gradient ----------------------------------------------------------------------------------------------------
+
+VARIANTS = [
+    {},
+    {"credit": "trajectory"},
+    {"baseline": "none", "discount_weighting": True},
+    {"baseline": "constant", "credit": "trajectory"},
+    {"baseline": "time", "ent_coef": 0.1},
+    {"baseline": "optimal"},
+    {"baseline": "optimal", "credit": "trajectory"},
+    {"max_episode_steps": 12},
+]
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_at_the_policy_that_acted_it_is_reinforce(options):
+    model = collected(**options)
+    theirs = REINFORCE.estimate_gradient(model)
+    for model.weights, model.self_normalize in itertools.product(WEIGHTS, (False, True)):
+        assert (model.estimate_gradient() - theirs).abs().max() <= 1e-6 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("credit", ["reward_to_go", "trajectory"])
+@pytest.mark.parametrize("weight_clip", [None, 1.05])
+@pytest.mark.parametrize("mixture", ["balance", "own"])
+def test_the_gradient_is_the_one_of_the_formula(weights, credit, weight_clip, mixture):
+    """Two policies, 8 episodes, the last of them truncated: a plain sum over episodes and steps."""
+    model = collected(
+        2, weights=weights, credit=credit, weight_clip=weight_clip, mixture=mixture, replay_batches=1, min_ess=0.0,
+        gamma=0.9, max_episode_steps=15,
+    )  # fmt: skip
+    move(model, 0.05)
+    policies = [batch.policy for batch in model.replay.batches]
+    parameters = list(policy_parameters(model.policy).values())
+    own_numbers = model._numbers_of_policy()
+    estimate = 0.0
+    for k, batch in enumerate(model.replay.batches):
+        e = batch.episodes
+        mu = []
+        for numbers in policies:
+            model.policy.load_state_dict(numbers, strict=False)
+            with th.no_grad():
+                mu.append(model.policy.get_distribution(e.observations).log_prob(e.actions).double().exp())
+        model.policy.load_state_dict(own_numbers, strict=False)
+        log_prob = model.policy.get_distribution(e.observations).log_prob(e.actions)
+        pi = log_prob.detach().double().exp()
+        for i in range(4):
+            steps = th.nonzero(e.episode == i).flatten().tolist()
+            T, V = len(steps), e.bootstrap_values[i].item()
+            r = [e.rewards[s].item() for s in steps]
+
+            def W(first, last, steps=steps, k=k, pi=pi, mu=mu):
+                denominators = [float(np.prod([m[steps[j]] for j in range(first, last + 1)])) for m in mu]
+                denominator = denominators[k] if mixture == "own" else sum(denominators) / 2
+                ratio = float(np.prod([pi[steps[j]] for j in range(first, last + 1)])) / denominator
+                return ratio if weight_clip is None else min(ratio, weight_clip)
+
+            G = [sum(0.9 ** (j - t) * r[j] for j in range(t, T)) + 0.9 ** (T - t) * V for t in range(T)]
+            for t, s in enumerate(steps):
+                b = e.values[s].item()
+                weight = W(*{"trajectory": (0, T - 1), "per_step": (t, t)}.get(weights, (0, t)))
+                credited = weight * (G[0] if credit == "trajectory" else G[t])
+                if weights == "per_decision":
+                    start = 0 if credit == "trajectory" else t
+                    credited = sum(0.9 ** (j - start) * r[j] * W(0, max(j, t)) for j in range(start, T))
+                    credited += 0.9 ** (T - start) * V * W(0, T - 1)
+                score = th.autograd.grad(log_prob[s], parameters, retain_graph=True)
+                estimate += th.cat([g.flatten() for g in score]) * (credited - weight * b) / 8
+    th.testing.assert_close(model.estimate_gradient(), estimate, rtol=1e-3, atol=1e-4)
+
+
+def test_the_optimal_baseline_has_the_weights_too():
+    model = collected(baseline="optimal", weights="causal", gamma=0.9)
+    move(model, 0.05)
+    (batch,) = model.replay.batches
+    e, parameters = batch.episodes, list(policy_parameters(model.policy).values())
+    log_prob = model.policy.get_distribution(e.observations).log_prob(e.actions)
+    ratio = (log_prob.detach() - batch.log_prob).exp()
+    W = th.cat([ratio[e.episode == i].cumprod(0) for i in range(4)])
+    G = th.tensor([sum(0.9 ** (k - t) for k in range(t, n)) for n in e.lengths.tolist() for t in range(n)])
+    expected = optimal_baseline_gradient(log_prob, W * G, e.episode, 4, parameters, True, None, W)
+    th.testing.assert_close(model.estimate_gradient(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_normalised_advantages_are_weighted_afterwards():
+    model = collected(normalize_advantage=True, weights="causal")
+    move(model, 0.05)
+    batch = model._off_policy_batch(model.replay.batches)
+    assert batch.advantages.mean().item() == pytest.approx(0, abs=1e-5)
+    assert batch.advantages.std().item() == pytest.approx(1, abs=1e-5)
+
+
+# --- the inner steps -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_it_learns(weights):
+    """From fewer episodes than REINFORCE, see there."""
+    model = model_on(
+        make_vec_env(ActionIsReward, 4, seed=0), weights=weights, n_episodes=16, gamma=1.0, learning_rate=0.01
+    ).learn(2000)
+    assert model.policy.get_distribution(th.zeros(1, 2)).distribution.probs[0, 1] > 0.9
+
+
+def logged(model, key):
+    return model.logger.name_to_value[f"train/{key}"]
+
+
+def test_the_inner_steps_end_when_the_weights_have_died():
+    """With steps that are far too long, one of them is enough; without the limit all are taken."""
+    for min_ess, expected in ((0.9, 1), (0.0, 10)):
+        model = collected(learning_rate=1.0, min_ess=min_ess)
+        model.train()
+        assert logged(model, "gradient_steps") == expected
+        assert logged(model, "ess") < 0.9
+        assert logged(model, "weight_max") > 1.0
+
+
+def test_one_step_of_one_batch_is_that_of_reinforce():
+    """To the bit: weights of 1 round nothing."""
+    ours, theirs = (
+        model_on(make_vec_env("CartPole-v1", 2, seed=0), algorithm=algorithm, **more).learn(300).policy
+        for algorithm, more in ((ISPG, {"n_gradient_steps": 1}), (REINFORCE, {}))
+    )
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert th.equal(a, b)
+
+
+def test_old_batches_are_used_while_they_are_worth_something():
+    model = collected(4, replay_batches=2, min_ess=0.1)
+    assert [batch.number for batch in model.replay.batches] == [1, 2, 3]
+    model.train()
+    assert logged(model, "batches_used") == 3
+    move(model, 1.0)
+    model.collect_rollouts(model.env, model._setup_learn(10**9)[1], model.rollout_buffer, 4)
+    model.min_ess = 0.99
+    model.train()
+    assert logged(model, "batches_used") == 1
+    assert [batch.number for batch in model.replay.batches] == [4]
+
+
+@pytest.mark.parametrize("weights", ["causal", "per_step"])
+def test_logged_keys_and_statistics(weights):
+    """The effective sample size is that of whole episodes, whichever weights are used."""
+    model = collected(2, replay_batches=1, mixture="own", weights=weights, n_gradient_steps=1, min_ess=0.0)
+    with th.no_grad():
+        W, used = [], []
+        for batch in model.replay.batches:
+            e = batch.episodes
+            ratio = (model.policy.get_distribution(e.observations).log_prob(e.actions) - batch.log_prob).exp()
+            W += [ratio[e.episode == i].cumprod(0) for i in range(4)]
+            used.append(ratio)
+    used = th.cat(W if weights == "causal" else used)
+    last = th.stack([w[-1] for w in W])
+    model.train()
+    assert logged(model, "ess") == pytest.approx((last.sum() ** 2 / (last**2).sum() / 8).item(), rel=1e-4)
+    assert logged(model, "weight_max") == pytest.approx(used.max().item(), rel=1e-4)
+    assert logged(model, "weight_mean") == pytest.approx(used.mean().item(), rel=1e-4)
+    assert logged(model, "gradient_steps") == 1
+    assert logged(model, "batches_used") == 2
+
+
+def test_huge_log_ratios_leave_finite_parameters():
+    """Log-ratios of ±1e4, for each of the weights, with and without a mixture."""
+    for weights in WEIGHTS:
+        model = collected(2, weights=weights, replay_batches=1, min_ess=0.0, learning_rate=1e-3)
+        for batch, sign in zip(model.replay.batches, (1, -1), strict=True):
+            batch.log_prob.add_(sign * 1e4)
+        model.train()
+        assert all(p.isfinite().all() for p in model.policy.parameters())
+
+
+def test_frozen_policy_and_frozen_critic():
+    for parameters in (policy_parameters, critic_parameters):
+        model = collected()
+        frozen = parameters(model.policy)
+        before = [p.detach().clone() for p in frozen.values()]
+        for parameter in frozen.values():
+            parameter.requires_grad_(False)
+        model.train()
+        assert all(th.equal(a, b) for a, b in zip(before, frozen.values(), strict=True))
+
+
+# --- SB3's promises --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_action_spaces(action, device):
+    env = DummyVecEnv([lambda: AnySpaces(VECTOR, ACTIONS[action])] * 2)
+    model = model_on(env, replay_batches=2, min_ess=0.0, weights="causal", device=device).learn(100)
+    assert logged(model, "batches_used") == 3
+
+
+def test_dicts_of_observations(device):
+    env = DummyVecEnv([lambda: AnySpaces(DICT, ACTIONS["box"])] * 2)
+    parameters = {"replay_batches": 2, "min_ess": 0.0, "n_gradient_steps": 2, "max_episode_steps": 3}
+    model = model_on(env, "MultiInputPolicy", device=device, **parameters).learn(60)
+    assert logged(model, "batches_used") == 3
+
+
+def test_gsde(device):
+    env = DummyVecEnv([lambda: AnySpaces(VECTOR, ACTIONS["box"])] * 2)
+    model = model_on(env, use_sde=True, sde_sample_freq=2, replay_batches=1, min_ess=0.0, device=device).learn(100)
+    assert np.isfinite(logged(model, "ess"))
+
+
+class Dropout(th.nn.Module):
+    def forward(self, x):
+        return th.nn.functional.dropout(x.tanh(), 0.5, self.training)
+
+
+def test_the_policy_that_acted_had_no_dropout():
+    model = collected(2, replay_batches=1, policy_kwargs={"activation_fn": Dropout})
+    batch = model.replay.batches[-1]
+    assert th.equal(model._log_prob(batch.episodes), model._log_prob(batch.episodes))
+    th.testing.assert_close(model._log_prob(batch.episodes), batch.log_prob)
+    model.train()
+    assert model.policy.training
+
+
+def test_same_seed_same_bits():
+    assert th.equal(parameters_after(seed=3, replay_batches=2), parameters_after(seed=3, replay_batches=2))
+
+
+def test_save_load_and_the_replay(tmp_path):
+    model = model_on(make_vec_env("CartPole-v1", 2, seed=0), replay_batches=2, min_ess=0.0).learn(300)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "replay")
+    assert (tmp_path / "replay.pkl").exists()
+    loaded = ISPG.load(tmp_path / "model", env=make_vec_env("CartPole-v1", 2, seed=0), device="cpu")
+    assert loaded.replay.batches == []
+    loaded.load_replay_buffer(tmp_path / "replay")
+    loaded.set_logger(model.logger)
+    assert len(loaded.replay.batches) == 3
+    assert th.equal(loaded.estimate_gradient(), model.estimate_gradient())
+    loaded.learn(100, reset_num_timesteps=False)
+    assert logged(loaded, "batches_used") == 3
+    narrower = ISPG.load(tmp_path / "model", env=make_vec_env("CartPole-v1", 2, seed=0), replay_batches=1)
+    narrower.load_replay_buffer(tmp_path / "replay")
+    assert [b.number for b in narrower.replay.batches] == [b.number for b in model.replay.batches[-2:]]
+
+
+def test_something_else_is_no_replay(tmp_path):
+    th.save([1], tmp_path / "list.pkl")
+    with pytest.raises(ValueError, match="replay buffer"):
+        model_on().load_replay_buffer(tmp_path / "list.pkl")
+
+
+# --- recorded episodes -----------------------------------------------------------------------------------------------
+
+
+def recorded(**parameters):
+    """Episodes of a fresh policy, and another model."""
+    model = model_on(make_vec_env(ActionIsReward, 4, seed=0), n_episodes=200, gamma=1.0, n_gradient_steps=1).learn(1)
+    return model.dataset(), model_on(ActionIsReward(), gamma=1.0, **{"learning_rate": 0.01, "seed": 1, **parameters})
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_it_learns_from_recorded_episodes(weights):
+    """Without a step of its own; only as far as the episodes can tell."""
+    dataset, model = recorded(weights=weights)
+    before = model.policy.get_distribution(th.zeros(1, 2)).distribution.probs[0, 1].item()
+    model.learn_from(dataset, 20)
+    assert model.policy.get_distribution(th.zeros(1, 2)).distribution.probs[0, 1] > before + 0.1
+    assert model.num_timesteps == 0
+    assert 1 <= model._n_updates < 20
+
+
+def test_a_dataset_of_a_policy_too_far_away_teaches_nothing():
+    dataset, model = recorded(min_ess=1.0)
+    move(model, 1.0)
+    before = model._numbers_of_policy()
+    model.learn_from(dataset, 5)
+    assert all(th.equal(tensor, before[name]) for name, tensor in model._numbers_of_policy().items())
+
+
+def test_learning_from_records_is_training_on_them():
+    """At the policy that acted, one update from the record is one of ``train``."""
+    trained, taught = (collected(n_gradient_steps=2) for _ in range(2))
+    trained.train()
+    taught.learn_from(taught.dataset(), 1)
+    for a, b in zip(trained.policy.parameters(), taught.policy.parameters(), strict=True):
+        th.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_no_dataset_before_the_first_episode():
+    with pytest.raises(ValueError, match="batches in the replay=0"):
+        model_on().dataset()
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "base"),
+    [
+        ({"n_gradient_steps": 4}, {}),
+        *(({"weights": weights}, {}) for weights in WEIGHTS if weights != "per_step"),
+        ({"weight_clip": 1.0}, {}),
+        *(({"self_normalize": True}, {"weights": weights, "learning_rate": 1e-2}) for weights in WEIGHTS),
+        ({"replay_batches": 1}, {}),
+        *(({"mixture": "own"}, {"replay_batches": 1, "weights": weights, "min_ess": 0.0}) for weights in WEIGHTS),
+        ({"min_ess": 1.0}, {}),
+        ({"gamma": 0.9}, {}),
+        ({"credit": "trajectory"}, {}),
+        ({"credit": "trajectory"}, {"weights": "per_decision"}),
+        ({"baseline": "time"}, {"baseline": "none"}),
+        ({"baseline": "optimal"}, {"baseline": "none"}),
+        ({"ent_coef": 0.1}, {}),
+        ({"normalize_advantage": True}, {"policy_kwargs": {"optimizer_class": th.optim.SGD}}),
+        ({"critic_epochs": 6}, {}),
+    ],
+)
+def test_every_option_changes_the_run(change, base):
+    assert not th.equal(parameters_after(**{**base, **change}), parameters_after(**base))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named"),
+    [
+        ({"n_gradient_steps": 0}, "n_gradient_steps=0.*>= 1"),
+        ({"weights": "all"}, "weights='all'.*'trajectory', 'per_decision', 'causal', 'per_step'"),
+        ({"weight_clip": 0.0}, "weight_clip=0.0.*> 0"),
+        ({"self_normalize": 1}, "self_normalize=1.*True or False"),
+        ({"self_normalize": True, "n_episodes": 1}, "n_episodes=1.*>= 2"),
+        ({"replay_batches": -1}, "replay_batches=-1.*>= 0"),
+        ({"mixture": "mean", "replay_batches": 1}, "mixture='mean'.*'balance', 'own'"),
+        ({"min_ess": 1.1}, r"min_ess=1.1.*\[0, 1\]"),
+        ({"mixture": "own"}, "mixture='own'.*replay_batches=0"),
+        ({"weights": "per_decision", "normalize_advantage": True}, "normalize_advantage=True.*per_decision"),
+        ({"baseline": "none", "critic_epochs": 3}, "critic_epochs=3.*critic"),
+    ],
+)
+def test_bad_arguments_and_arguments_without_effect(parameters, named):
+    with pytest.raises(ValueError, match=named):
+        model_on(**parameters)
+
+
+def test_a_saved_model_holds_no_replay(tmp_path):
+    model = collected(2, replay_batches=1)
+    model.save(tmp_path / "full")
+    full = (tmp_path / "full.zip").stat().st_size
+    model.replay.keep([])
+    model.save(tmp_path / "empty")
+    assert abs(full - (tmp_path / "empty.zip").stat().st_size) < 100
