@@ -265,6 +265,11 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
         allowed = f"one that overrides get_distribution with {own}"
         require(not own or "get_distribution" in own, "policy", policy.__name__, allowed)
 
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """SB3's, but never below 0: the last batch may go past the end, where a linear schedule would be negative."""
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        self._current_progress_remaining = max(0.0, self._current_progress_remaining)
+
     def _begin_update(self) -> None:
         """Training mode and learning rate, as SB3's algorithms do first of all."""
         self.policy.set_training_mode(True)

@@ -233,6 +233,15 @@ def test_parameters_are_found_where_gradients_are_switched_off():
     assert all(found)
 
 
+def test_the_learning_rate_is_never_negative():
+    """The last batch is finished although it goes past the end of the training, where the schedule is at 0."""
+    model = model_on(learning_rate=lambda progress: 0.01 * progress)
+    model.learn(30)
+    assert model.num_timesteps > 30
+    assert model.logger.name_to_value["train/learning_rate"] == 0
+    assert not moved_parameters(model, lambda: model.train())
+
+
 # --- SB3's promises --------------------------------------------------------------------------------------------------
 
 
