@@ -22,6 +22,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, obs_
 from torch.nn import functional as F
 
 from sb3_pgext.algorithms.descent import descending
+from sb3_pgext.rollouts.acting import unvalidated_distributions
 
 __all__ = ["PolicyGradientAlgorithm", "critic_parameters", "evaluation_mode", "policy_parameters"]
 
@@ -34,7 +35,9 @@ def policy_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
     :param policy: any actor-critic policy
     :return: name → parameter, in the order of ``policy.parameters()``; P numbers in all
     """
-    with evaluation_mode(policy):
+    # Not validated: an observation from a space without bounds may be too large for the network, and what depends on
+    # what can be seen all the same.
+    with evaluation_mode(policy), unvalidated_distributions():
         distribution = policy.get_distribution(_any_observations(policy))
         return _dependencies(policy, distribution.log_prob(distribution.mode()))
 
@@ -329,7 +332,8 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
             return loss, loss.detach()
 
         losses = []
-        key = "critic" if self.compile else None
+        # A batch of whole episodes that is shorter than a minibatch has another shape each time.
+        key = "critic" if self.compile and len(targets) >= batch_size else None
         optimizer = self.policy.optimizer
         with descending(
             self.policy, optimizer, parameters, loss_function, self.max_grad_norm, fused=True, compile_key=key

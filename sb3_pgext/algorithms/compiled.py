@@ -9,16 +9,17 @@ import torch as th
 from torch.func import functional_call, grad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from sb3_pgext.algorithms.flat_adam import FlatAdam, concatenated, views
 
-__all__ = ["compiled"]
+__all__ = ["LossFunction", "Step", "compiled"]
 
+LossFunction = Callable[..., tuple[th.Tensor, Any]]
+"""Minibatch → its loss, a scalar, and what it leaves for the log: tensors without a graph."""
 Step = Callable[..., tuple[Any, th.Tensor | None, bool]]
+"""Minibatch → what the loss function left; the norm of the gradient, if it was measured; whether a step was taken."""
 
 _graphs: "WeakKeyDictionary[th.nn.Module, dict[Hashable, Any]]" = WeakKeyDictionary()
 """Policy → what has been compiled for it; None where that failed. They hold no reference to the policy."""
@@ -29,7 +30,7 @@ def compiled(
     policy: th.nn.Module,
     parameters: Sequence[th.nn.Parameter],
     adam: FlatAdam,
-    loss_function: Callable[..., tuple[th.Tensor, Any]],
+    loss_function: LossFunction,
     max_norm: float | None,
     proceed: Callable[[Any], th.Tensor] | None,
     key: Hashable,
@@ -51,9 +52,11 @@ def compiled(
     :return: the step
     """
     graphs = _graphs.setdefault(policy, {})
-    options = tuple(sorted((name, value) for name, value in adam.options.items() if name != "lr"))
     device = adam.parameters.device
-    learning_rate = th.tensor(adam.options["lr"], device=device)
+    options = tuple(sorted((name, value) for name, value in adam.options.items() if name != "lr"))
+    moved = {id(p) for p in parameters}
+    of_policy = tuple(name for name, p in policy.named_parameters() if id(p) in moved)
+    learning_rate = th.tensor(adam.options["lr"], dtype=th.float64)
     shapes_of_first: Hashable = None
 
     def step(*minibatch: Any) -> tuple[Any, th.Tensor | None, bool]:
@@ -62,19 +65,21 @@ def compiled(
         leaves = [x if isinstance(x, th.Tensor) else th.tensor(x, device=device) for x in leaves]
         shapes = tuple((x.shape, x.dtype) for x in leaves)
         shapes_of_first = shapes_of_first or shapes
-        full_key = (key, max_norm, options, shapes)
+        full_key = (key, max_norm, options, adam.decoupled, of_policy, device, shapes)
         if shapes == shapes_of_first and full_key not in graphs:
             update = _update(policy, parameters, adam, loss_function, max_norm, structure)
-            graphs[full_key] = _compile(policy, update, [*_state(adam), adam.count + 1, learning_rate, *leaves])
+            graphs[full_key] = _compile(
+                policy, update, [*_state(adam), adam.count.double() + 1, learning_rate, *leaves]
+            )
         if graphs.get(full_key) is None:
             return eager_step(*minibatch)
 
         adam.count += 1
-        *moved, norm, left = graphs[full_key](*_state(adam), adam.count, learning_rate, *leaves)
+        *new_state, norm, left = graphs[full_key](*_state(adam), adam.count.double(), learning_rate, *leaves)
         if proceed is not None and not proceed(left):
             adam.count -= 1
             return left, None, False
-        th._foreach_copy_(_state(adam), moved)
+        th._foreach_copy_(_state(adam), new_state)
         return left, norm, True
 
     return step
@@ -87,7 +92,7 @@ def _state(adam: FlatAdam) -> list[th.Tensor]:
 class _Loss(th.nn.Module):
     """The loss function as a module that contains the policy, for ``functional_call``."""
 
-    def __init__(self, policy: th.nn.Module, loss_function: Callable[..., tuple[th.Tensor, Any]]):
+    def __init__(self, policy: th.nn.Module, loss_function: LossFunction):
         super().__init__()
         self.policy = policy
         self._loss_function = loss_function
@@ -100,7 +105,7 @@ def _update(
     policy: th.nn.Module,
     parameters: Sequence[th.nn.Parameter],
     adam: FlatAdam,
-    loss_function: Callable[..., tuple[th.Tensor, Any]],
+    loss_function: LossFunction,
     max_norm: float | None,
     structure: pytree.TreeSpec,
 ) -> Callable[..., Any]:
@@ -138,19 +143,28 @@ def _update(
 
 def _compile(policy: th.nn.Module, update: Callable[..., Any], arguments: list[th.Tensor]) -> Callable[..., Any] | None:
     """The update as one graph for these shapes, or None with a warning that says why there is none."""
-    varying = [type(m).__name__ for m in policy.modules() if isinstance(m, _NormBase | _DropoutNd)]
-    if varying:
-        _warn(f"{varying[0]} does something else in training than in evaluation")
+    stateful = [type(m).__name__ for m in policy.modules() if any(isinstance(x, th.Tensor) for x in _state_of(m))]
+    if stateful:
+        _warn(f"{stateful[0]} keeps tensors that are no parameters, such as running statistics")
         return None
     try:
-        with _TraceableOneHot():
+        with _TraceableOneHot(), th.random.fork_rng():
+            before = th.get_rng_state()
             traced = make_fx(update)(*arguments)
+            if not th.equal(before, th.get_rng_state()):
+                _warn("the policy draws random numbers, such as dropout does")
+                return None
         graph = th.compile(traced, fullgraph=True)
         graph(*arguments)
     except Exception as error:  # whatever a policy, the tracer or a C++ compiler may raise: the eager step is there
         _warn(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
         return None
     return graph
+
+
+def _state_of(module: th.nn.Module) -> list[Any]:
+    """What a module may change while it is evaluated: buffers, and whatever else it has as an attribute."""
+    return [*module.buffers(recurse=False), *vars(module).values()]
 
 
 class _TraceableOneHot(TorchFunctionMode):

@@ -1,20 +1,18 @@
 """Many gradient steps in a row, on one minibatch after the other."""
 
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch as th
 
-from sb3_pgext.algorithms.compiled import compiled
+from sb3_pgext.algorithms.compiled import LossFunction, Step, compiled
 from sb3_pgext.algorithms.flat_adam import can_be_flattened, flattened
 
-__all__ = ["LossFunction", "Step", "descending"]
+__all__ = ["descending"]
 
-LossFunction = Callable[..., tuple[th.Tensor, Any]]
-"""Minibatch → its loss, a scalar, and what it leaves for the log: tensors without a graph."""
-Step = Callable[..., tuple[Any, th.Tensor | None, bool]]
-"""Minibatch → what the loss function left; the norm of the gradient, if it was measured; whether a step was taken."""
+_COMPILED = "compiled is Adam or AdamW with one group of parameters, default implementation and no hooks"
 
 
 @contextmanager
@@ -46,8 +44,12 @@ def descending(
     :return: context of the function
     """
     optimizer.zero_grad(set_to_none=True)
-    parameters = [p for p in parameters if p.requires_grad]
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    parameters = [p for p in parameters if p.requires_grad and id(p) in known]
     if not can_be_flattened(optimizer, parameters):
+        if compile_key is not None:
+            name = type(optimizer).__name__
+            warnings.warn(f"compile=True: updates run uncompiled with this {name}: {_COMPILED}", stacklevel=2)
         yield _step(loss_function, parameters, parameters, optimizer.step, max_norm, proceed)
         return
     with flattened(optimizer, parameters, fused) as adam:

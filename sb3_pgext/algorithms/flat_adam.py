@@ -69,6 +69,7 @@ def flattened(
     :return: context of the state to step with
     """
     (group,) = optimizer.param_groups
+    own_storage = [p.data for p in parameters]
     states = [optimizer.state[p] for p in parameters if p in optimizer.state]
     flat = concatenated([p.detach() for p in parameters])
     flat.grad = th.zeros_like(flat)
@@ -83,13 +84,13 @@ def flattened(
     for p, values, gradient in zip(parameters, views(flat, parameters), views(flat.grad, parameters), strict=True):
         p.data, p.grad = values, gradient
     try:
-        yield FlatAdam(flat, exp_avg, exp_avg_sq, count, options, isinstance(optimizer, th.optim.AdamW), fused)
+        yield FlatAdam(flat, exp_avg, exp_avg_sq, count, options, _is_decoupled(optimizer), fused)
     finally:
-        columns = (views(x, parameters) for x in (flat, exp_avg, exp_avg_sq))
-        for p, values, first, second in zip(parameters, *columns, strict=True):
-            p.data, p.grad = values.clone(), None
+        count, columns = count.cpu(), [views(x, parameters) for x in (flat, exp_avg, exp_avg_sq)]
+        for p, storage, values, first, second in zip(parameters, own_storage, *columns, strict=True):
+            p.data, p.grad = storage.copy_(values), None
             if count > 0:
-                state = {"step": count.cpu().clone(), "exp_avg": first.clone(), "exp_avg_sq": second.clone()}
+                state = {"step": count.clone(), "exp_avg": first.clone(), "exp_avg_sq": second.clone()}
                 optimizer.state[p] = state
 
 
@@ -97,16 +98,24 @@ def can_be_flattened(optimizer: th.optim.Optimizer, parameters: Sequence[th.nn.P
     """
     :param optimizer: any
     :param parameters: those of its parameters that are to be moved
-    :return: whether it is an Adam or AdamW with one group of parameters, whose implementation the user has not chosen
+    :return: whether it is an Adam or AdamW with one group of parameters, without hooks, whose implementation the user
+        has not chosen
     """
     if type(optimizer) not in (th.optim.Adam, th.optim.AdamW) or len(optimizer.param_groups) > 1:
         return False
     (group,) = optimizer.param_groups
     chosen = group["foreach"] is not None or group["fused"] is not None
     special = group["amsgrad"] or group["capturable"] or group["differentiable"]
+    special = special or optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     counts = {float(optimizer.state[p]["step"]) if p in optimizer.state else 0.0 for p in parameters}
     of_one_kind = len({(p.device, p.dtype) for p in parameters}) == 1
     return not (chosen or special) and len(counts) == 1 and of_one_kind
+
+
+def _is_decoupled(optimizer: th.optim.Optimizer) -> bool:
+    """Adam can have AdamW's weight decay, in versions of torch that have a flag for it."""
+    (group,) = optimizer.param_groups
+    return bool(group.get("decoupled_weight_decay", isinstance(optimizer, th.optim.AdamW)))
 
 
 def concatenated(tensors: Sequence[th.Tensor]) -> th.Tensor:

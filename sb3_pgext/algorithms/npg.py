@@ -41,6 +41,9 @@ from sb3_pgext.rollouts.acting import unvalidated_distributions
 
 __all__ = ["NPG"]
 
+TOLERATED_KL = 1.5
+"""Without a line search, a step may lead to this multiple of ``target_kl``."""
+
 SelfNPG = TypeVar("SelfNPG", bound="NPG")
 
 
@@ -58,6 +61,20 @@ class Steps(NamedTuple):
     actions: th.Tensor
     old_log_prob: th.Tensor
     advantages: th.Tensor
+
+
+class Objective(NamedTuple):
+    """
+    :param total: what is to be made larger, scalar
+    :param surrogate: the same without the entropy bonus, scalar
+    :param entropy: mean entropy, scalar
+    :param log_prob: log π of the actions, ``(M,)``
+    """
+
+    total: th.Tensor
+    surrogate: th.Tensor
+    entropy: th.Tensor
+    log_prob: th.Tensor
 
 
 class NPG(ActorCriticAlgorithm):
@@ -79,20 +96,22 @@ class NPG(ActorCriticAlgorithm):
     :param gae_lambda: trade-off of bias against variance of the advantages, in [0, 1]
     :param step_rule: how long the step is: ``"trust_region"`` (the quadratic model of the divergence is ``target_kl``)
         or ``"fixed"`` (``step_size`` times x)
-    :param target_kl: δ, the divergence from the policy that acted, of a step or at most with ``line_search``
+    :param target_kl: δ, the divergence from the policy that acted, of a step: at most that with ``line_search``, at
+        most 1.5 times that without
     :param step_size: η of ``step_rule="fixed"``
     :param fisher: ``"exact"`` (expectation over actions in closed form) or ``"empirical"`` (the sampled actions)
     :param cg_max_steps: maximum number of steps of the conjugate gradients
     :param cg_damping: multiple of the identity that is added to F when solving for x
-    :param cg_tolerance: the conjugate gradients stop when the squared norm of their residual is below
+    :param cg_tolerance: the conjugate gradients stop when the squared norm of their residual is below this share of the
+        gradient's (of 1 in sb3-contrib's TRPO, where the scale of the rewards matters)
     :param line_search: shorten the step until the surrogate improves and the divergence is at most ``target_kl``
     :param line_search_shrinking_factor: how much shorter it gets each time
     :param line_search_max_iter: how many lengths are tried; if none will do, the policy stays as it is
     :param n_critic_updates: passes over the rollout when fitting the critic
     :param critic_target: what the critic is fitted to: ``"mc"`` (G_t), ``"td"`` (r_t + γV(s_{t+1})) or ``"lambda"``
         (TD(λ))
-    :param normalize_advantage: Whether to normalize the advantages over the rollout
-    :param sub_sampling_factor: the policy's step looks at every so-manieth step only, to be faster
+    :param normalize_advantage: Whether to normalize the advantages over the steps that are looked at
+    :param sub_sampling_factor: k: the policy's step, and its divergence, look at a random k-th of the rollout only
     :param ent_coef: coefficient of the mean entropy in the objective
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
@@ -202,30 +221,34 @@ class NPG(ActorCriticAlgorithm):
     def _natural_step(self, steps: Steps, parameters: list[th.nn.Parameter]) -> None:
         """θ ← θ + η x with x = (F + damping)⁻¹ ĝ, or a part of it, or nothing where that will not do."""
         objective, fisher = self._objective_and_fisher(steps, parameters)
-        gradient = flat_gradient(objective, parameters)
+        gradient = flat_gradient(objective.total, parameters)
         direction, residual, n_products = conjugate_gradients(
             lambda v: fisher(v) + self.cg_damping * v, gradient, self.cg_max_steps, self.cg_tolerance
         )
+        norm = gradient.norm().item()
+        require(math.isfinite(norm), "policy gradient norm", norm, f"a finite number (update {self._n_updates})")
         curvature = direction @ fisher(direction)
         fixed = self.step_rule == "fixed"
         scale = self.step_size if fixed else trust_region_scale(curvature, self.target_kl)
         step = scale * direction
 
-        part, kl, improved = 0.0, 0.0, objective.item()
+        fraction, kl, surrogate = 0.0, 0.0, objective.surrogate.item()
         if curvature > 0 and bool(step.isfinite().all()):
-            part, kl, improved = self._move(step, steps, parameters)
+            fraction, kl, surrogate = self._move(step, steps, parameters)
         else:
-            self._warn_of_refusal(f"xᵀFx is {curvature:.3g}, where x = F⁻¹g and g has the norm {gradient.norm():.3g}")
+            self._warn_of_refusal("the Fisher matrix shows no curvature along it")
 
-        self.logger.record("train/policy_gradient_loss", -improved)
-        self.logger.record("train/grad_norm", gradient.norm().item())
+        self.logger.record("train/entropy", objective.entropy.item())
+        self.logger.record("train/policy_gradient_loss", -surrogate)
+        self.logger.record("train/grad_norm", norm)
         self.logger.record("train/cg_iterations", n_products)
         self.logger.record("train/cg_residual", residual.item())
-        self.logger.record("train/step_norm", part * step.norm().item() if part else 0.0)
-        self.logger.record("train/kl_quadratic", float(0.5 * (part * scale) ** 2 * curvature) if part else 0.0)
+        self.logger.record("train/step_norm", fraction * step.norm().item() if fraction else 0.0)
+        quadratic = float(0.5 * (fraction * scale) ** 2 * curvature) if fraction else 0.0
+        self.logger.record("train/kl_quadratic", quadratic)
         self.logger.record("train/kl", kl)
         if self.line_search:
-            self.logger.record("train/line_search_success", float(part > 0))
+            self.logger.record("train/line_search_success", float(fraction > 0))
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", self.policy.log_std.exp().mean().item())
 
@@ -233,67 +256,83 @@ class NPG(ActorCriticAlgorithm):
         """Those of the rollout that the policy's step looks at."""
         rollout = self.rollout
         steps = Steps(rollout.observations, rollout.actions, rollout.log_prob, self._advantages())
-        steps = rows(steps, slice(None, None, self.sub_sampling_factor))
+        if self.sub_sampling_factor > 1:
+            steps = rows(steps, th.randperm(len(rollout), device=self.device)[:: self.sub_sampling_factor])
         return steps._replace(advantages=self._normalized(steps.advantages))
 
     def _objective_and_fisher(
         self, steps: Steps, parameters: list[th.nn.Parameter]
-    ) -> tuple[th.Tensor, Callable[[th.Tensor], th.Tensor]]:
+    ) -> tuple[Objective, Callable[[th.Tensor], th.Tensor]]:
         """What is to be made larger, differentiable, and v → F v."""
         distribution = self.policy.get_distribution(steps.observations)
-        objective, log_prob, entropy = self._objective(distribution, steps)
-        self.logger.record("train/entropy", entropy.item())
+        objective = self._objective(distribution, steps)
         if self.fisher == "empirical":
-            return objective, fisher_vector_product((log_prob,), euclidean_metric, parameters)
+            return objective, fisher_vector_product((objective.log_prob,), euclidean_metric, parameters)
         outputs = distribution_parameters(distribution)
         return objective, fisher_vector_product(outputs, fisher_metric(distribution), parameters)
 
-    def _objective(self, distribution: Distribution, steps: Steps) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """The surrogate with the entropy bonus, a scalar; log π of the actions, ``(M,)``; the mean entropy."""
+    def _objective(self, distribution: Distribution, steps: Steps) -> Objective:
         log_prob = distribution.log_prob(steps.actions)
         entropy = distribution.entropy()
         entropy = (-log_prob if entropy is None else entropy).mean()
         surrogate = unclipped_surrogate((log_prob - steps.old_log_prob).exp(), steps.advantages)
-        return surrogate + self.ent_coef * entropy, log_prob, entropy
+        return Objective(surrogate + self.ent_coef * entropy, surrogate, entropy, log_prob)
 
     def _move(self, step: th.Tensor, steps: Steps, parameters: list[th.nn.Parameter]) -> tuple[float, float, float]:
         """
-        Take the step, or with ``line_search`` the longest of its parts that will do. Otherwise nothing moves.
+        Take the step, or the first of its fractions that will do. Otherwise nothing moves.
 
         :param step: ``(P,)``
-        :return: which part was taken, from 0 to 1, the mean divergence that it led to, and the objective there
+        :return: the fraction that was taken, from 0 to 1, the mean divergence that it led to, and the surrogate there
         """
         start = th.cat([p.detach().flatten() for p in parameters])
-        old_distribution, old_objective, _ = self._measured(steps)
-        for k in range(self.line_search_max_iter if self.line_search else 1):
-            part = self.line_search_shrinking_factor**k
-            _set(parameters, start + part * step)
-            _, objective, kl = self._measured(steps, old_distribution)
+        old_distribution, old_objective, old_surrogate, _ = self._measured(steps)
+        fraction = 1.0
+        for _ in range(self.line_search_max_iter):
+            _set(parameters, start + fraction * step)
+            _, objective, surrogate, kl = self._measured(steps, old_distribution)
             if self._acceptable(kl, objective, old_objective):
-                return part, kl, objective
+                return fraction, kl, surrogate
+            fraction *= self._shortening(kl)
+            if fraction == 0:
+                break
         _set(parameters, start)
         if not self.line_search:
-            self._warn_of_refusal(f"it leads to a divergence of {kl} and an objective of {objective}")
-        return 0.0, 0.0, old_objective
+            self._warn_of_refusal("it leads to a divergence or an objective that is not finite")
+        return 0.0, 0.0, old_surrogate
 
     def _acceptable(self, kl: float, objective: float, old_objective: float) -> bool:
         if self.line_search:
             return kl <= self.target_kl and objective > old_objective
-        return math.isfinite(kl) and math.isfinite(objective)
+        near = self.step_rule == "fixed" or kl <= TOLERATED_KL * self.target_kl
+        return near and math.isfinite(kl) and math.isfinite(objective)
+
+    def _shortening(self, kl: float) -> float:
+        """
+        What to multiply a step with that will not do. Where the policy is nearly deterministic, F is far below the
+        damping, x is no longer F⁻¹g, and the quadratic model leads much too far; the divergence says how much.
+        """
+        if self.step_rule == "fixed" and not self.line_search:
+            return 0.0
+        to_target = math.sqrt(self.target_kl / kl) if math.isfinite(kl) and kl > self.target_kl else 1.0
+        if self.line_search:
+            return min(self.line_search_shrinking_factor, to_target)
+        return to_target if to_target < 1.0 else 0.5  # 0.5: not finite
 
     def _measured(
         self, steps: Steps, old_distribution: tuple[th.Tensor, ...] | None = None
-    ) -> tuple[tuple[th.Tensor, ...], float, float]:
-        """The current policy as it acts, without dropout: its distributions, its objective, and the divergence."""
+    ) -> tuple[tuple[th.Tensor, ...], float, float, float]:
+        """The policy as it acts, without dropout: its distributions, its objective and surrogate, its divergence."""
         with evaluation_mode(self.policy), th.no_grad():
             distribution = self.policy.get_distribution(steps.observations)
             parameters = distribution_parameters(distribution)
-            objective, _, _ = self._objective(distribution, steps)
+            objective = self._objective(distribution, steps)
             kl = kl_divergence(old_distribution or parameters, distribution, "old_new").mean()
-        return parameters, objective.item(), kl.item()
+        return parameters, objective.total.item(), objective.surrogate.item(), kl.item()
 
     def _warn_of_refusal(self, cause: str) -> None:
-        warnings.warn(f"NPG left the policy as it was, since the step is of no use: {cause}", stacklevel=2)
+        # The same words each time, so that Python shows them once.
+        warnings.warn(f"NPG refuses a step and leaves the policy as it was: {cause}", stacklevel=2)
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
@@ -305,6 +344,11 @@ class NPG(ActorCriticAlgorithm):
             require_count(argument, getattr(self, argument))
         for argument in ("cg_damping", "cg_tolerance"):
             require_number(argument, getattr(self, argument), "a number >= 0", at_least=0.0)
+        remaining = math.ceil(self.n_steps * self.n_envs / self.sub_sampling_factor)
+        enough = remaining > 1 or not self.normalize_advantage
+        require(
+            enough, "sub_sampling_factor", self.sub_sampling_factor, "one that leaves at least 2 steps of a rollout"
+        )
         factor = self.line_search_shrinking_factor
         require_number("line_search_shrinking_factor", factor, "a number in (0, 1)", math.ulp(0.0), 1 - 2**-53)
         require(isinstance(self.line_search, bool), "line_search", self.line_search, "True or False")

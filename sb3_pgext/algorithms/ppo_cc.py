@@ -13,9 +13,11 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorch
 
 from sb3_pgext.algorithms.base import (
     check_common_arguments,
+    critic_parameters,
     evaluation_mode,
     explained_variance,
     minibatch_mean,
+    policy_parameters,
     require,
     require_count,
     require_effective,
@@ -138,7 +140,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         lecture 004 (for ``"kl"`` and ``"adaptive_kl"``)
     :param recompute_advantage: compute advantages and targets anew with the current critic before each epoch but the
         first (Andrychowicz et al. 2021); V_old stays
-    :param compile: compile the minibatch update (some seconds, once for each shape of a minibatch): the same results up
+    :param compile: compile the update of a minibatch of ``batch_size`` steps (some seconds, once): the same results up
         to rounding, in less time. Where that is not possible, a warning says why, and the update runs as it is
     :raises ValueError: an argument is not allowed, or would have no effect beside the others
     """
@@ -240,7 +242,9 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         """Epochs of minibatch steps along the surrogate of the rollout just collected, the critic's loss beside it."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        coefficients, parameters = self._coefficients(), [p for p in self.policy.parameters() if p.requires_grad]
+        coefficients = self._coefficients()
+        used = policy_parameters(self.policy).keys() | critic_parameters(self.policy).keys()
+        parameters = [p for name, p in self.policy.named_parameters() if name in used]
         old_distribution = self._distribution_parameters()
         steps = self._steps(old_distribution)
         terms: list[Terms] = []

@@ -121,14 +121,15 @@ def conjugate_gradients(
     :param product: v ``(P,)`` → A v ``(P,)``
     :param b: right-hand side, ``(P,)``
     :param max_steps: number of products at most
-    :param tolerance: stop when :math:`\|A x - b\|^2` is below (as sb3-contrib's TRPO does), or when A shows no
+    :param tolerance: stop when :math:`\|A x - b\|^2` is at most this share of :math:`\|b\|^2`, or when A shows no
         curvature along the next direction, which rounding alone can cause
     :return: x ``(P,)``, the residual :math:`\|A x - b\|`, a scalar, and the number of products
     """
     x, residual = th.zeros_like(b), b.clone()
     direction, squared = residual, residual @ residual
+    enough = tolerance * squared
     for n_steps in range(max_steps):
-        if squared < tolerance:
+        if squared <= enough:
             return x, squared.sqrt(), n_steps
         image = product(direction)
         curvature = direction @ image

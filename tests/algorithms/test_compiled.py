@@ -72,10 +72,11 @@ def test_target_kl_ends_both_at_the_same_step():
 def test_the_critics_fit():
     found = []
     for compile in (False, True):
-        model = REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=4, compile=compile, seed=0, device="cpu").learn(200)
+        model = REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=4, compile=compile, seed=0, device="cpu",
+                          critic_batch_size=64).learn(600)  # fmt: skip
         found.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
-    assert None not in module._graphs[model.policy].values()
-    assert len(module._graphs[model.policy]) > 0
+    (graph,) = module._graphs[model.policy].values()
+    assert graph is not None
     assert th.allclose(*found, rtol=0, atol=1e-5)
 
 
@@ -99,9 +100,46 @@ def test_what_changes_between_updates_is_no_constant_of_the_graph():
     assert len(module._graphs[model.policy]) == 2
 
 
-@pytest.mark.parametrize("cause", ["dropout", "tracing", "compiler"])
+def test_other_parameters_and_another_optimizer_have_a_graph_of_their_own():
+    """Of the same shapes and the same numbers."""
+    found = []
+    for compile in (False, True):
+        model = ClippedCriticPPO("MlpPolicy", "Pendulum-v1", compile=compile, **SETTINGS)
+        extractor = model.policy.mlp_extractor
+        for frozen, optimizer_class in ((extractor.policy_net, th.optim.Adam), (extractor.value_net, th.optim.AdamW)):
+            for p in model.policy.parameters():
+                p.requires_grad_(True)
+            for p in frozen.parameters():
+                p.requires_grad_(False)
+            model.policy.optimizer = optimizer_class(model.policy.parameters(), lr=3e-3, weight_decay=0.5)
+            model.learn(64)
+        found.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
+    assert len(module._graphs[model.policy]) == 2
+    assert th.allclose(*found, rtol=0, atol=1e-5)
+
+
+def test_an_optimizer_that_is_not_compiled_says_so():
+    kwargs = {"optimizer_class": th.optim.SGD}
+    with pytest.warns(UserWarning, match="compile=True: updates run uncompiled with this SGD"):
+        ClippedCriticPPO("MlpPolicy", "Pendulum-v1", compile=True, policy_kwargs=kwargs, **SETTINGS).learn(64)
+
+
+class RunningMean(th.nn.Tanh):
+    """Keeps statistics without registering them."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = th.zeros(())
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.mean().detach()
+        return super().forward(x - self.mean)
+
+
+@pytest.mark.parametrize("cause", ["dropout", "buffers", "attributes", "tracing", "compiler"])
 def test_a_warning_says_why_it_runs_uncompiled(cause, monkeypatch):
-    kwargs = {"activation_fn": th.nn.Dropout} if cause == "dropout" else {}
+    modules = {"dropout": th.nn.Dropout, "attributes": RunningMean, "buffers": lambda: th.nn.BatchNorm1d(64)}
+    kwargs = {"activation_fn": modules[cause]} if cause in modules else {}
     if cause == "compiler":
 
         def no_compiler(*args, **kwargs):
@@ -115,7 +153,14 @@ def test_a_warning_says_why_it_runs_uncompiled(cause, monkeypatch):
 
     if cause == "tracing":
         kwargs = {"activation_fn": DataDependent}
-    messages = {"dropout": "Dropout", "tracing": "uncompiled", "compiler": "RuntimeError: no C\\+\\+ compiler$"}
+    kept = "keeps tensors that are no parameters"
+    messages = {
+        "dropout": "random numbers",
+        "buffers": kept,
+        "attributes": kept,
+        "tracing": "uncompiled",
+        "compiler": "RuntimeError: no C\\+\\+ compiler$",
+    }
     found = []
     for compile in (False, True):
         model = ClippedCriticPPO("MlpPolicy", "Pendulum-v1", compile=compile, policy_kwargs=kwargs, **SETTINGS)

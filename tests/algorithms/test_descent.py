@@ -12,6 +12,7 @@ OPTIMIZERS = {
     "Adam": (th.optim.Adam, {"lr": 0.01, "eps": 1e-5}),
     "Adam with decay": (th.optim.Adam, {"weight_decay": 0.1, "betas": (0.8, 0.9), "maximize": True}),
     "AdamW": (th.optim.AdamW, {"lr": 0.01}),
+    "Adam, decoupled": (th.optim.Adam, {"lr": 0.01, "weight_decay": 0.3, "decoupled_weight_decay": True}),
     "amsgrad": (th.optim.Adam, {"amsgrad": True}),
     "fused": (th.optim.Adam, {"fused": True}),
     "foreach": (th.optim.AdamW, {"foreach": True}),
@@ -113,6 +114,33 @@ def test_from_the_first_step_and_after_an_error():
     for p, q in zip(network.parameters(), same_network.parameters(), strict=True):
         assert th.equal(p, q)
         assert th.equal(optimizer.state[p]["exp_avg"], same_optimizer.state[q]["exp_avg"])
+
+
+def test_the_parameters_stay_where_they_are_in_memory():
+    """Other processes may look at them, or a graph of CUDA's."""
+    network, optimizer = network_and_optimizer("Adam")
+    network.share_memory()
+    addresses = [p.data_ptr() for p in network.parameters()]
+    in_a_row(network, optimizer, list(network.parameters()), None, n_steps=2)
+    assert [p.data_ptr() for p in network.parameters()] == addresses
+    assert all(p.is_shared() for p in network.parameters())
+
+
+def test_hooks_of_the_optimizer_are_called():
+    network, optimizer = network_and_optimizer("Adam")
+    called = []
+    optimizer.register_step_post_hook(lambda *_: called.append(1))
+    in_a_row(network, optimizer, list(network.parameters()), None, n_steps=2)
+    assert called == [1, 1]
+
+
+def test_what_the_optimizer_does_not_know_stays():
+    network, _ = network_and_optimizer("Adam")
+    optimizer = th.optim.Adam(network[2].parameters())
+    before = network[0].weight.detach().clone()
+    in_a_row(network, optimizer, list(network.parameters()), None, n_steps=2)
+    assert th.equal(network[0].weight, before)
+    assert optimizer.state_dict()["state"].keys() == {0, 1}
 
 
 def test_without_a_step_nothing_changes():

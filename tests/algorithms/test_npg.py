@@ -105,6 +105,26 @@ def objective_of(model):
     return float(((log_prob - model.rollout.log_prob).exp() * advantages).mean())
 
 
+def test_a_gradient_that_is_not_a_number_is_an_error():
+    model = collected(model_on())
+    model._advantages = lambda: th.full((128,), th.nan)
+    before = vector_of(model)
+    with pytest.raises(ValueError, match="policy gradient norm=nan"):
+        model.train()
+    assert th.equal(vector_of(model), before)
+
+
+def test_the_scale_of_the_rewards_does_not_matter():
+    steps = []
+    for scale in (1.0, 1e-7):
+        model = collected(model_on(normalize_advantage=False))
+        before, advantages = vector_of(model), model._advantages()
+        model._advantages = lambda scaled=scale * advantages: scaled
+        model.train()
+        steps.append(vector_of(model) - before)
+    th.testing.assert_close(*steps, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("step_rule", [{}, {"step_rule": "fixed", "step_size": 3.0}])
 def test_line_search(step_rule):
     """The divergence is never above its target, and the surrogate improves."""
@@ -139,7 +159,7 @@ def test_a_step_of_no_use_is_refused_and_the_run_goes_on(cause):
     model = model_on(DummyVecEnv([lambda: AnySpaces(VECTOR, ACTIONS["discrete"])]), **options)
     if cause == "no gradient":
         model._advantages = lambda: th.zeros(128)
-    message = {"no gradient": r"xᵀFx is 0, where x = F⁻¹g and g has the norm 0", "overflow": "leads to a divergence"}
+    message = {"no gradient": "no curvature", "overflow": "not finite"}
     before = vector_of(model)
     with pytest.warns(UserWarning, match=message[cause]):
         model.learn(256)
@@ -149,11 +169,28 @@ def test_a_step_of_no_use_is_refused_and_the_run_goes_on(cause):
     assert np.isfinite(logged(model, "value_loss"))
 
 
-def test_sub_sampling_looks_at_every_third_step():
+def test_sub_sampling_looks_at_a_random_third():
     model = collected(model_on(sub_sampling_factor=3, normalize_advantage=False))
-    steps = model._steps()
-    assert th.equal(steps.observations, model.rollout.observations[::3])
-    assert th.equal(steps.advantages, model._advantages()[::3])
+    first, second = model._steps(), model._steps()
+    assert len(first.advantages) == 43
+    assert not th.equal(first.observations, second.observations)
+    everything = zip(model.rollout.observations, model._advantages(), strict=True)
+    of_observation = {tuple(o.tolist()): Psi.item() for o, Psi in everything}
+    for o, Psi in zip(first.observations, first.advantages, strict=True):
+        assert of_observation[tuple(o.tolist())] == Psi.item()
+
+
+@pytest.mark.parametrize("gap", [4, 8, 12])
+@pytest.mark.parametrize("line_search", [False, True])
+def test_the_divergence_is_kept_by_a_nearly_deterministic_policy(gap, line_search):
+    """There F is far below the damping, and the quadratic model leads a thousand times too far."""
+    model = model_on(make_vec_env("CartPole-v1", 4, seed=0), line_search=line_search)
+    with th.no_grad():
+        model.policy.action_net.bias[0] = gap
+    before = vector_of(collected(model))
+    model.train()
+    assert 0 < logged(model, "kl") <= (1.0 if line_search else 1.5) * 0.01
+    assert not th.equal(vector_of(model), before)
 
 
 def test_each_step_moves_its_own_parameters_only():
@@ -308,6 +345,7 @@ def test_every_option_changes_the_run(change, base):
         ({"line_search": True, "line_search_shrinking_factor": 1.0}, "line_search_shrinking_factor=1.0"),
         ({"line_search": True, "line_search_max_iter": 0}, "line_search_max_iter=0"),
         ({"n_critic_updates": 0}, "n_critic_updates=0"),
+        ({"sub_sampling_factor": 128}, "sub_sampling_factor=128.*at least 2 steps"),
         ({"sub_sampling_factor": 0}, "sub_sampling_factor=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"normalize_advantage": 1}, "normalize_advantage=1"),

@@ -7,6 +7,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pgext import ClippedCriticPPO
@@ -31,6 +32,14 @@ def parameters_after(steps=256, **parameters):
     return vector_of(model_on(**parameters).learn(steps))
 
 
+class WithUnusedLayer(FlattenExtractor):
+    """Nothing depends on it."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.unused = th.nn.Linear(3, 3)
+
+
 # --- the drop-in -----------------------------------------------------------------------------------------------------
 
 
@@ -42,6 +51,14 @@ def any_spaces(observation_space, action_space):
         return env
 
     return build
+
+
+def test_a_layer_without_a_gradient_does_not_decay():
+    """AdamW would shrink it if its gradient were 0 instead of none."""
+    kwargs = {"features_extractor_class": WithUnusedLayer, "optimizer_class": th.optim.AdamW}
+    settings = {"policy_kwargs": kwargs | {"optimizer_kwargs": {"weight_decay": 0.5}}}
+    ours, theirs = parameters_after(value_clip="none", **settings), parameters_after(cls=PPO, **settings)
+    assert th.equal(ours, theirs)
 
 
 class RewardsAndLimits(AnySpaces):

@@ -239,7 +239,7 @@ def test_the_learning_rate_is_never_negative():
     model.learn(30)
     assert model.num_timesteps > 30
     assert model.logger.name_to_value["train/learning_rate"] == 0
-    assert not moved_parameters(model, lambda: model.train())
+    assert not moved_parameters(model, model.train)
 
 
 # --- SB3's promises --------------------------------------------------------------------------------------------------
