@@ -93,7 +93,8 @@ class ISPG(REINFORCE):
         ``"trajectory"`` (R(τ) = G_0, the return of the whole episode)
     :param baseline: what is subtracted from it, computed from all episodes used: ``"none"``, ``"constant"``,
         ``"time"``, ``"optimal"``, ``"state"`` or a callable, see :class:`~sb3_pgext.REINFORCE`. The critic of
-        ``"state"``, and the ``fit`` of a callable, see only the new episodes
+        ``"state"``, and the ``fit`` of a callable, see only the new episodes, each batch once: with old batches under
+        ``mixture="balance"``, which needs one V for all of them, it has been fitted to the old ones before
     :param leave_one_out: compute an episode's baseline from the other episodes (for ``"constant"``, ``"time"`` and
         ``"optimal"``; needs N >= 2)
     :param discount_weighting: w_t = γ^t instead of w_t = 1 (for ``"reward_to_go"``)
@@ -256,9 +257,9 @@ class ISPG(REINFORCE):
         """
         batches = self.replay.batches
         require(len(batches) > 0, "number of batches in the replay", 0, "at least 1: learn first, or load a replay")
-        return EpisodeDataset(
-            concatenated([batch.episodes for batch in batches]), th.cat([batch.log_prob for batch in batches])
-        )
+        # Nothing in it that would be lost in a file.
+        episodes = replace(concatenated([batch.episodes for batch in batches]), final_observations=None)
+        return EpisodeDataset(episodes, th.cat([batch.log_prob for batch in batches]))
 
     def learn_from(self: SelfISPG, dataset: EpisodeDataset, n_updates: int) -> SelfISPG:
         """
@@ -277,9 +278,7 @@ class ISPG(REINFORCE):
         if not hasattr(self, "_logger"):
             self._logger = configure_logger(self.verbose)
         for _ in range(n_updates):
-            episodes = dataset.episodes
-            if self.has_critic:
-                episodes = replace(episodes, values=self._values(episodes.observations))
+            episodes = self._with_present_values(dataset.episodes)
             recorded = ReplayedBatch(episodes, dataset.log_prob, policy={}, number=0)
             if self._update(self._off_policy_batch([recorded]), episodes, at_least=0) < self.n_gradient_steps:
                 break
@@ -360,13 +359,32 @@ class ISPG(REINFORCE):
 
     def _off_policy_batch(self, batches: list[ReplayedBatch]) -> _OffPolicyBatch:
         """All their episodes, and the constants of their gradient."""
-        episodes = concatenated([batch.episodes for batch in batches])
+        episodes_of = [batch.episodes for batch in batches]
         log_prob = th.cat([batch.log_prob for batch in batches])
         log_mixture = th.zeros_like(log_prob)
         if self.mixture == "balance" and len(batches) > 1:
+            episodes_of = [self._with_present_values(episodes) for episodes in episodes_of]
             log_mixture = th.cat([self._log_mixture(batch, batches) for batch in batches])
+        episodes = concatenated(episodes_of)
         returns = self._returns(episodes)
         return _OffPolicyBatch(episodes, returns, self._advantages(episodes, returns), log_prob, log_mixture)
+
+    def _with_present_values(self, episodes: EpisodeBatch) -> EpisodeBatch:
+        """
+        The same episodes with the values of the critic as it is, if there is one.
+
+        Under the balance heuristic a baseline cancels in the mean over all policies, not in that over each: all batches
+        need the same V. The V(s_T) where nobody knows s_T stay.
+        """
+        if not self.has_critic:
+            return episodes
+        self.policy.set_training_mode(False)
+        episodes = replace(episodes, values=self._values(episodes.observations))
+        if episodes.final_observations is None:
+            return episodes
+        bootstrap_values = episodes.bootstrap_values.clone()
+        bootstrap_values[episodes.truncated] = self._values(episodes.final_observations)
+        return replace(episodes, bootstrap_values=bootstrap_values)
 
     def _log_mixture(self, batch: ReplayedBatch, batches: list[ReplayedBatch]) -> th.Tensor:
         """How much more likely the mixture of all policies makes a batch's steps than its own, ``(M,)``."""

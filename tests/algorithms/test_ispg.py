@@ -119,6 +119,22 @@ def test_the_gradient_is_the_one_of_the_formula(weights, credit, weight_clip, mi
     th.testing.assert_close(model.estimate_gradient(), estimate, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(("mixture", "of_the_present"), [("balance", True), ("own", False)])
+def test_under_the_balance_heuristic_all_batches_have_one_critic(mixture, of_the_present):
+    """The present one, also of the states in which episodes were cut, whatever was stored with each batch."""
+    model = collected(2, replay_batches=1, mixture=mixture, min_ess=0.0, max_episode_steps=15, weights="trajectory")
+    assert any(batch.episodes.truncated.any() for batch in model.replay.batches)
+    before = model.estimate_gradient()
+    for k, batch in enumerate(model.replay.batches):
+        batch.episodes.values.fill_(100.0 * (k + 1))
+        batch.episodes.bootstrap_values[batch.episodes.truncated] = -100.0 * k
+    assert th.equal(before, model.estimate_gradient()) == of_the_present
+    before = model.estimate_gradient()
+    for parameter in critic_parameters(model.policy).values():
+        parameter.data += 0.5
+    assert th.equal(before, model.estimate_gradient()) != of_the_present
+
+
 def test_the_optimal_baseline_has_the_weights_too():
     model = collected(baseline="optimal", weights="causal", gamma=0.9)
     move(model, 0.05)

@@ -13,7 +13,9 @@ from tests.rollouts.test_replay import batch_of
 def assert_same(a, b):
     for name, tensor in vars(a.episodes).items():
         other = getattr(b.episodes, name)
-        if isinstance(tensor, dict):
+        if tensor is None:
+            assert other is None
+        elif isinstance(tensor, dict):
             assert tensor.keys() == other.keys()
             assert all(th.equal(tensor[key], other[key]) for key in tensor)
         else:
