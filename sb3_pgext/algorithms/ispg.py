@@ -51,6 +51,7 @@ class _OffPolicyBatch:
     :param advantages: Ψ_t, not weighted, ``(M,)``
     :param log_prob: log μ(a_t|s_t) of the policy that played the episode, ``(M,)``
     :param log_mixture: how much more likely the mixture of all policies makes it, ``(M,)``; 0 for no mixture
+    :param group: of each episode: which are left out together, ``(N,)``; None for one each
     """
 
     episodes: EpisodeBatch
@@ -58,6 +59,7 @@ class _OffPolicyBatch:
     advantages: th.Tensor
     log_prob: th.Tensor
     log_mixture: th.Tensor
+    group: th.Tensor | None
 
 
 class ISPG(REINFORCE):
@@ -96,7 +98,8 @@ class ISPG(REINFORCE):
         ``"state"``, and the ``fit`` of a callable, see only the new episodes, each batch once: with old batches under
         ``mixture="balance"``, which needs one V for all of them, it has been fitted to the old ones before
     :param leave_one_out: compute an episode's baseline from the other episodes (for ``"constant"``, ``"time"`` and
-        ``"optimal"``; needs N >= 2)
+        ``"optimal"``; needs N >= 2). With old batches under ``mixture="balance"``, from those at other places in their
+        batches: without bias if all have the same number of episodes, else with one of O(1/n)
     :param discount_weighting: w_t = γ^t instead of w_t = 1 (for ``"reward_to_go"``)
     :param critic_target: what the critic is fitted to (for ``baseline="state"``): ``"mc"`` (G_t), ``"td"``
         (r_t + γV(s_{t+1})) or ``"lambda"`` (TD(λ))
@@ -311,7 +314,7 @@ class ISPG(REINFORCE):
         if self.self_normalize:
             weights = importance_weights(self_normalized(self.weights, log_w, episodes.time))
         advantages = self._weighted_advantages(batch, weights)
-        return self._gradient(log_prob, entropy, advantages, episodes, parameters, weights), ess
+        return self._gradient(log_prob, entropy, advantages, episodes, parameters, weights, batch.group), ess
 
     def _log_weights(self, log_prob: th.Tensor, batch: _OffPolicyBatch) -> th.Tensor:
         """
@@ -361,13 +364,17 @@ class ISPG(REINFORCE):
         """All their episodes, and the constants of their gradient."""
         episodes_of = [batch.episodes for batch in batches]
         log_prob = th.cat([batch.log_prob for batch in batches])
-        log_mixture = th.zeros_like(log_prob)
+        log_mixture, group = th.zeros_like(log_prob), None
         if self.mixture == "balance" and len(batches) > 1:
             episodes_of = [self._with_present_values(episodes) for episodes in episodes_of]
             log_mixture = th.cat([self._log_mixture(batch, batches) for batch in batches])
+            # Without one episode of one policy only, the mean of a baseline would depend on whose it is, and not cancel
+            # in the mixture; without one of each it does not.
+            group = th.cat([th.arange(episodes.n_episodes, device=self.device) for episodes in episodes_of])
         episodes = concatenated(episodes_of)
         returns = self._returns(episodes)
-        return _OffPolicyBatch(episodes, returns, self._advantages(episodes, returns), log_prob, log_mixture)
+        advantages = self._advantages(episodes, returns, group)
+        return _OffPolicyBatch(episodes, returns, advantages, log_prob, log_mixture, group)
 
     def _with_present_values(self, episodes: EpisodeBatch) -> EpisodeBatch:
         """
