@@ -3,16 +3,20 @@ Claim: at the policy that played the episodes ISPG is REINFORCE; away from it, i
 it stops, and forgets old batches, when the weights have died; and every option does something.
 """
 
+import io
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pgext import ISPG, REINFORCE
-from sb3_pgext.algorithms.base import critic_parameters, policy_parameters
+from sb3_pgext.algorithms.base import critic_parameters, flat_gradient, policy_parameters
+from sb3_pgext.diagnostics import evaluate_off_policy, gradient_samples
 from sb3_pgext.estimators.importance import WEIGHTS
 from sb3_pgext.estimators.score_function import optimal_baseline_gradient
 from tests.algorithms.test_reinforce import ACTIONS, DICT, VECTOR, ActionIsReward
@@ -149,11 +153,31 @@ def test_the_optimal_baseline_has_the_weights_too():
 
 
 def test_normalised_advantages_are_weighted_afterwards():
+    """What the gradient is taken of has mean 0 and deviation 1 when divided by the weights, not as it is."""
     model = collected(normalize_advantage=True, weights="causal")
     move(model, 0.05)
     batch = model._off_policy_batch(model.replay.batches)
-    assert batch.advantages.mean().item() == pytest.approx(0, abs=1e-5)
-    assert batch.advantages.std().item() == pytest.approx(1, abs=1e-5)
+    log_w = model._log_weights(model._log_prob(batch.episodes), batch)
+    weighted = model._weighted_advantages(batch, log_w.exp())
+    assert weighted.std().item() != pytest.approx(1, abs=1e-2)
+    advantages = weighted / log_w.exp()
+    assert advantages.mean().item() == pytest.approx(0, abs=1e-5)
+    assert advantages.std().item() == pytest.approx(1, abs=1e-5)
+    e, parameters = batch.episodes, list(policy_parameters(model.policy).values())
+    log_prob = model.policy.get_distribution(e.observations).log_prob(e.actions)
+    expected = flat_gradient((weighted * log_prob).sum() / 4, parameters)
+    th.testing.assert_close(model.estimate_gradient(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("credit", ["reward_to_go", "trajectory"])
+def test_a_small_return_is_not_lost_beside_a_large_weight(credit):
+    """W_0 = 1e9 and W_{0:1} = 1: the only reward is weighted by 1 and stands for both steps."""
+    model = collected(weights="per_decision", credit=credit, baseline="none", gamma=1.0, max_episode_steps=2)
+    batch = model._off_policy_batch(model.replay.batches)
+    assert batch.episodes.lengths.tolist() == [2] * 4
+    batch.episodes.rewards.copy_(batch.episodes.time)
+    weights = th.where(batch.episodes.time == 0, 1e9, 1.0)
+    assert model._weighted_advantages(batch, weights).tolist() == [1.0] * 8
 
 
 # --- the inner steps -------------------------------------------------------------------------------------------------
@@ -227,12 +251,18 @@ def test_logged_keys_and_statistics(weights):
 
 
 def test_huge_log_ratios_leave_finite_parameters():
-    """Log-ratios of ±1e4, for each of the weights, with and without a mixture."""
-    for weights in WEIGHTS:
-        model = collected(2, weights=weights, replay_batches=1, min_ess=0.0, learning_rate=1e-3)
+    """
+    Log-ratios of -1e4 in the old batch and 1e4 in the new one. Against the mixture they end in the log-sum-exp, and
+    weights stay below n/n_k; against the own policy they saturate.
+    """
+    for weights, mixture in itertools.product(WEIGHTS, ("balance", "own")):
+        model = collected(2, weights=weights, mixture=mixture, replay_batches=1, min_ess=0.0, n_gradient_steps=3)
         for batch, sign in zip(model.replay.batches, (1, -1), strict=True):
             batch.log_prob.add_(sign * 1e4)
         model.train()
+        assert logged(model, "batches_used") == 2
+        assert logged(model, "gradient_steps") == 3
+        assert logged(model, "weight_max") > 1e9 or mixture == "balance"
         assert all(p.isfinite().all() for p in model.policy.parameters())
 
 
@@ -267,7 +297,24 @@ def test_dicts_of_observations(device):
 def test_gsde(device):
     env = DummyVecEnv([lambda: AnySpaces(VECTOR, ACTIONS["box"])] * 2)
     model = model_on(env, use_sde=True, sde_sample_freq=2, replay_batches=1, min_ess=0.0, device=device).learn(100)
-    assert np.isfinite(logged(model, "ess"))
+    before = model._numbers_of_policy()
+    model.train()
+    assert logged(model, "batches_used") == 2
+    moved = {name for name, tensor in model._numbers_of_policy().items() if not th.equal(tensor, before[name])}
+    assert moved == set(policy_parameters(model.policy))
+    assert "log_std" in moved
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_gsde_with_a_likelihood_of_the_episode_needs_noise_of_each_step(weights):
+    env = DummyVecEnv([lambda: AnySpaces(VECTOR, ACTIONS["box"])])
+    model_on(env, use_sde=True, sde_sample_freq=1, weights=weights)
+    for sde_sample_freq in (-1, 2):
+        if weights == "per_step":
+            model_on(env, use_sde=True, sde_sample_freq=sde_sample_freq, weights=weights)
+        else:
+            with pytest.raises(ValueError, match=f"sde_sample_freq={sde_sample_freq}.*1 with use_sde=True.*{weights}"):
+                model_on(env, use_sde=True, sde_sample_freq=sde_sample_freq, weights=weights)
 
 
 class Dropout(th.nn.Module):
@@ -306,6 +353,32 @@ def test_save_load_and_the_replay(tmp_path):
     assert [b.number for b in narrower.replay.batches] == [b.number for b in model.replay.batches[-2:]]
 
 
+def test_the_replay_in_memory_and_as_rl_zoo3_loads_it():
+    model, file = collected(2, replay_batches=1), io.BytesIO()
+    model.save_replay_buffer(file)
+    file.seek(0)
+    other = model_on(replay_batches=1)
+    other.load_replay_buffer(file, truncate_last_traj=False)
+    assert not file.closed
+    assert len(other.replay.batches) == 2
+
+
+def test_an_old_replay_stays_if_writing_fails(tmp_path, monkeypatch):
+    model = collected()
+    model.save_replay_buffer(tmp_path / "new" / "replay")
+    before = (tmp_path / "new" / "replay.pkl").read_bytes()
+
+    def half(what, file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(th, "save", half)
+    with pytest.raises(OSError, match="disk full"):
+        model.save_replay_buffer(tmp_path / "new" / "replay")
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["replay.pkl"]
+    assert (tmp_path / "new" / "replay.pkl").read_bytes() == before
+
+
 def test_something_else_is_no_replay(tmp_path):
     th.save([1], tmp_path / "list.pkl")
     with pytest.raises(ValueError, match="replay buffer"):
@@ -338,6 +411,62 @@ def test_a_dataset_of_a_policy_too_far_away_teaches_nothing():
     before = model._numbers_of_policy()
     model.learn_from(dataset, 5)
     assert all(th.equal(tensor, before[name]) for name, tensor in model._numbers_of_policy().items())
+
+
+def test_what_was_found_at_the_end_is_logged():
+    dataset, model = recorded(min_ess=1.0)
+    move(model, 1.0)
+    model.set_logger(Logger(None, [kept := Kept()]))
+    model.learn_from(dataset, 5)
+    assert [values["train/gradient_steps"] for values in kept.dumped] == [0]
+    assert kept.dumped[0]["train/ess"] < 1
+
+
+class Kept(KVWriter):
+    """What was logged."""
+
+    def __init__(self):
+        self.dumped = []
+
+    def write(self, key_values, key_excluded, step=0):
+        self.dumped.append(dict(key_values))
+
+    def close(self):
+        pass
+
+
+def test_the_critic_learns_from_records_beside_a_frozen_policy():
+    dataset, model = recorded()
+    for parameter in policy_parameters(model.policy).values():
+        parameter.requires_grad_(False)
+    assert model.learn_from(dataset, 3)._n_updates == 3
+
+
+@pytest.mark.parametrize(("truncation", "counts"), [("bootstrap", True), ("terminal", False)])
+def test_the_recorded_value_of_a_cut_counts_with_bootstrapping_only(truncation, counts):
+    after = []
+    for value in (0.0, 50.0):
+        model = collected(truncation=truncation, max_episode_steps=8, n_gradient_steps=1)
+        dataset = model.dataset()
+        dataset.episodes.bootstrap_values[dataset.episodes.truncated] = value
+        model.learn_from(dataset, 1)
+        after.append(th.nn.utils.parameters_to_vector(model.policy.parameters()))
+    assert th.equal(*after) != counts
+
+
+def test_a_dataset_of_other_spaces_is_refused():
+    """By both who use one."""
+    model = collected()
+    dataset = model.dataset()
+    for wrong in (
+        {"observations": dataset.episodes.observations[:, :3]},
+        {"actions": dataset.episodes.actions.float()},
+        {"rewards": th.full_like(dataset.episodes.rewards, th.nan)},
+    ):
+        bad = replace(dataset, episodes=replace(dataset.episodes, **wrong))
+        for use in (lambda bad=bad: model.learn_from(bad, 1), lambda bad=bad: evaluate_off_policy(model, bad)):
+            with pytest.raises(ValueError, match=next(iter(wrong))):
+                use()
 
 
 def test_learning_from_records_is_training_on_them():
@@ -400,6 +529,12 @@ def test_every_option_changes_the_run(change, base):
 def test_bad_arguments_and_arguments_without_effect(parameters, named):
     with pytest.raises(ValueError, match=named):
         model_on(**parameters)
+
+
+def test_dependent_samples_are_refused():
+    with pytest.raises(ValueError, match=r"replay_batches=1.*dependent"):
+        gradient_samples(model_on(replay_batches=1), 2)
+    assert gradient_samples(model_on(), 2).shape[0] == 2
 
 
 def test_a_saved_model_holds_no_replay(tmp_path):
