@@ -277,7 +277,7 @@ class ISPG(REINFORCE):
         before, they are not independent of them.
 
         Where an episode was cut, V(s_T) is what the dataset says, for the states s_T are not in it, or 0 with
-        ``truncation="terminal"``. So with ``"bootstrap"`` an episode that was recorded without V(s_T) ends with the cut.
+        ``truncation="terminal"``. An episode that was recorded without V(s_T) ends with the cut in any case.
 
         :param dataset: the episodes
         :param n_updates: how many updates

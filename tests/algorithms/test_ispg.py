@@ -5,9 +5,9 @@ it stops, and forgets old batches, when the weights have died; and every option 
 
 import io
 import itertools
+import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
@@ -73,40 +73,42 @@ def test_at_the_policy_that_acted_it_is_reinforce(options):
         assert (model.estimate_gradient() - theirs).abs().max() <= 1e-6 * theirs.abs().max()
 
 
+@pytest.fixture(scope="module")
+def two_policies():
+    """8 episodes of two policies, and of each batch: π of a third, μ of both, and the scores of the steps."""
+    model = collected(2, replay_batches=1, min_ess=0.0, gamma=0.9, max_episode_steps=15)
+    move(model, 0.05)
+    parameters = list(policy_parameters(model.policy).values())
+    of_batches = []
+    for batch in model.replay.batches:
+        e = batch.episodes
+        mu = [model._log_prob_under(e, other.policy).double().exp().tolist() for other in model.replay.batches]
+        log_prob = model.policy.get_distribution(e.observations).log_prob(e.actions)
+        scores = [th.cat([g.flatten() for g in th.autograd.grad(x, parameters, retain_graph=True)]) for x in log_prob]
+        of_batches.append((e, log_prob.detach().double().exp().tolist(), mu, th.stack(scores)))
+    return model, of_batches
+
+
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("credit", ["reward_to_go", "trajectory"])
 @pytest.mark.parametrize("weight_clip", [None, 1.05])
 @pytest.mark.parametrize("mixture", ["balance", "own"])
-def test_the_gradient_is_the_one_of_the_formula(weights, credit, weight_clip, mixture):
+def test_the_gradient_is_the_one_of_the_formula(two_policies, weights, credit, weight_clip, mixture):
     """Two policies, 8 episodes, the last of them truncated: a plain sum over episodes and steps."""
-    model = collected(
-        2, weights=weights, credit=credit, weight_clip=weight_clip, mixture=mixture, replay_batches=1, min_ess=0.0,
-        gamma=0.9, max_episode_steps=15,
-    )  # fmt: skip
-    move(model, 0.05)
-    policies = [batch.policy for batch in model.replay.batches]
-    parameters = list(policy_parameters(model.policy).values())
-    own_numbers = model._numbers_of_policy()
+    model, of_batches = two_policies
+    model.weights, model.credit, model.weight_clip, model.mixture = weights, credit, weight_clip, mixture
     estimate = 0.0
-    for k, batch in enumerate(model.replay.batches):
-        e = batch.episodes
-        mu = []
-        for numbers in policies:
-            model.policy.load_state_dict(numbers, strict=False)
-            with th.no_grad():
-                mu.append(model.policy.get_distribution(e.observations).log_prob(e.actions).double().exp())
-        model.policy.load_state_dict(own_numbers, strict=False)
-        log_prob = model.policy.get_distribution(e.observations).log_prob(e.actions)
-        pi = log_prob.detach().double().exp()
+    for k, (e, pi, mu, scores) in enumerate(of_batches):
+        factors = th.zeros(len(e))
         for i in range(4):
             steps = th.nonzero(e.episode == i).flatten().tolist()
             T, V = len(steps), e.bootstrap_values[i].item()
             r = [e.rewards[s].item() for s in steps]
 
             def W(first, last, steps=steps, k=k, pi=pi, mu=mu):
-                denominators = [float(np.prod([m[steps[j]] for j in range(first, last + 1)])) for m in mu]
+                denominators = [math.prod(m[steps[j]] for j in range(first, last + 1)) for m in mu]
                 denominator = denominators[k] if mixture == "own" else sum(denominators) / 2
-                ratio = float(np.prod([pi[steps[j]] for j in range(first, last + 1)])) / denominator
+                ratio = math.prod(pi[steps[j]] for j in range(first, last + 1)) / denominator
                 return ratio if weight_clip is None else min(ratio, weight_clip)
 
             G = [sum(0.9 ** (j - t) * r[j] for j in range(t, T)) + 0.9 ** (T - t) * V for t in range(T)]
@@ -118,8 +120,8 @@ def test_the_gradient_is_the_one_of_the_formula(weights, credit, weight_clip, mi
                     start = 0 if credit == "trajectory" else t
                     credited = sum(0.9 ** (j - start) * r[j] * W(0, max(j, t)) for j in range(start, T))
                     credited += 0.9 ** (T - start) * V * W(0, T - 1)
-                score = th.autograd.grad(log_prob[s], parameters, retain_graph=True)
-                estimate += th.cat([g.flatten() for g in score]) * (credited - weight * b) / 8
+                factors[s] = credited - weight * b
+        estimate += factors @ scores / 8
     th.testing.assert_close(model.estimate_gradient(), estimate, rtol=1e-3, atol=1e-4)
 
 
@@ -485,6 +487,9 @@ def test_no_dataset_before_the_first_episode():
 
 # --- options ---------------------------------------------------------------------------------------------------------
 
+BASES = {}
+"""What :func:`parameters_after` has made of the bases, each of which is compared with several changes."""
+
 
 @pytest.mark.parametrize(
     ("change", "base"),
@@ -507,7 +512,9 @@ def test_no_dataset_before_the_first_episode():
     ],
 )
 def test_every_option_changes_the_run(change, base):
-    assert not th.equal(parameters_after(**{**base, **change}), parameters_after(**base))
+    if repr(base) not in BASES:
+        BASES[repr(base)] = parameters_after(**base)
+    assert not th.equal(parameters_after(**{**base, **change}), BASES[repr(base)])
 
 
 @pytest.mark.parametrize(
