@@ -32,8 +32,10 @@ from sb3_pgext.estimators.importance import (
     per_decision_returns,
     self_normalized,
 )
-from sb3_pgext.estimators.returns import discount_weights, last_steps
+from sb3_pgext.estimators.returns import discount_weights, discounted_sum_to_go, last_steps
 from sb3_pgext.rollouts import EpisodeBatch, EpisodeBuffer, EpisodeDataset, EpisodeReplay, ReplayedBatch
+from sb3_pgext.rollouts.dataset import require_suitable
+from sb3_pgext.rollouts.files import replacing
 from sb3_pgext.rollouts.replay import concatenated
 
 __all__ = ["ISPG"]
@@ -47,17 +49,17 @@ class _OffPolicyBatch:
     Episodes, and what the likelihood of their actions is compared with.
 
     :param episodes: the batch, M steps
-    :param returns: G_t, ``(M,)``
-    :param advantages: Ψ_t, not weighted, ``(M,)``
+    :param advantages: Ψ_t, not weighted, ``(M,)``; with per-decision weights without the return, -b_t
     :param log_prob: log μ(a_t|s_t) of the policy that played the episode, ``(M,)``
     :param log_mixture: how much more likely the mixture of all policies makes it, ``(M,)``; 0 for no mixture
+    :param group: of each episode: which are left out together, ``(N,)``; None for one each
     """
 
     episodes: EpisodeBatch
-    returns: th.Tensor
     advantages: th.Tensor
     log_prob: th.Tensor
     log_mixture: th.Tensor
+    group: th.Tensor | None
 
 
 class ISPG(REINFORCE):
@@ -79,7 +81,8 @@ class ISPG(REINFORCE):
         * ``"trajectory"``: the likelihood ratio of the whole episode, :math:`W_{0:T-1}`; unbiased
         * ``"per_decision"``: each reward has that of the actions up to it; unbiased, with less variance
         * ``"causal"``: the ratio of the actions so far, :math:`W_{0:t}`; biased
-        * ``"per_step"``: the ratio of this one action, :math:`\rho_t`; biased, with the least variance
+        * ``"per_step"``: the ratio of this one action, :math:`\rho_t`; biased, with the least variance. With old
+          batches under ``mixture="balance"`` the bias depends on the baseline too
     :param weight_clip: larger weights are cut to this; None for no limit
     :param self_normalize: divide the weights by their mean (over the episodes alive at t; over all episodes for
         ``"trajectory"``). Needs N >= 2
@@ -87,15 +90,18 @@ class ISPG(REINFORCE):
     :param mixture: what an episode's likelihood is compared with (for ``replay_batches > 0``): ``"balance"``, the
         mixture of all policies whose batches are used (the balance heuristic), or ``"own"``, the policy that played it
     :param min_ess: no further gradient step is taken when the effective sample size of the episodes is below this
-        share of their number, and an old batch of which less than this share is left is dropped; in [0, 1]
+        share of their number, and an old batch of which less than this share is left is dropped; in [0, 1]. At least
+        1/n is always left of n episodes, so up to 1/n it is no limit
     :param gamma: Discount factor, in [0, 1]
     :param credit: what a log-probability is multiplied by: ``"reward_to_go"`` (G_t, the return from t on) or
         ``"trajectory"`` (R(τ) = G_0, the return of the whole episode)
     :param baseline: what is subtracted from it, computed from all episodes used: ``"none"``, ``"constant"``,
         ``"time"``, ``"optimal"``, ``"state"`` or a callable, see :class:`~sb3_pgext.REINFORCE`. The critic of
-        ``"state"``, and the ``fit`` of a callable, see only the new episodes
+        ``"state"``, and the ``fit`` of a callable, see only the new episodes, each batch once: with old batches under
+        ``mixture="balance"``, which needs one V for all of them, it has been fitted to the old ones before
     :param leave_one_out: compute an episode's baseline from the other episodes (for ``"constant"``, ``"time"`` and
-        ``"optimal"``; needs N >= 2)
+        ``"optimal"``; needs N >= 2). With old batches under ``mixture="balance"``, from those at other places in their
+        batches: without bias if all have the same number of episodes, else with one of O(1/n)
     :param discount_weighting: w_t = γ^t instead of w_t = 1 (for ``"reward_to_go"``)
     :param critic_target: what the critic is fitted to (for ``baseline="state"``): ``"mc"`` (G_t), ``"td"``
         (r_t + γV(s_{t+1})) or ``"lambda"`` (TD(λ))
@@ -228,26 +234,27 @@ class ISPG(REINFORCE):
         # The first step is safe: the policy has not moved since it played the new episodes.
         self._update(self._off_policy_batch(self.replay.batches), self.episodes, at_least=1)
 
-    def _update(self, batch: _OffPolicyBatch, new: EpisodeBatch, at_least: int) -> int:
+    def _update(self, batch: _OffPolicyBatch, new: EpisodeBatch, at_least: int) -> bool:
         """
         :param batch: the episodes to take steps with
         :param new: those to fit the baseline to afterwards
         :param at_least: gradient steps that are taken whatever the effective sample size
-        :return: how many were taken
+        :return: whether the effective sample size allowed all of them
         """
         self._begin_update()
         parameters = list(policy_parameters(self.policy).values())
-        n_steps = 0
+        n_steps, alive = 0, True
         while parameters and n_steps < self.n_gradient_steps:  # not all frozen
             gradient, ess = self._weighted_gradient(batch, parameters)
-            if n_steps >= at_least and ess < self.min_ess:
+            alive = n_steps < at_least or ess >= self.min_ess
+            if not alive:
                 break
             self._ascend(gradient, parameters)
             n_steps += 1
 
         self.logger.record("train/gradient_steps", n_steps)
         self._fit_baseline(new, self._returns(new))
-        return n_steps
+        return alive
 
     def dataset(self) -> EpisodeDataset:
         """
@@ -256,9 +263,9 @@ class ISPG(REINFORCE):
         """
         batches = self.replay.batches
         require(len(batches) > 0, "number of batches in the replay", 0, "at least 1: learn first, or load a replay")
-        return EpisodeDataset(
-            concatenated([batch.episodes for batch in batches]), th.cat([batch.log_prob for batch in batches])
-        )
+        # Nothing in it that would be lost in a file.
+        episodes = replace(concatenated([batch.episodes for batch in batches]), final_observations=None)
+        return EpisodeDataset(episodes, th.cat([batch.log_prob for batch in batches]))
 
     def learn_from(self: SelfISPG, dataset: EpisodeDataset, n_updates: int) -> SelfISPG:
         """
@@ -269,21 +276,29 @@ class ISPG(REINFORCE):
         is below ``min_ess``. The critic's values are its own at the start of each update; fitted to the same episodes
         before, they are not independent of them.
 
-        :param dataset: the episodes, on the model's device
+        Where an episode was cut, V(s_T) is what the dataset says, for the states s_T are not in it, or 0 with
+        ``truncation="terminal"``. An episode that was recorded without V(s_T) ends with the cut in any case.
+
+        :param dataset: the episodes
         :param n_updates: how many updates
         :return: the model
+        :raises ValueError: the dataset does not fit the model
         """
         require_count("n_updates", n_updates)
+        dataset = require_suitable(dataset, self)
+        recorded_episodes = replace(dataset.episodes, final_observations=None)
+        if not self.bootstraps:
+            no_values = th.zeros_like(recorded_episodes.bootstrap_values)
+            recorded_episodes = replace(recorded_episodes, bootstrap_values=no_values)
         if not hasattr(self, "_logger"):
             self._logger = configure_logger(self.verbose)
         for _ in range(n_updates):
-            episodes = dataset.episodes
-            if self.has_critic:
-                episodes = replace(episodes, values=self._values(episodes.observations))
+            episodes = self._with_present_values(recorded_episodes)
             recorded = ReplayedBatch(episodes, dataset.log_prob, policy={}, number=0)
-            if self._update(self._off_policy_batch([recorded]), episodes, at_least=0) < self.n_gradient_steps:
-                break
+            alive = self._update(self._off_policy_batch([recorded]), episodes, at_least=0)
             self.logger.dump(self._n_updates)
+            if not alive:
+                break
         return self
 
     def estimate_gradient(self) -> th.Tensor:
@@ -312,7 +327,7 @@ class ISPG(REINFORCE):
         if self.self_normalize:
             weights = importance_weights(self_normalized(self.weights, log_w, episodes.time))
         advantages = self._weighted_advantages(batch, weights)
-        return self._gradient(log_prob, entropy, advantages, episodes, parameters, weights), ess
+        return self._gradient(log_prob, entropy, advantages, episodes, parameters, weights, batch.group), ess
 
     def _log_weights(self, log_prob: th.Tensor, batch: _OffPolicyBatch) -> th.Tensor:
         """
@@ -342,31 +357,65 @@ class ISPG(REINFORCE):
         returns = per_decision_returns(
             episodes.rewards, weights, episodes.episode, self.gamma, episodes.bootstrap_values
         )
-        # What later actions change about the weights of later rewards; R(τ) holds G_t discounted to the start.
-        change = returns - weights * batch.returns
-        return weighted + (
-            discount_weights(episodes.time, self.gamma) * change if self.credit == "trajectory" else change
-        )
+        if self.credit == "trajectory":
+            # Earlier rewards have the weight of the actions so far, to keep the score's mean at 0.
+            discounts = discount_weights(episodes.time, self.gamma)
+            discounted = (discounts * episodes.rewards).flip(0)
+            so_far = discounted_sum_to_go(discounted, episodes.episode.flip(0), 1.0).flip(0)
+            earlier = th.where(episodes.time > 0, so_far.roll(1), 0.0)
+            returns = weights * earlier + discounts * returns
+        return returns + weighted
 
     def _live_batches(self) -> list[ReplayedBatch]:
         """The new batch, and the old ones that the policy has not moved away from."""
         *old, new = self.replay.batches
+        if self.min_ess == 0:
+            return self.replay.batches
 
         def share(batch: ReplayedBatch) -> float:
-            log_w = self._log_weights(self._log_prob(batch.episodes), self._off_policy_batch([batch]))
+            log_ratio = self._log_prob(batch.episodes) - batch.log_prob
+            log_w = log_weights(self.weights, log_ratio, batch.episodes.episode)
             return self._effective_share(log_w, batch.episodes)
 
         return [*(batch for batch in old if share(batch) >= self.min_ess), new]
 
     def _off_policy_batch(self, batches: list[ReplayedBatch]) -> _OffPolicyBatch:
         """All their episodes, and the constants of their gradient."""
-        episodes = concatenated([batch.episodes for batch in batches])
+        episodes_of = [batch.episodes for batch in batches]
         log_prob = th.cat([batch.log_prob for batch in batches])
-        log_mixture = th.zeros_like(log_prob)
+        log_mixture, group = th.zeros_like(log_prob), None
         if self.mixture == "balance" and len(batches) > 1:
+            episodes_of = [self._with_present_values(episodes) for episodes in episodes_of]
             log_mixture = th.cat([self._log_mixture(batch, batches) for batch in batches])
+            # Without one episode of one policy only, the mean of a baseline would depend on whose it is, and not cancel
+            # in the mixture; without one of each it does not.
+            group = th.cat([th.arange(episodes.n_episodes, device=self.device) for episodes in episodes_of])
+        episodes = concatenated(episodes_of)
         returns = self._returns(episodes)
-        return _OffPolicyBatch(episodes, returns, self._advantages(episodes, returns), log_prob, log_mixture)
+        if self.weights != "per_decision":
+            advantages = self._advantages(episodes, returns, group)
+        elif self.baseline == "optimal":
+            advantages = th.zeros_like(returns)
+        else:
+            advantages = -self._baseline(episodes, returns, group)
+        return _OffPolicyBatch(episodes, advantages, log_prob, log_mixture, group)
+
+    def _with_present_values(self, episodes: EpisodeBatch) -> EpisodeBatch:
+        """
+        The same episodes with the values of the critic as it is, if there is one.
+
+        Under the balance heuristic a baseline cancels in the mean over all policies, not in that over each: all batches
+        need the same V. The V(s_T) where nobody knows s_T stay.
+        """
+        if not self.has_critic:
+            return episodes
+        self.policy.set_training_mode(False)
+        episodes = replace(episodes, values=self._values(episodes.observations))
+        if episodes.final_observations is None:
+            return episodes
+        bootstrap_values = episodes.bootstrap_values.clone()
+        bootstrap_values[episodes.truncated] = self._values(episodes.final_observations)
+        return replace(episodes, bootstrap_values=bootstrap_values)
 
     def _log_mixture(self, batch: ReplayedBatch, batches: list[ReplayedBatch]) -> th.Tensor:
         """How much more likely the mixture of all policies makes a batch's steps than its own, ``(M,)``."""
@@ -405,20 +454,32 @@ class ISPG(REINFORCE):
         """
         Save the batches that are kept, and the policies that played them, as SB3 does with replay buffers.
 
-        :param path: a file, or its name; ``.pkl`` is added where it has no ending
+        :param path: a file, which stays open, or its name; ``.pkl`` is added where it has no ending. What is there
+            under this name is replaced at once or stays whole
         """
-        with open_path(path, "w", self.verbose, suffix="pkl") as file:
+        if not isinstance(path, (str, pathlib.Path)):
+            th.save(self.replay, open_path(path, "w", self.verbose))
+            return
+        path = pathlib.Path(path)
+        path = path if path.suffix else path.with_name(f"{path.name}.pkl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
             th.save(self.replay, file)
 
-    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
         Load what :meth:`save_replay_buffer` has saved. As with SB3's: only from files that you trust.
 
-        :param path: a file, or its name; ``.pkl`` is added where it has no ending
+        :param path: a file, or its name; ``.pkl`` is added where it is missing
+        :param truncate_last_traj: accepted because SB3's has it; here all episodes are finished
         :raises ValueError: something else is in the file
         """
-        with open_path(path, "r", self.verbose, suffix="pkl") as file:
+        file = open_path(path, "r", self.verbose, suffix="pkl")
+        try:
             replay = th.load(file, map_location=self.device, weights_only=False)
+        finally:
+            if file is not path:
+                file.close()
         require(isinstance(replay, EpisodeReplay), "replay buffer", replay, "one that save_replay_buffer has saved")
         replay.n_batches = self.replay_batches + 1
         replay.keep(replay.batches[-replay.n_batches :])
@@ -434,6 +495,10 @@ class ISPG(REINFORCE):
         require_count("replay_batches", self.replay_batches, at_least=0)
         require_one_of("mixture", self.mixture, ("balance", "own"))
         require_fraction("min_ess", self.min_ess)
+        if self.use_sde and self.weights != "per_step":
+            # Noise that several steps share makes the likelihood of an episode another than the product of its steps'.
+            reason = f"1 with use_sde=True and weights={self.weights!r}"
+            require(self.sde_sample_freq == 1, "sde_sample_freq", self.sde_sample_freq, reason)
         if self.self_normalize:
             require_count("n_episodes", self.n_episodes, at_least=2)
 

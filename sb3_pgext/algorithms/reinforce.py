@@ -217,14 +217,19 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
         log_prob, entropy = self._evaluate(episodes.observations, episodes.actions)
         return self._gradient(log_prob, entropy, self._advantages(episodes, returns), episodes, parameters)
 
-    def _advantages(self, episodes: EpisodeBatch, returns: th.Tensor) -> th.Tensor:
-        """Ψ_t: the credit less the baseline, normalised or not; the bare credit with the optimal one, ``(M,)``."""
+    def _advantages(self, episodes: EpisodeBatch, returns: th.Tensor, group: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param episodes: the batch
+        :param returns: its G_t, ``(M,)``
+        :param group: of each episode: which are left out together, ``(N,)``; None for one each
+        :return: Ψ_t: the credit less the baseline, normalised or not; the bare credit with the optimal one, ``(M,)``
+        """
         credit = returns
         if self.credit == "trajectory":
             credit = trajectory_returns(returns, episodes.time)[episodes.episode]
         if self.baseline == "optimal":
             return credit
-        advantages = credit - self._baseline(episodes, returns)
+        advantages = credit - self._baseline(episodes, returns, group)
         return standardize(advantages) if self.normalize_advantage else advantages
 
     def _gradient(
@@ -235,6 +240,7 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
         episodes: EpisodeBatch,
         parameters: list[th.nn.Parameter],
         importance: th.Tensor | None = None,
+        group: th.Tensor | None = None,
     ) -> th.Tensor:
         """
         :param log_prob: log π(a_t|s_t), ``(M,)``, differentiable
@@ -243,6 +249,7 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
         :param episodes: the batch
         :param parameters: the policy's
         :param importance: the weights that are in Ψ_t, which an optimal baseline gets too, ``(M,)``; None means 1
+        :param group: of each episode: which are left out together, ``(N,)``; None for one each
         :return: ĝ, ``(P,)``
         """
         self.logger.record("train/entropy", entropy.item())
@@ -250,17 +257,17 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
         weights = discount_weights(episodes.time, self.gamma) if self.discount_weighting else None
         n_episodes = episodes.n_episodes
         if self.baseline == "optimal":
-            return gradient + optimal_baseline_gradient(
-                log_prob, advantages, episodes.episode, n_episodes, parameters, self.leave_one_out, weights, importance
-            )
+            of_batch = episodes.episode, n_episodes, parameters, self.leave_one_out
+            return gradient + optimal_baseline_gradient(log_prob, advantages, *of_batch, weights, importance, group)
         surrogate = score_function_surrogate(log_prob, advantages, n_episodes, weights)
         self.logger.record("train/policy_gradient_loss", -surrogate.item())
         return gradient + flat_gradient(surrogate, parameters)
 
-    def _baseline(self, episodes: EpisodeBatch, returns: th.Tensor) -> th.Tensor:
+    def _baseline(self, episodes: EpisodeBatch, returns: th.Tensor, group: th.Tensor | None = None) -> th.Tensor:
         """
         :param episodes: the batch
         :param returns: its G_t, ``(M,)``
+        :param group: of each episode: which are left out together, ``(N,)``; None for one each
         :return: b_t, ``(M,)``
         :raises ValueError: a baseline of the user's own is not finite, or not one number per step
         """
@@ -274,13 +281,14 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
         if self.baseline == "state":
             return episodes.values
         if self.baseline == "time":
-            return time_baseline(returns, episodes.time, self.leave_one_out)
+            of_steps = None if group is None else group[episodes.episode]
+            return time_baseline(returns, episodes.time, self.leave_one_out, of_steps)
         if self.baseline == "constant" and self.credit == "trajectory":
             each = th.arange(episodes.n_episodes, device=self.device)
             of_episodes = trajectory_returns(returns, episodes.time)
-            return constant_baseline(of_episodes, each, self.leave_one_out)[episodes.episode]
+            return constant_baseline(of_episodes, each, self.leave_one_out, group)[episodes.episode]
         if self.baseline == "constant":
-            return constant_baseline(returns, episodes.episode, self.leave_one_out)
+            return constant_baseline(returns, episodes.episode, self.leave_one_out, group)
         return th.zeros_like(returns)
 
     def _fit_baseline(self, episodes: EpisodeBatch, returns: th.Tensor) -> None:

@@ -14,7 +14,7 @@ from sb3_pgext.estimators.importance import (
     per_decision_returns,
 )
 from sb3_pgext.estimators.returns import discounted_returns
-from sb3_pgext.rollouts.dataset import EpisodeDataset
+from sb3_pgext.rollouts.dataset import EpisodeDataset, require_suitable
 
 __all__ = ["OffPolicyEvaluation", "evaluate_off_policy"]
 
@@ -23,6 +23,8 @@ __all__ = ["OffPolicyEvaluation", "evaluate_off_policy"]
 class OffPolicyEvaluation:
     r"""
     Estimates of :math:`J = E[\sum_t \gamma^t r_t]`, each with its 95 % interval.
+
+    The sum is over the steps that were recorded: where an episode was cut by a limit, J is the return up to there.
 
     :param ordinary: mean of :math:`W_{0:T-1} G_0`; unbiased
     :param per_decision: mean of :math:`\sum_t \gamma^t r_t W_{0:t}`; unbiased
@@ -52,7 +54,9 @@ def evaluate_off_policy(
     :param n_resamples: resamples of the bootstrap
     :param seed: of the bootstrap
     :return: the estimates
+    :raises ValueError: the dataset does not fit the model
     """
+    dataset = require_suitable(dataset, model)
     episodes = dataset.episodes
     model.policy.set_training_mode(False)
     with th.no_grad():
@@ -61,7 +65,8 @@ def evaluate_off_policy(
     log_w = log_weights("trajectory", log_ratio, episodes.episode)[first]
     weights = importance_weights(log_w)
     so_far = importance_weights(log_weights("per_decision", log_ratio, episodes.episode))
-    arguments = episodes.episode, model.gamma, episodes.bootstrap_values
+    # No V(s_T): that of the behaviour's critic would be a guess about another policy, and count as if it were earned.
+    arguments = episodes.episode, model.gamma
     returns = discounted_returns(episodes.rewards, *arguments)[first]
     per_decision = per_decision_returns(episodes.rewards, so_far, *arguments)[first]
     # Weights of which one is e^1000 times the other have a ratio all the same.
@@ -72,7 +77,11 @@ def evaluate_off_policy(
     denominators = th.stack([ones, ones, relative], dim=1).numpy(force=True)
     n_episodes = len(numerators)
     generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(n_episodes, np.full(n_episodes, 1 / n_episodes), size=n_resamples)
+    # How often each episode is in each resample, by counting indices: several times as fast as multinomial draws.
+    indices = generator.integers(n_episodes, size=(n_resamples, n_episodes))
+    rows = n_episodes * np.arange(n_resamples)[:, None]
+    drawn = np.bincount((indices + rows).ravel(), minlength=n_resamples * n_episodes)
+    drawn = drawn.reshape(n_resamples, n_episodes).astype(float)
     values = numerators.sum(0) / denominators.sum(0)
     # A resample without any weight at all counts as 0.
     of_resamples = (drawn @ numerators) / np.maximum(drawn @ denominators, np.finfo(float).tiny)

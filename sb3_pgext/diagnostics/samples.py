@@ -9,8 +9,8 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.logger import Logger
 
-from sb3_pgext.algorithms import REINFORCE, VPG
-from sb3_pgext.algorithms.base import require_one_of
+from sb3_pgext.algorithms import ISPG, REINFORCE, VPG
+from sb3_pgext.algorithms.base import require, require_one_of
 from sb3_pgext.diagnostics.exact import exact_policy_gradient
 from sb3_pgext.envs import TabularMDP
 
@@ -86,16 +86,22 @@ def gradient_samples(
     rollout of fixed length goes on where the one before was cut, as in training: its steps should be many times those
     of an episode where the batches are to be independent.
 
-    :param model: an algorithm of this family
+    The policy is that which played the batch. So all weights of :class:`~sb3_pgext.ISPG` are 1 here, and the samples
+    say nothing about them: they are those of REINFORCE.
+
+    :param model: an algorithm of this family, without a replay: old batches would be in several samples
     :param n_batches: how many
     :param size: of a batch: its episodes, or its steps of each sub-environment, as the model's ``batch_argument``
         says; None for the model's own
     :param progress: called after each batch with the number of batches done
     :return: ``(n_batches, P)``, on the model's device
-    :raises ValueError: ``n_batches < 1``, or ``size`` is not allowed for the model
+    :raises ValueError: ``n_batches < 1``, ``size`` is not allowed for the model, or the model has a replay
     """
     if n_batches < 1:
         raise ValueError(f"n_batches={n_batches!r}: allowed is a whole number >= 1")
+    if isinstance(model, ISPG):
+        allowed = "0: samples that share old batches are dependent"
+        require(model.replay_batches == 0, "replay_batches", model.replay_batches, allowed)
     own_size = getattr(model, model.batch_argument)
     size = own_size if size is None else size
     statistics = {name: tensor.clone() for name, tensor in model.policy.named_buffers()}

@@ -4,6 +4,8 @@ With ``leave_one_out`` the baseline of an episode is computed from the other epi
 the episode's own actions, so that the estimator stays exactly unbiased; otherwise the episode's own return correlates
 with its score. Flat tensors as in :mod:`sb3_pgext.estimators.returns`; definitions in ``docs/mathematics.md``
 (section 2; lectures 000 and 003; Peters & Schaal 2008).
+
+``group`` names episodes that are left out together: those with the same number.
 """
 
 import torch as th
@@ -13,7 +15,7 @@ from sb3_pgext.estimators.returns import discounted_sum_to_go, next_values
 __all__ = ["constant_baseline", "leave_one_out_sum", "optimal_baseline", "time_baseline"]
 
 
-def leave_one_out_sum(x: th.Tensor) -> th.Tensor:
+def leave_one_out_sum(x: th.Tensor, group: th.Tensor | None = None) -> th.Tensor:
     r"""
     For each row the sum over all other rows, :math:`y_i = \sum_{j \ne i} x_j`.
 
@@ -21,15 +23,25 @@ def leave_one_out_sum(x: th.Tensor) -> th.Tensor:
     rounding when one row dominates.
 
     :param x: ``(N, …)``
+    :param group: of each row: the sum is over the rows of the other groups, ``(N,)``, integer; None for one row each
     :return: ``(N, …)``
     """
+    if group is not None:
+        return leave_one_out_sum(_sums(x, group))[group]
     before, after = th.zeros_like(x), th.zeros_like(x)
     before[1:] = x.cumsum(0)[:-1]
     after[:-1] = x.flip(0).cumsum(0).flip(0)[1:]
     return before + after
 
 
-def constant_baseline(returns: th.Tensor, episode: th.Tensor, leave_one_out: bool) -> th.Tensor:
+def _sums(x: th.Tensor, group: th.Tensor) -> th.Tensor:
+    """The sum over the rows of each group 0, 1, …"""
+    return x.new_zeros(int(group.max()) + 1, *x.shape[1:]).index_add(0, group, x)
+
+
+def constant_baseline(
+    returns: th.Tensor, episode: th.Tensor, leave_one_out: bool, group: th.Tensor | None = None
+) -> th.Tensor:
     r"""
     The mean return, one constant for all steps: :math:`b = \mathrm{mean}\, G_t`.
 
@@ -38,6 +50,7 @@ def constant_baseline(returns: th.Tensor, episode: th.Tensor, leave_one_out: boo
     :param returns: ``(K,)``
     :param episode: episode of each entry, ``(K,)``, integer, the entries of an episode next to each other
     :param leave_one_out: take the mean over the entries of the *other* episodes
+    :param group: of each episode, ``(N,)``, integer; None for one episode each
     :return: ``(K,)``
     """
     if not leave_one_out:
@@ -46,10 +59,12 @@ def constant_baseline(returns: th.Tensor, episode: th.Tensor, leave_one_out: boo
     first[1:] = episode[1:] != episode[:-1]
     totals = discounted_sum_to_go(returns, episode, 1.0)[first]
     counts = discounted_sum_to_go(th.ones_like(returns), episode, 1.0)[first]
-    return (leave_one_out_sum(totals) / leave_one_out_sum(counts))[episode]
+    return (leave_one_out_sum(totals, group) / leave_one_out_sum(counts, group))[episode]
 
 
-def time_baseline(returns: th.Tensor, time: th.Tensor, leave_one_out: bool) -> th.Tensor:
+def time_baseline(
+    returns: th.Tensor, time: th.Tensor, leave_one_out: bool, group: th.Tensor | None = None
+) -> th.Tensor:
     r"""
     The mean return at each time, :math:`b_t` = mean of :math:`G_t` over the episodes that are still alive at t.
 
@@ -58,8 +73,15 @@ def time_baseline(returns: th.Tensor, time: th.Tensor, leave_one_out: bool) -> t
     :param returns: G_t, ``(M,)``
     :param time: time index within the episode, ``(M,)``, integer
     :param leave_one_out: take the mean over the *other* episodes
+    :param group: of each step's episode, ``(M,)``, integer; None for one episode each
     :return: ``(M,)``
     """
+    if leave_one_out and group is not None:
+        n_groups = int(group.max()) + 1
+        numbers, cell = th.unique(time * n_groups + group, return_inverse=True)
+        at_time = numbers // n_groups
+        others, n_others = (_sum_of_others(_sums(x, cell), at_time) for x in (returns, th.ones_like(returns)))
+        return (others / n_others.clamp(min=1))[cell]
     order = time.argsort(stable=True)
     at_time, own = time[order], returns[order]
     others, n_others = _sum_of_others(own, at_time), _sum_of_others(th.ones_like(own), at_time)
@@ -83,7 +105,9 @@ def _sum_of_others(x: th.Tensor, group: th.Tensor) -> th.Tensor:
     return after(x, group) + after(x.flip(0), group.flip(0)).flip(0)
 
 
-def optimal_baseline(scores: th.Tensor, credited_scores: th.Tensor, leave_one_out: bool) -> th.Tensor:
+def optimal_baseline(
+    scores: th.Tensor, credited_scores: th.Tensor, leave_one_out: bool, group: th.Tensor | None = None
+) -> th.Tensor:
     r"""
     The minimum-variance constant of each coordinate of the gradient, :math:`b_k = E[A_k S_k] / E[S_k^2]`.
 
@@ -93,11 +117,12 @@ def optimal_baseline(scores: th.Tensor, credited_scores: th.Tensor, leave_one_ou
     :param scores: :math:`S_i = \sum_t w_t \nabla\log\pi_t`, ``(N, P)``
     :param credited_scores: :math:`A_i = \sum_t w_t \nabla\log\pi_t \, G_t`, ``(N, P)``
     :param leave_one_out: estimate the expectations from the *other* episodes
+    :param group: of each episode, ``(N,)``, integer; None for one episode each
     :return: ``(N, P)``
     """
     products, squares = credited_scores * scores, scores.square()
     if leave_one_out:
-        products, squares = leave_one_out_sum(products), leave_one_out_sum(squares)
+        products, squares = leave_one_out_sum(products, group), leave_one_out_sum(squares, group)
     else:
         products, squares = products.sum(0).expand_as(scores), squares.sum(0).expand_as(scores)
     return th.where(squares > 0, products / squares, 0.0)

@@ -27,6 +27,8 @@ class EpisodeBatch:
     :param lengths: number of steps of each episode, ``(N,)``, int64
     :param truncated: whether the episode was cut by a limit instead of ending, ``(N,)``, bool
     :param bootstrap_values: V(s_T) of the truncated episodes if they are bootstrapped, else 0, ``(N,)``
+    :param final_observations: s_T of the truncated episodes if they are bootstrapped, in their order, ``(K,
+        *observation shape)``; None if there are none, or nobody knows
     """
 
     observations: PyTorchObs
@@ -38,6 +40,7 @@ class EpisodeBatch:
     lengths: th.Tensor
     truncated: th.Tensor
     bootstrap_values: th.Tensor
+    final_observations: PyTorchObs | None = None
 
     @property
     def n_episodes(self) -> int:
@@ -178,11 +181,12 @@ class EpisodeBuffer(StepRecorder):
         all_observations, all_actions = zip(*self._steps, strict=True)
         observations = _gather(all_observations, selected)
         of_truncated = self.to_torch(truncated[recording][last])
-        bootstrap_values = th.zeros(len(ends), device=self.device)
+        bootstrap_values, final_observations = th.zeros(len(ends), device=self.device), None
         if bootstrap and self._final_observations:
             assert value_function is not None
             final = [self._final_observations[key] for key in sorted(self._final_observations)]
-            bootstrap_values[of_truncated] = value_function(_stacked(final, self.device))
+            final_observations = _stacked(final, self.device)
+            bootstrap_values[of_truncated] = value_function(final_observations)
         values = th.zeros(len(last), device=self.device)
         if self._values:
             values = _gather(tuple(self._values), selected)
@@ -198,6 +202,7 @@ class EpisodeBuffer(StepRecorder):
             lengths=self.to_torch(lengths),
             truncated=of_truncated,
             bootstrap_values=bootstrap_values,
+            final_observations=final_observations,
         )
 
     def _get_samples(self, batch_inds: np.ndarray, env: object = None) -> None:  # type: ignore[override]

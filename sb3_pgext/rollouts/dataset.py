@@ -2,17 +2,20 @@
 
 import io
 import json
-import os
-import tempfile
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_pgext.rollouts.buffers import EpisodeBatch
+from sb3_pgext.rollouts.files import replacing
 
-__all__ = ["EpisodeDataset"]
+__all__ = ["EpisodeDataset", "require_suitable"]
 
 _FORMAT = {"format": "sb3-pgext episodes", "version": 1}
 _OF_STEPS = ("actions", "rewards", "values")
@@ -29,7 +32,8 @@ class EpisodeDataset:
 
     * ``header``: the text ``{"format": "sb3-pgext episodes", "version": 1}``
     * ``observations``: ``(M, *observation shape)``; for Dict spaces one ``observations/<key>`` for each key
-    * ``actions``: as the policy drew them, before they were clipped to the bounds of the space
+    * ``actions``: as the policy drew them, before they were clipped to the bounds of the space: ``(M,)``, integer, for
+      Discrete spaces, else ``(M, d)`` with the d numbers of an action: integer for MultiDiscrete, float for Box
     * ``rewards`` and ``log_prob``, log μ(a_t|s_t): ``(M,)``
     * ``lengths``: steps of each episode, ``(N,)``, integer
     * ``truncated``: which episodes were cut by a limit, ``(N,)``, bool
@@ -42,6 +46,20 @@ class EpisodeDataset:
 
     episodes: EpisodeBatch
     log_prob: th.Tensor
+
+    def to(self, device: th.device | str) -> "EpisodeDataset":
+        """
+        :param device: any
+        :return: the same dataset there
+        """
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: tensor.to(device) for key, tensor in value.items()}
+            return None if value is None else value.to(device)
+
+        episodes = EpisodeBatch(**{name: moved(value) for name, value in vars(self.episodes).items()})
+        return EpisodeDataset(episodes, moved(self.log_prob))
 
     def save(self, path: str | Path) -> None:
         """
@@ -59,9 +77,8 @@ class EpisodeDataset:
             arrays["observations"] = observations.numpy(force=True)
         content = io.BytesIO()
         np.savez_compressed(content, **arrays)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+        with replacing(path) as file:
             file.write(content.getbuffer())
-        os.replace(file.name, path)
 
     @classmethod
     def load(cls, path: str | Path, device: th.device | str = "cpu") -> "EpisodeDataset":
@@ -71,20 +88,28 @@ class EpisodeDataset:
         :param path: name of the file
         :param device: where the tensors are to be
         :return: the dataset
-        :raises ValueError: the file has another format, or the arrays' lengths do not fit
+        :raises ValueError: the file has another format, an array is missing or unknown, or the lengths do not fit
         """
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = str(arrays.pop("header", ""))
-        if header != json.dumps(_FORMAT):
+        if _parsed(header) != _FORMAT:
             raise ValueError(f"header={header!r} of {path}: allowed is {json.dumps(_FORMAT)!r}")
+        of_observations = [name for name in arrays if name == "observations" or name.startswith("observations/")]
+        missing = sorted({*_OF_STEPS, *_OF_EPISODES, "log_prob"} - arrays.keys())
+        missing += [] if of_observations else ["observations"]
+        if missing:
+            raise ValueError(f"arrays {missing} are missing in {path}")
+        unknown = sorted(arrays.keys() - {*_OF_STEPS, *_OF_EPISODES, "log_prob", *of_observations})
+        if unknown:
+            raise ValueError(f"arrays {unknown} in {path}: there are none of these names in the format")
         tensors = {name: th.as_tensor(array, device=device) for name, array in arrays.items()}
         lengths, n_steps = tensors["lengths"], len(tensors["rewards"])
         for name, tensor in tensors.items():
             rows = len(lengths) if name in _OF_EPISODES else int(lengths.sum())
             if len(tensor) != rows:
                 raise ValueError(f"length {len(tensor)} of {name!r} in {path}: allowed is {rows}, as lengths says")
-        keys = [name for name in tensors if name.startswith("observations/")]
+        keys = [name for name in of_observations if name != "observations"]
         episode = th.arange(len(lengths), device=device).repeat_interleave(lengths)
         return cls(
             EpisodeBatch(
@@ -95,3 +120,58 @@ class EpisodeDataset:
             ),
             tensors["log_prob"],
         )
+
+
+def _parsed(header: str) -> Any:
+    """What JSON has in it; None for what is no JSON."""
+    try:
+        return json.loads(header)
+    except ValueError:
+        return None
+
+
+def require_suitable(dataset: EpisodeDataset, model: BaseAlgorithm) -> EpisodeDataset:
+    """
+    A dataset that a model can learn from. Shapes that do not fit would often give numbers, by broadcasting.
+
+    :param dataset: any
+    :param model: with the spaces that the episodes must be of
+    :return: the dataset on the model's device
+    :raises ValueError: there are no episodes, observations or actions are not of the model's spaces, or rewards, values
+        or log-probabilities are not one finite number for each step
+    """
+    episodes, space = dataset.episodes, model.observation_space
+    n_steps = len(episodes)
+    _require(n_steps > 0, "number of steps of the dataset", 0, "at least 1")
+    of_keys = space.spaces if isinstance(space, spaces.Dict) else {"observations": space}
+    observations = episodes.observations
+    observations = observations if isinstance(observations, dict) else {"observations": observations}
+    _require(observations.keys() == of_keys.keys(), "observations", sorted(observations), f"{sorted(of_keys)}")
+    for key, part in of_keys.items():
+        _require_shape(f"observations of {key!r}", observations[key], (n_steps, *(part.shape or ())))
+
+    actions, action_space = episodes.actions, model.action_space
+    discrete = isinstance(action_space, spaces.Discrete)
+    _require_shape("actions", actions, (n_steps,) if discrete else (n_steps, math.prod(action_space.shape or ())))
+    is_float = actions.is_floating_point()
+    if isinstance(action_space, spaces.Box):
+        _require(is_float and bool(actions.isfinite().all()), "actions", actions.dtype, "finite floating-point numbers")
+    elif isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete)):
+        _require(not is_float, "dtype of actions", actions.dtype, "an integer one")
+
+    numbers = {"rewards": episodes.rewards, "values": episodes.values, "log_prob": dataset.log_prob}
+    for name, tensor in numbers.items():
+        _require_shape(name, tensor, (n_steps,))
+    numbers["bootstrap_values"] = episodes.bootstrap_values
+    for name, tensor in numbers.items():
+        _require(bool(tensor.isfinite().all()), name, "NaN or infinite", "finite numbers")
+    return dataset.to(model.device)
+
+
+def _require_shape(name: str, tensor: th.Tensor, shape: tuple[int, ...]) -> None:
+    _require(tuple(tensor.shape) == shape, f"shape of {name}", tuple(tensor.shape), f"{shape}")
+
+
+def _require(condition: bool, what: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"{what}={value!r}: allowed is {allowed}")

@@ -94,11 +94,12 @@ class EpisodeReplay:
 def concatenated(batches: list[EpisodeBatch]) -> EpisodeBatch:
     """
     :param batches: several batches of episodes
-    :return: one of all their episodes, in this order; of a single batch itself
+    :return: one of all their episodes, in this order, without final observations; of a single batch itself
     """
     if len(batches) == 1:
         return batches[0]
-    joined = {f.name: _joined([getattr(batch, f.name) for batch in batches]) for f in fields(EpisodeBatch)}
+    names = [f.name for f in fields(EpisodeBatch) if f.name != "final_observations"]
+    joined = {name: _joined([getattr(batch, name) for batch in batches]) for name in names}
     sizes = th.tensor([batch.n_episodes for batch in batches])
     before = (sizes.cumsum(0) - sizes).tolist()
     joined["episode"] = th.cat([batch.episode + n for batch, n in zip(batches, before, strict=True)])

@@ -3,16 +3,20 @@ Claim: at the policy that played the episodes ISPG is REINFORCE; away from it, i
 it stops, and forgets old batches, when the weights have died; and every option does something.
 """
 
+import io
 import itertools
+import math
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pgext import ISPG, REINFORCE
-from sb3_pgext.algorithms.base import critic_parameters, policy_parameters
+from sb3_pgext.algorithms.base import critic_parameters, flat_gradient, policy_parameters
+from sb3_pgext.diagnostics import evaluate_off_policy, gradient_samples
 from sb3_pgext.estimators.importance import WEIGHTS
 from sb3_pgext.estimators.score_function import optimal_baseline_gradient
 from tests.algorithms.test_reinforce import ACTIONS, DICT, VECTOR, ActionIsReward
@@ -69,40 +73,42 @@ def test_at_the_policy_that_acted_it_is_reinforce(options):
         assert (model.estimate_gradient() - theirs).abs().max() <= 1e-6 * theirs.abs().max()
 
 
+@pytest.fixture(scope="module")
+def two_policies():
+    """8 episodes of two policies, and of each batch: π of a third, μ of both, and the scores of the steps."""
+    model = collected(2, replay_batches=1, min_ess=0.0, gamma=0.9, max_episode_steps=15)
+    move(model, 0.05)
+    parameters = list(policy_parameters(model.policy).values())
+    of_batches = []
+    for batch in model.replay.batches:
+        e = batch.episodes
+        mu = [model._log_prob_under(e, other.policy).double().exp().tolist() for other in model.replay.batches]
+        log_prob = model.policy.get_distribution(e.observations).log_prob(e.actions)
+        scores = [th.cat([g.flatten() for g in th.autograd.grad(x, parameters, retain_graph=True)]) for x in log_prob]
+        of_batches.append((e, log_prob.detach().double().exp().tolist(), mu, th.stack(scores)))
+    return model, of_batches
+
+
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("credit", ["reward_to_go", "trajectory"])
 @pytest.mark.parametrize("weight_clip", [None, 1.05])
 @pytest.mark.parametrize("mixture", ["balance", "own"])
-def test_the_gradient_is_the_one_of_the_formula(weights, credit, weight_clip, mixture):
+def test_the_gradient_is_the_one_of_the_formula(two_policies, weights, credit, weight_clip, mixture):
     """Two policies, 8 episodes, the last of them truncated: a plain sum over episodes and steps."""
-    model = collected(
-        2, weights=weights, credit=credit, weight_clip=weight_clip, mixture=mixture, replay_batches=1, min_ess=0.0,
-        gamma=0.9, max_episode_steps=15,
-    )  # fmt: skip
-    move(model, 0.05)
-    policies = [batch.policy for batch in model.replay.batches]
-    parameters = list(policy_parameters(model.policy).values())
-    own_numbers = model._numbers_of_policy()
+    model, of_batches = two_policies
+    model.weights, model.credit, model.weight_clip, model.mixture = weights, credit, weight_clip, mixture
     estimate = 0.0
-    for k, batch in enumerate(model.replay.batches):
-        e = batch.episodes
-        mu = []
-        for numbers in policies:
-            model.policy.load_state_dict(numbers, strict=False)
-            with th.no_grad():
-                mu.append(model.policy.get_distribution(e.observations).log_prob(e.actions).double().exp())
-        model.policy.load_state_dict(own_numbers, strict=False)
-        log_prob = model.policy.get_distribution(e.observations).log_prob(e.actions)
-        pi = log_prob.detach().double().exp()
+    for k, (e, pi, mu, scores) in enumerate(of_batches):
+        factors = th.zeros(len(e))
         for i in range(4):
             steps = th.nonzero(e.episode == i).flatten().tolist()
             T, V = len(steps), e.bootstrap_values[i].item()
             r = [e.rewards[s].item() for s in steps]
 
             def W(first, last, steps=steps, k=k, pi=pi, mu=mu):
-                denominators = [float(np.prod([m[steps[j]] for j in range(first, last + 1)])) for m in mu]
+                denominators = [math.prod(m[steps[j]] for j in range(first, last + 1)) for m in mu]
                 denominator = denominators[k] if mixture == "own" else sum(denominators) / 2
-                ratio = float(np.prod([pi[steps[j]] for j in range(first, last + 1)])) / denominator
+                ratio = math.prod(pi[steps[j]] for j in range(first, last + 1)) / denominator
                 return ratio if weight_clip is None else min(ratio, weight_clip)
 
             G = [sum(0.9 ** (j - t) * r[j] for j in range(t, T)) + 0.9 ** (T - t) * V for t in range(T)]
@@ -114,9 +120,25 @@ def test_the_gradient_is_the_one_of_the_formula(weights, credit, weight_clip, mi
                     start = 0 if credit == "trajectory" else t
                     credited = sum(0.9 ** (j - start) * r[j] * W(0, max(j, t)) for j in range(start, T))
                     credited += 0.9 ** (T - start) * V * W(0, T - 1)
-                score = th.autograd.grad(log_prob[s], parameters, retain_graph=True)
-                estimate += th.cat([g.flatten() for g in score]) * (credited - weight * b) / 8
+                factors[s] = credited - weight * b
+        estimate += factors @ scores / 8
     th.testing.assert_close(model.estimate_gradient(), estimate, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("mixture", "of_the_present"), [("balance", True), ("own", False)])
+def test_under_the_balance_heuristic_all_batches_have_one_critic(mixture, of_the_present):
+    """The present one, also of the states in which episodes were cut, whatever was stored with each batch."""
+    model = collected(2, replay_batches=1, mixture=mixture, min_ess=0.0, max_episode_steps=15, weights="trajectory")
+    assert any(batch.episodes.truncated.any() for batch in model.replay.batches)
+    before = model.estimate_gradient()
+    for k, batch in enumerate(model.replay.batches):
+        batch.episodes.values.fill_(100.0 * (k + 1))
+        batch.episodes.bootstrap_values[batch.episodes.truncated] = -100.0 * k
+    assert th.equal(before, model.estimate_gradient()) == of_the_present
+    before = model.estimate_gradient()
+    for parameter in critic_parameters(model.policy).values():
+        parameter.data += 0.5
+    assert th.equal(before, model.estimate_gradient()) != of_the_present
 
 
 def test_the_optimal_baseline_has_the_weights_too():
@@ -133,11 +155,31 @@ def test_the_optimal_baseline_has_the_weights_too():
 
 
 def test_normalised_advantages_are_weighted_afterwards():
+    """What the gradient is taken of has mean 0 and deviation 1 when divided by the weights, not as it is."""
     model = collected(normalize_advantage=True, weights="causal")
     move(model, 0.05)
     batch = model._off_policy_batch(model.replay.batches)
-    assert batch.advantages.mean().item() == pytest.approx(0, abs=1e-5)
-    assert batch.advantages.std().item() == pytest.approx(1, abs=1e-5)
+    log_w = model._log_weights(model._log_prob(batch.episodes), batch)
+    weighted = model._weighted_advantages(batch, log_w.exp())
+    assert weighted.std().item() != pytest.approx(1, abs=1e-2)
+    advantages = weighted / log_w.exp()
+    assert advantages.mean().item() == pytest.approx(0, abs=1e-5)
+    assert advantages.std().item() == pytest.approx(1, abs=1e-5)
+    e, parameters = batch.episodes, list(policy_parameters(model.policy).values())
+    log_prob = model.policy.get_distribution(e.observations).log_prob(e.actions)
+    expected = flat_gradient((weighted * log_prob).sum() / 4, parameters)
+    th.testing.assert_close(model.estimate_gradient(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("credit", ["reward_to_go", "trajectory"])
+def test_a_small_return_is_not_lost_beside_a_large_weight(credit):
+    """W_0 = 1e9 and W_{0:1} = 1: the only reward is weighted by 1 and stands for both steps."""
+    model = collected(weights="per_decision", credit=credit, baseline="none", gamma=1.0, max_episode_steps=2)
+    batch = model._off_policy_batch(model.replay.batches)
+    assert batch.episodes.lengths.tolist() == [2] * 4
+    batch.episodes.rewards.copy_(batch.episodes.time)
+    weights = th.where(batch.episodes.time == 0, 1e9, 1.0)
+    assert model._weighted_advantages(batch, weights).tolist() == [1.0] * 8
 
 
 # --- the inner steps -------------------------------------------------------------------------------------------------
@@ -211,12 +253,18 @@ def test_logged_keys_and_statistics(weights):
 
 
 def test_huge_log_ratios_leave_finite_parameters():
-    """Log-ratios of ±1e4, for each of the weights, with and without a mixture."""
-    for weights in WEIGHTS:
-        model = collected(2, weights=weights, replay_batches=1, min_ess=0.0, learning_rate=1e-3)
+    """
+    Log-ratios of -1e4 in the old batch and 1e4 in the new one. Against the mixture they end in the log-sum-exp, and
+    weights stay below n/n_k; against the own policy they saturate.
+    """
+    for weights, mixture in itertools.product(WEIGHTS, ("balance", "own")):
+        model = collected(2, weights=weights, mixture=mixture, replay_batches=1, min_ess=0.0, n_gradient_steps=3)
         for batch, sign in zip(model.replay.batches, (1, -1), strict=True):
             batch.log_prob.add_(sign * 1e4)
         model.train()
+        assert logged(model, "batches_used") == 2
+        assert logged(model, "gradient_steps") == 3
+        assert logged(model, "weight_max") > 1e9 or mixture == "balance"
         assert all(p.isfinite().all() for p in model.policy.parameters())
 
 
@@ -251,7 +299,24 @@ def test_dicts_of_observations(device):
 def test_gsde(device):
     env = DummyVecEnv([lambda: AnySpaces(VECTOR, ACTIONS["box"])] * 2)
     model = model_on(env, use_sde=True, sde_sample_freq=2, replay_batches=1, min_ess=0.0, device=device).learn(100)
-    assert np.isfinite(logged(model, "ess"))
+    before = model._numbers_of_policy()
+    model.train()
+    assert logged(model, "batches_used") == 2
+    moved = {name for name, tensor in model._numbers_of_policy().items() if not th.equal(tensor, before[name])}
+    assert moved == set(policy_parameters(model.policy))
+    assert "log_std" in moved
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_gsde_with_a_likelihood_of_the_episode_needs_noise_of_each_step(weights):
+    env = DummyVecEnv([lambda: AnySpaces(VECTOR, ACTIONS["box"])])
+    model_on(env, use_sde=True, sde_sample_freq=1, weights=weights)
+    for sde_sample_freq in (-1, 2):
+        if weights == "per_step":
+            model_on(env, use_sde=True, sde_sample_freq=sde_sample_freq, weights=weights)
+        else:
+            with pytest.raises(ValueError, match=f"sde_sample_freq={sde_sample_freq}.*1 with use_sde=True.*{weights}"):
+                model_on(env, use_sde=True, sde_sample_freq=sde_sample_freq, weights=weights)
 
 
 class Dropout(th.nn.Module):
@@ -290,6 +355,32 @@ def test_save_load_and_the_replay(tmp_path):
     assert [b.number for b in narrower.replay.batches] == [b.number for b in model.replay.batches[-2:]]
 
 
+def test_the_replay_in_memory_and_as_rl_zoo3_loads_it():
+    model, file = collected(2, replay_batches=1), io.BytesIO()
+    model.save_replay_buffer(file)
+    file.seek(0)
+    other = model_on(replay_batches=1)
+    other.load_replay_buffer(file, truncate_last_traj=False)
+    assert not file.closed
+    assert len(other.replay.batches) == 2
+
+
+def test_an_old_replay_stays_if_writing_fails(tmp_path, monkeypatch):
+    model = collected()
+    model.save_replay_buffer(tmp_path / "new" / "replay")
+    before = (tmp_path / "new" / "replay.pkl").read_bytes()
+
+    def half(what, file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(th, "save", half)
+    with pytest.raises(OSError, match="disk full"):
+        model.save_replay_buffer(tmp_path / "new" / "replay")
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["replay.pkl"]
+    assert (tmp_path / "new" / "replay.pkl").read_bytes() == before
+
+
 def test_something_else_is_no_replay(tmp_path):
     th.save([1], tmp_path / "list.pkl")
     with pytest.raises(ValueError, match="replay buffer"):
@@ -324,6 +415,62 @@ def test_a_dataset_of_a_policy_too_far_away_teaches_nothing():
     assert all(th.equal(tensor, before[name]) for name, tensor in model._numbers_of_policy().items())
 
 
+def test_what_was_found_at_the_end_is_logged():
+    dataset, model = recorded(min_ess=1.0)
+    move(model, 1.0)
+    model.set_logger(Logger(None, [kept := Kept()]))
+    model.learn_from(dataset, 5)
+    assert [values["train/gradient_steps"] for values in kept.dumped] == [0]
+    assert kept.dumped[0]["train/ess"] < 1
+
+
+class Kept(KVWriter):
+    """What was logged."""
+
+    def __init__(self):
+        self.dumped = []
+
+    def write(self, key_values, key_excluded, step=0):
+        self.dumped.append(dict(key_values))
+
+    def close(self):
+        pass
+
+
+def test_the_critic_learns_from_records_beside_a_frozen_policy():
+    dataset, model = recorded()
+    for parameter in policy_parameters(model.policy).values():
+        parameter.requires_grad_(False)
+    assert model.learn_from(dataset, 3)._n_updates == 3
+
+
+@pytest.mark.parametrize(("truncation", "counts"), [("bootstrap", True), ("terminal", False)])
+def test_the_recorded_value_of_a_cut_counts_with_bootstrapping_only(truncation, counts):
+    after = []
+    for value in (0.0, 50.0):
+        model = collected(truncation=truncation, max_episode_steps=8, n_gradient_steps=1)
+        dataset = model.dataset()
+        dataset.episodes.bootstrap_values[dataset.episodes.truncated] = value
+        model.learn_from(dataset, 1)
+        after.append(th.nn.utils.parameters_to_vector(model.policy.parameters()))
+    assert th.equal(*after) != counts
+
+
+def test_a_dataset_of_other_spaces_is_refused():
+    """By both who use one."""
+    model = collected()
+    dataset = model.dataset()
+    for wrong in (
+        {"observations": dataset.episodes.observations[:, :3]},
+        {"actions": dataset.episodes.actions.float()},
+        {"rewards": th.full_like(dataset.episodes.rewards, th.nan)},
+    ):
+        bad = replace(dataset, episodes=replace(dataset.episodes, **wrong))
+        for use in (lambda bad=bad: model.learn_from(bad, 1), lambda bad=bad: evaluate_off_policy(model, bad)):
+            with pytest.raises(ValueError, match=next(iter(wrong))):
+                use()
+
+
 def test_learning_from_records_is_training_on_them():
     """At the policy that acted, one update from the record is one of ``train``."""
     trained, taught = (collected(n_gradient_steps=2) for _ in range(2))
@@ -339,6 +486,9 @@ def test_no_dataset_before_the_first_episode():
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
+
+BASES = {}
+"""What :func:`parameters_after` has made of the bases, each of which is compared with several changes."""
 
 
 @pytest.mark.parametrize(
@@ -362,7 +512,9 @@ def test_no_dataset_before_the_first_episode():
     ],
 )
 def test_every_option_changes_the_run(change, base):
-    assert not th.equal(parameters_after(**{**base, **change}), parameters_after(**base))
+    if repr(base) not in BASES:
+        BASES[repr(base)] = parameters_after(**base)
+    assert not th.equal(parameters_after(**{**base, **change}), BASES[repr(base)])
 
 
 @pytest.mark.parametrize(
@@ -384,6 +536,12 @@ def test_every_option_changes_the_run(change, base):
 def test_bad_arguments_and_arguments_without_effect(parameters, named):
     with pytest.raises(ValueError, match=named):
         model_on(**parameters)
+
+
+def test_dependent_samples_are_refused():
+    with pytest.raises(ValueError, match=r"replay_batches=1.*dependent"):
+        gradient_samples(model_on(replay_batches=1), 2)
+    assert gradient_samples(model_on(), 2).shape[0] == 2
 
 
 def test_a_saved_model_holds_no_replay(tmp_path):

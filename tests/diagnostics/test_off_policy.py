@@ -8,6 +8,9 @@ The level is that of ``test_unbiased``: the largest |z| over the parameters agai
 probability of any false alarm in this file by 1 %.
 """
 
+import itertools
+
+import numpy as np
 import pytest
 import torch as th
 from scipy import stats
@@ -15,8 +18,9 @@ from scipy import stats
 from sb3_pgext.algorithms.base import flat_gradient, policy_parameters
 from sb3_pgext.diagnostics import exact_policy_gradient, gradient_statistics
 from sb3_pgext.diagnostics.exact import _action_probabilities, _in_float64, _Model
-from sb3_pgext.envs import random_mdp
+from sb3_pgext.envs import TabularMDP, random_mdp
 from sb3_pgext.estimators.importance import WEIGHTS
+from sb3_pgext.rollouts import EpisodeBatch, EpisodeReplay
 from tests.diagnostics.sampler import Behaviour, ispg_on, off_policy_estimates
 
 GAMMA = 0.9
@@ -117,6 +121,42 @@ def test_a_mixture_of_three(mixture):
     for estimates in off_policy_estimates(model, mdp, behaviours, options_of, 100, 170):
         z, bound = largest_z(estimates, exact)
         assert z < bound
+
+
+@pytest.mark.parametrize("baseline", ["constant", "time", "optimal"])
+def test_left_out_of_every_batch_the_balance_heuristic_is_exact(baseline):
+    """The expectation over all 16 outcomes of two batches of two episodes, on a bandit with two arms."""
+    bandit = TabularMDP(np.zeros((1, 2, 1)), [[10.0, 11.0]], [1.0], horizon=1)
+    model = ispg_on(bandit, gamma=1.0, baseline=baseline, replay_batches=1, weights="trajectory")
+    behaviours = [Behaviour(model, bandit, 0.2, 1), Behaviour(model, bandit, 0.2, 2)]
+    first, second = (mu.probabilities[0] for mu in behaviours)
+    assert (first - second).abs().max() > 0.2
+    expected = 0.0
+    for actions in itertools.product((0, 1), repeat=4):
+        model.replay = EpisodeReplay(2)
+        probability = 1.0
+        for mu, (a, b) in zip(behaviours, (actions[:2], actions[2:]), strict=True):
+            of_actions = mu.probabilities[0, [a, b]]
+            probability *= of_actions.prod()
+            model.replay.add(arms_pulled([a, b], bandit), of_actions.log().float(), mu.numbers)
+        expected += probability * model.estimate_gradient().double()
+    th.testing.assert_close(expected, exact_policy_gradient(model.policy, bandit, 1.0), rtol=1e-4, atol=1e-5)
+
+
+def arms_pulled(actions, bandit):
+    """Episodes of one step."""
+    n, actions = len(actions), th.tensor(actions)
+    return EpisodeBatch(
+        observations=th.zeros(n, dtype=th.int64),
+        actions=actions,
+        rewards=th.as_tensor(bandit.expected_rewards[0], dtype=th.float32)[actions],
+        values=th.zeros(n),
+        episode=th.arange(n),
+        time=th.zeros(n, dtype=th.int64),
+        lengths=th.ones(n, dtype=th.int64),
+        truncated=th.zeros(n, dtype=th.bool),
+        bootstrap_values=th.zeros(n),
+    )
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

@@ -56,6 +56,28 @@ def test_leave_one_out_sum(lengths):
     th.testing.assert_close(leave_one_out_sum(x), expected)
 
 
+@pytest.mark.parametrize("group", [[0, 1, 2, 0, 1, 2], [0, 1, 0, 1, 2, 3]])
+def test_groups_are_left_out_together(group):
+    """Of each baseline the definition; with groups of one episode it is as without."""
+    episode, time, returns = flat_batch([3, 1, 4, 2, 3, 2])
+    group = th.tensor(group)
+    scores, credited = th.randn(2, 6, 3, dtype=th.float64)
+    constant = constant_baseline(returns, episode, True, group)
+    by_time = time_baseline(returns, time, True, group[episode])
+    for t in range(len(returns)):
+        others = [k for k in range(len(returns)) if group[episode[k]] != group[episode[t]]]
+        alive = [k for k in others if time[k] == time[t]]
+        th.testing.assert_close(constant[t], returns[others].mean())
+        th.testing.assert_close(by_time[t], returns[alive].mean() if alive else th.zeros((), dtype=th.float64))
+    optimal = optimal_baseline(scores, credited, True, group)
+    for i in range(6):
+        others = group != group[i]
+        products, squares = (credited * scores)[others].sum(0), scores[others].square().sum(0)
+        th.testing.assert_close(optimal[i], products / squares)
+    one_each = th.arange(6)
+    th.testing.assert_close(time_baseline(returns, time, True, one_each[episode]), time_baseline(returns, time, True))
+
+
 def test_leave_one_out_sum_keeps_small_numbers_beside_a_large_one():
     x = th.tensor([1e10, 1.0, 2.0])  # float32: 1e10 + 3 - 1e10 = 0
     assert leave_one_out_sum(x)[0] == 3.0

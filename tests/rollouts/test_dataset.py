@@ -1,19 +1,28 @@
 """Claim: a dataset is read as it was written, by us or by others; a file that is not one is refused."""
 
 import json
+import os
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 
 from sb3_pgext.rollouts import EpisodeBatch, EpisodeDataset
+from sb3_pgext.rollouts.dataset import require_suitable
 from tests.rollouts.test_replay import batch_of
 
 
 def assert_same(a, b):
     for name, tensor in vars(a.episodes).items():
         other = getattr(b.episodes, name)
-        if isinstance(tensor, dict):
+        if tensor is None:
+            assert other is None
+        elif isinstance(tensor, dict):
             assert tensor.keys() == other.keys()
             assert all(th.equal(tensor[key], other[key]) for key in tensor)
         else:
@@ -76,10 +85,101 @@ def test_another_file_is_refused(tmp_path, changes, named):
         EpisodeDataset.load(written_by_others(tmp_path / "bad.npz", **changes))
 
 
-def test_what_was_there_stays_if_writing_fails(tmp_path):
+def test_a_header_is_what_it_says_not_how_it_is_written(tmp_path):
+    header = '{"version":1,  "format":"sb3-pgext episodes"}'
+    EpisodeDataset.load(written_by_others(tmp_path / "theirs.npz", header=header))
+
+
+def test_a_missing_array_is_named(tmp_path):
+    path = written_by_others(tmp_path / "theirs.npz")
+    with np.load(path) as file:
+        arrays = dict(file)
+    for name in ("observations", "log_prob", "lengths", "bootstrap_values"):
+        np.savez(path, **{key: array for key, array in arrays.items() if key != name})
+        with pytest.raises(ValueError, match=f"{name}.*missing"):
+            EpisodeDataset.load(path)
+
+
+BOX, IMAGE = spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("action_space", "actions", "named"),
+    [
+        (BOX, th.zeros(5, 2), None),
+        (BOX, th.zeros(5), "shape of actions=.*5, 2"),
+        (BOX, th.zeros(5, 1), "shape of actions=.*5, 2"),
+        (BOX, th.zeros(5, 2, dtype=th.int64), "floating"),
+        (BOX, th.full((5, 2), th.nan), "finite"),
+        (IMAGE, th.zeros(5, 4), None),
+        (spaces.Discrete(3), th.zeros(5, dtype=th.int64), None),
+        (spaces.Discrete(3), th.zeros(5, 1, dtype=th.int64), r"shape of actions=.*\(5,\)"),
+        (spaces.Discrete(3), th.zeros(5), "dtype of actions.*integer"),
+        (spaces.MultiDiscrete([2, 3]), th.zeros(5, 2, dtype=th.int64), None),
+        (spaces.MultiBinary(3), th.zeros(5, 3), None),
+        (spaces.MultiBinary(3), th.zeros(5), "shape of actions"),
+    ],
+)
+def test_which_actions_suit_a_model(action_space, actions, named):
+    model = SimpleNamespace(observation_space=BOX, action_space=action_space, device="cpu")
+    dataset = EpisodeDataset(replace(batch_of([2, 3]), actions=actions), th.zeros(5))
+    with nullcontext() if named is None else pytest.raises(ValueError, match=named):
+        require_suitable(dataset, model)
+
+
+def test_which_observations_and_numbers_suit_a_model():
+    model = SimpleNamespace(observation_space=BOX, action_space=spaces.Discrete(9), device="cpu")
+    of_dicts = SimpleNamespace(**{**vars(model), "observation_space": spaces.Dict({"a": BOX})})
+    batch, log_prob = batch_of([2, 3]), th.zeros(5)
+    require_suitable(EpisodeDataset(batch, log_prob), model)
+    in_dict = replace(batch, observations={"a": batch.observations})
+    require_suitable(EpisodeDataset(in_dict, log_prob), of_dicts)
+    for unsuitable, mu, to, named in (
+        (in_dict, log_prob, model, "observations=.*'a'"),
+        (batch, log_prob, of_dicts, "observations=.*'a'"),
+        (replace(batch, observations=th.zeros(5, 3)), log_prob, model, "shape of observations"),
+        (batch, th.full((5,), -th.inf), model, "log_prob=.*finite"),
+        (batch, th.zeros(5, 1), model, "shape of log_prob"),
+        (replace(batch, rewards=th.full((5,), th.nan)), log_prob, model, "rewards=.*finite"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            require_suitable(EpisodeDataset(unsuitable, mu), to)
+
+
+def test_to_another_device():
+    moved = EpisodeDataset(batch_of([2, 3]), th.zeros(5)).to("meta")
+    assert moved.log_prob.is_meta
+    assert all(tensor is None or tensor.is_meta for tensor in vars(moved.episodes).values())
+
+
+@pytest.mark.parametrize("fails", ["write", "replace"])
+def test_what_was_there_stays_if_writing_fails(tmp_path, monkeypatch, fails):
     dataset = EpisodeDataset(batch_of([2]), th.zeros(2))
     dataset.save(tmp_path / "episodes.npz")
-    broken = EpisodeDataset(batch_of([9]), None)
-    with pytest.raises(AttributeError):
-        broken.save(tmp_path / "episodes.npz")
+
+    def disk_full(*args, **options):
+        raise OSError("disk full")
+
+    def open_full(self, *args, file_of=Path.open):
+        with file_of(self, *args) as file:
+            file.write(b"half")
+        disk_full()
+
+    if fails == "write":
+        monkeypatch.setattr(Path, "open", open_full)
+    else:
+        monkeypatch.setattr(os, "replace", disk_full)
+    with pytest.raises(OSError, match="disk full"):
+        EpisodeDataset(batch_of([9]), th.zeros(9)).save(tmp_path / "episodes.npz")
+    monkeypatch.undo()
     assert_same(dataset, EpisodeDataset.load(tmp_path / "episodes.npz"))
+    assert [file.name for file in tmp_path.iterdir()] == ["episodes.npz"], "nothing is left over"
+
+
+def test_the_file_may_be_read_by_whom_the_umask_lets(tmp_path):
+    umask = os.umask(0o022)
+    try:
+        EpisodeDataset(batch_of([2]), th.zeros(2)).save(tmp_path / "episodes.npz")
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "episodes.npz").stat().st_mode & 0o777 == 0o644

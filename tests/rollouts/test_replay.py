@@ -37,7 +37,7 @@ def filled(n_batches, n_added):
 
 def tensors_of(result):
     for batch in result.batches:
-        yield from vars(batch.episodes).values()
+        yield from (tensor for tensor in vars(batch.episodes).values() if tensor is not None)
         yield batch.log_prob
         yield from batch.policy.values()
     yield from result._cache.values()
