@@ -1,6 +1,6 @@
 """Time of an update of NPG with its line search, beside sb3-contrib's TRPO.
 
-usage: python benchmarks/npg_speed.py [--updates 20] [--env CartPole-v1]
+usage: python benchmarks/npg_speed.py [--updates 20] [--env CartPole-v1] [--compile]
 
 Same settings and one thread, by turns in one process, an update each: 8 sub-environments, n_steps 256, batch size 128,
 10 passes over the rollout with the critic.
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=20)
     parser.add_argument("--n-envs", type=int, default=8)
     parser.add_argument("--env", default="CartPole-v1")
+    parser.add_argument("--compile", action="store_true", help="NPG's compile=True; the compiling itself is not timed")
     arguments = parser.parse_args()
     th.set_num_threads(1)
 
@@ -48,7 +49,7 @@ def main() -> None:
         _, model.callback = model._setup_learn(10**9)
         return model
 
-    theirs, ours = build(TRPO), build(NPG, line_search=True)
+    theirs, ours = build(TRPO), build(NPG, line_search=True, compile=arguments.compile)
     rows = [(seconds(theirs), seconds(ours)) for _ in range(arguments.updates + 1)][1:]  # the first is a warm-up
     for name, column in zip(("TRPO", "NPG"), zip(*rows, strict=True), strict=True):
         collection, update = (1e3 * statistics.median(times) for times in zip(*column, strict=True))
