@@ -42,7 +42,7 @@ demo: $(INSTALLED)
 	@$(BIN)/sb3-pgext compare zoo_configs/studies/demo.yml --out runs/demo
 
 test: $(INSTALLED)
-	@$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -n $(TEST_WORKERS)
+	@$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

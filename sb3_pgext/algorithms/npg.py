@@ -222,11 +222,11 @@ class NPG(ActorCriticAlgorithm):
         """θ ← θ + η x with x = (F + damping)⁻¹ ĝ, or a part of it, or nothing where that will not do."""
         objective, fisher = self._objective_and_fisher(steps, parameters)
         gradient = flat_gradient(objective.total, parameters)
+        norm = gradient.norm().item()
+        require(math.isfinite(norm), "policy gradient norm", norm, f"a finite number (update {self._n_updates})")
         direction, residual, n_products = conjugate_gradients(
             lambda v: fisher(v) + self.cg_damping * v, gradient, self.cg_max_steps, self.cg_tolerance
         )
-        norm = gradient.norm().item()
-        require(math.isfinite(norm), "policy gradient norm", norm, f"a finite number (update {self._n_updates})")
         curvature = direction @ fisher(direction)
         fixed = self.step_rule == "fixed"
         scale = self.step_size if fixed else trust_region_scale(curvature, self.target_kl)
