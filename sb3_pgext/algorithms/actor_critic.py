@@ -4,13 +4,14 @@ import torch as th
 
 from sb3_pgext.algorithms.base import (
     PolicyGradientAlgorithm,
+    check_step_buffer,
     require,
     require_count,
     require_one_of,
     standardize,
 )
 from sb3_pgext.estimators.returns import critic_targets, generalized_advantages
-from sb3_pgext.rollouts import FixedLengthAlgorithm, StepBuffer
+from sb3_pgext.rollouts import FixedLengthAlgorithm
 
 __all__ = ["ActorCriticAlgorithm"]
 
@@ -57,5 +58,4 @@ class ActorCriticAlgorithm(PolicyGradientAlgorithm, FixedLengthAlgorithm):
         if normalize:
             enough = self.n_steps * self.n_envs > 1
             require(enough, "n_steps", self.n_steps, "at least 2 steps in a rollout with normalize_advantage=True")
-        suitable = self.rollout_buffer_class is None or issubclass(self.rollout_buffer_class, StepBuffer)
-        require(suitable, "rollout_buffer_class", self.rollout_buffer_class, "None or a subclass of StepBuffer")
+        check_step_buffer(self)

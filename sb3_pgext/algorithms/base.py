@@ -22,6 +22,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, obs_
 from torch.nn import functional as F
 
 from sb3_pgext.algorithms.descent import descending
+from sb3_pgext.rollouts import StepBuffer
 from sb3_pgext.rollouts.acting import unvalidated_distributions
 
 __all__ = ["PolicyGradientAlgorithm", "critic_parameters", "evaluation_mode", "policy_parameters"]
@@ -174,6 +175,18 @@ def check_common_arguments(model: OnPolicyAlgorithm) -> None:
         require(model.use_sde, "sde_sample_freq", model.sde_sample_freq, "-1 without use_sde=True")
 
 
+def check_step_buffer(model: OnPolicyAlgorithm) -> None:
+    """
+    The buffer class of the algorithms with fixed-length rollouts.
+
+    :param model: not yet set up
+    :raises ValueError: it is not one that hands out whole rollouts
+    """
+    buffer = model.rollout_buffer_class
+    suitable = buffer is None or issubclass(buffer, StepBuffer)
+    require(suitable, "rollout_buffer_class", buffer, "None or a subclass of StepBuffer")
+
+
 def flat_gradient(output: th.Tensor, parameters: list[th.nn.Parameter]) -> th.Tensor:
     """
     The gradient as one vector. The graph is kept, for a second output of the same forward pass.
@@ -307,6 +320,10 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
         self.logger.record("train/grad_norm", norm)
         descent = (-gradient).split([p.numel() for p in parameters])
         self._step(parameters, [d.view_as(p) for d, p in zip(descent, parameters, strict=True)])
+        self._log_std()
+
+    def _log_std(self) -> None:
+        """SB3's ``train/std``, of policies that have one."""
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", self.policy.log_std.exp().mean().item())
 

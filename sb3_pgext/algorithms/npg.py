@@ -249,8 +249,7 @@ class NPG(ActorCriticAlgorithm):
         self.logger.record("train/kl", kl)
         if self.line_search:
             self.logger.record("train/line_search_success", float(fraction > 0))
-        if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", self.policy.log_std.exp().mean().item())
+        self._log_std()
 
     def _steps(self) -> Steps:
         """Those of the rollout that the policy's step looks at."""

@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorch
 
 from sb3_pgext.algorithms.base import (
     check_common_arguments,
+    check_step_buffer,
     critic_parameters,
     evaluation_mode,
     explained_variance,
@@ -442,8 +443,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         check_common_arguments(self)
         for argument in ("n_steps", "batch_size", "n_epochs"):
             require_count(argument, getattr(self, argument))
-        suitable = self.rollout_buffer_class is None or issubclass(self.rollout_buffer_class, StepBuffer)
-        require(suitable, "rollout_buffer_class", self.rollout_buffer_class, "None or a subclass of StepBuffer")
+        check_step_buffer(self)
         require_one_of("value_clip", self.value_clip, ("max", "clip", "none"))
         require_one_of("surrogate", self.surrogate, ("clip", "kl", "adaptive_kl", "none"))
         require_one_of("kl_direction", self.kl_direction, ("old_new", "new_old"))
