@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch as th
+from scipy import stats
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_pgext.diagnostics.statistics import Interval
@@ -40,24 +40,23 @@ class OffPolicyEvaluation:
     n_episodes: int
 
 
-def evaluate_off_policy(
-    model: OnPolicyAlgorithm, dataset: EpisodeDataset, n_resamples: int = 1000, seed: int = 0
-) -> OffPolicyEvaluation:
+def evaluate_off_policy(model: OnPolicyAlgorithm, dataset: EpisodeDataset) -> OffPolicyEvaluation:
     """
     Estimate the return of a model's policy from episodes of another policy.
 
-    The intervals are percentiles of the bootstrap over episodes. They know only what is in the data: where the ESS is a
-    small part of N, what the policy would do has hardly been seen, and the intervals are too narrow.
+    The intervals are Student's, from the standard error over episodes; that of the weighted estimate is the delta
+    method's (Owen 2013, Monte Carlo theory, methods and examples, section 9.2). They know only what is in the
+    data: where the ESS is a small part of N, what the policy would do has hardly been seen, and they are too narrow.
 
     :param model: whose policy and γ
     :param dataset: episodes and the log-probabilities of the policy that played them
-    :param n_resamples: resamples of the bootstrap
-    :param seed: of the bootstrap
     :return: the estimates
-    :raises ValueError: the dataset does not fit the model
+    :raises ValueError: the dataset does not fit the model, or has a single episode, which tells of no error
     """
     dataset = require_suitable(dataset, model)
     episodes = dataset.episodes
+    if episodes.n_episodes < 2:
+        raise ValueError(f"number of episodes={episodes.n_episodes}: allowed is at least 2")
     model.policy.set_training_mode(False)
     with th.no_grad():
         log_prob = model.policy.get_distribution(episodes.observations).log_prob(episodes.actions)
@@ -72,21 +71,15 @@ def evaluate_off_policy(
     # Weights of which one is e^1000 times the other have a ratio all the same.
     relative = (log_w - log_w.max()).exp()
 
-    numerators = th.stack([weights * returns, per_decision, relative * returns], dim=1).numpy(force=True)
     ones = th.ones_like(relative)
-    denominators = th.stack([ones, ones, relative], dim=1).numpy(force=True)
-    n_episodes = len(numerators)
-    generator = np.random.default_rng(seed)
-    # How often each episode is in each resample, by counting indices: several times as fast as multinomial draws.
-    indices = generator.integers(n_episodes, size=(n_resamples, n_episodes))
-    rows = n_episodes * np.arange(n_resamples)[:, None]
-    drawn = np.bincount((indices + rows).ravel(), minlength=n_resamples * n_episodes)
-    drawn = drawn.reshape(n_resamples, n_episodes).astype(float)
+    numerators = th.stack([weights * returns, per_decision, relative * returns], dim=1)
+    denominators = th.stack([ones, ones, relative], dim=1)
     values = numerators.sum(0) / denominators.sum(0)
-    # A resample without any weight at all counts as 0.
-    of_resamples = (drawn @ numerators) / np.maximum(drawn @ denominators, np.finfo(float).tiny)
-    low, high = np.quantile(of_resamples, [0.025, 0.975], axis=0)
+    n_episodes = len(numerators)
+    # A ratio of means moves with an episode as a mean of these does: the delta method.
+    influences = (numerators - values * denominators) / denominators.mean(0)
+    errors = stats.t.ppf(0.975, n_episodes - 1) * influences.std(0) / n_episodes**0.5
     ordinary, by_decision, weighted = (
-        Interval(float(v), float(a), float(b)) for v, a, b in zip(values, low, high, strict=True)
+        Interval(v, v - e, v + e) for v, e in zip(values.tolist(), errors.tolist(), strict=True)
     )
     return OffPolicyEvaluation(ordinary, by_decision, weighted, effective_sample_size(log_w).item(), n_episodes)
