@@ -1,10 +1,11 @@
 """What the algorithms of the family share: whose parameter is whose, the two gradient steps, checks and logging."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch as th
@@ -28,7 +29,10 @@ from sb3_pgext.rollouts.acting import unvalidated_distributions
 __all__ = ["PolicyGradientAlgorithm", "critic_parameters", "evaluation_mode", "policy_parameters"]
 
 
-@th.enable_grad()
+_dependencies: "WeakKeyDictionary[ActorCriticPolicy, dict[str, tuple[Hashable, list[str]]]]" = WeakKeyDictionary()
+"""Policy → output → its parameters when they were last asked for, and the names of those that the output depends on."""
+
+
 def policy_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
     """
     The parameters that the action distribution depends on, as autograd sees it; frozen ones are not among them.
@@ -36,14 +40,14 @@ def policy_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
     :param policy: any actor-critic policy
     :return: name → parameter, in the order of ``policy.parameters()``; P numbers in all
     """
-    # Not validated: an observation from a space without bounds may be too large for the network, and what depends on
-    # what can be seen all the same.
-    with evaluation_mode(policy), unvalidated_distributions():
-        distribution = policy.get_distribution(_any_observations(policy))
-        return _dependencies(policy, distribution.log_prob(distribution.mode()))
+
+    def log_prob(observations: PyTorchObs) -> th.Tensor:
+        distribution = policy.get_distribution(observations)
+        return distribution.log_prob(distribution.mode())
+
+    return _parameters_of(policy, "log_prob", log_prob)
 
 
-@th.enable_grad()
 def critic_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
     """
     The parameters that only the values depend on. What the distribution depends on too belongs to the policy.
@@ -51,10 +55,32 @@ def critic_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
     :param policy: any actor-critic policy
     :return: name → parameter, in the order of ``policy.parameters()``
     """
-    with evaluation_mode(policy):
-        of_values = _dependencies(policy, policy.predict_values(_any_observations(policy)))
-    of_policy = policy_parameters(policy)
+    of_values, of_policy = _parameters_of(policy, "values", policy.predict_values), policy_parameters(policy)
     return {name: parameter for name, parameter in of_values.items() if name not in of_policy}
+
+
+def _parameters_of(
+    policy: ActorCriticPolicy, output: str, compute: Callable[[PyTorchObs], th.Tensor]
+) -> dict[str, th.nn.Parameter]:
+    """Those that an output depends on, found out anew when the policy has other parameters or other ones are frozen."""
+    named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    present = tuple((name, id(p)) for name, p in named.items())
+    known = _dependencies.setdefault(policy, {})
+    if output not in known or known[output][0] != present:
+        # Not validated: an observation from a space without bounds may be too large for the network, and what depends
+        # on what can be seen all the same.
+        with evaluation_mode(policy), unvalidated_distributions(), th.enable_grad():
+            value = compute(_any_observations(policy))
+            gradients = _gradients(value, list(named.values()))
+        known[output] = present, [name for name, g in zip(named, gradients, strict=True) if g is not None]
+    return {name: named[name] for name in known[output][1]}
+
+
+def _gradients(output: th.Tensor, parameters: list[th.nn.Parameter]) -> Sequence[th.Tensor | None]:
+    """Of its sum; None for those that it does not depend on."""
+    if not output.requires_grad:
+        return [None] * len(parameters)
+    return th.autograd.grad(output.sum(), parameters, allow_unused=True)
 
 
 @contextmanager
@@ -76,14 +102,6 @@ def _any_observations(policy: ActorCriticPolicy) -> PyTorchObs:
     rows = [space.sample(), space.sample()]
     batch = concatenate(space, rows, create_empty_array(space, n=2))  # type: ignore[arg-type]
     return obs_as_tensor(batch, policy.device)  # type: ignore[arg-type]
-
-
-def _dependencies(policy: ActorCriticPolicy, output: th.Tensor) -> dict[str, th.nn.Parameter]:
-    named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
-    if not output.requires_grad:
-        return {}
-    gradients = th.autograd.grad(output.sum(), list(named.values()), allow_unused=True)
-    return {name: p for (name, p), g in zip(named.items(), gradients, strict=True) if g is not None}
 
 
 def require(condition: bool, argument: str, value: Any, allowed: str) -> None:

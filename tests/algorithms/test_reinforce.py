@@ -217,6 +217,19 @@ def test_frozen_parameters_stay():
     assert moved_parameters(model, lambda: model.learn(100)).isdisjoint({"action_net.bias"})
 
 
+def test_parameters_are_found_anew_when_they_are_others():
+    policy = model_on().policy
+    before = policy_parameters(policy), critic_parameters(policy)
+    policy.action_net = th.nn.Sequential(th.nn.Linear(64, 3), th.nn.Linear(3, 2))
+    assert set(policy_parameters(policy)) - set(before[0]) == {
+        f"action_net.{i}.{x}" for i in (0, 1) for x in ("weight", "bias")
+    }
+    policy.value_net.weight.requires_grad_(False)
+    assert set(before[1]) - set(critic_parameters(policy)) == {"value_net.weight"}
+    policy.value_net.weight.requires_grad_(True)
+    assert critic_parameters(policy) == before[1]
+
+
 def test_finding_parameters_draws_no_random_number():
     model = model_on("Pendulum-v1", use_sde=True)
     state = th.get_rng_state()

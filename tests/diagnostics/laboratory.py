@@ -1,5 +1,7 @@
 """Models on finite MDPs, batches of their episodes, and what the estimators make of the same batch."""
 
+from unittest import mock
+
 import torch as th
 
 from sb3_pgext import REINFORCE
@@ -26,13 +28,37 @@ def collect_batches(model, n_batches):
     return batches
 
 
-def estimates(model, batches, **options):
-    """ĝ of each batch under these options, which do not influence how it is collected."""
-    for name, value in options.items():
-        setattr(model, name, value)
-    model._check_arguments()
+def estimates(model, batches, *options_of):
+    """ĝ of each batch under each of these options, which do not influence how it is collected: ``(K, P)`` each."""
     samples = []
     for batch in batches:
         setattr(model, BATCH[model.batch_argument], batch)
-        samples.append(model.estimate_gradient())
-    return th.stack(samples)
+        samples.append(present_estimates(model, options_of))
+    return [th.stack(column) for column in zip(*samples, strict=True)]
+
+
+def present_estimates(model, options_of):
+    """ĝ of the batch that the model has, ``(P,)``, under each of the options."""
+    gradients = []
+    with mock.patch.object(model, "_evaluate", asked_once(model._evaluate)):
+        for options in options_of:
+            for name, value in options.items():
+                setattr(model, name, value)
+            model._check_arguments()
+            gradients.append(model.estimate_gradient())
+    return gradients
+
+
+def asked_once(evaluate):
+    """
+    The policy is the same under all options: its graph is kept after the first time. Options with the balance heuristic
+    come first: it loads the other policies, after which a graph is of no use.
+    """
+    answers = []
+
+    def answer(observations, actions):
+        if not answers:
+            answers.append(evaluate(observations, actions))
+        return answers[0]
+
+    return answer

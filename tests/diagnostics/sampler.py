@@ -1,16 +1,13 @@
 """Episodes of any policy on a finite MDP, thousands at once, and policies at a given distance from a model's."""
 
-from unittest import mock
-
 import numpy as np
 import torch as th
 from stable_baselines3.common.logger import Logger
 
 from sb3_pgext import ISPG
-from sb3_pgext.algorithms.base import policy_parameters
 from sb3_pgext.diagnostics import action_probabilities
 from sb3_pgext.rollouts import EpisodeBatch, EpisodeReplay
-from tests.diagnostics.laboratory import HIDDEN_LAYER
+from tests.diagnostics.laboratory import HIDDEN_LAYER, present_estimates
 
 
 def ispg_on(env, **parameters):
@@ -95,36 +92,11 @@ def replay_of(mdp, behaviours, n_episodes, rng):
     return replay
 
 
-def asked_once(evaluate):
-    """
-    The policy is the same under all options: its graph is kept after the first time. Options with the balance heuristic
-    come first: it loads the other policies, after which a graph is of no use.
-    """
-    answers = []
-
-    def answer(observations, actions):
-        if not answers:
-            answers.append(evaluate(observations, actions))
-        return answers[0]
-
-    return answer
-
-
 def off_policy_estimates(model, mdp, behaviours, options_of, n_batches, n_episodes, seed=0):
     """ĝ of the same batches under each of the options, ``(n_batches, P)`` each; n_episodes of each policy."""
     rng = np.random.default_rng(seed)
-    samples = [[] for _ in options_of]
-    parameters = policy_parameters(model.policy)
+    samples = []
     for _ in range(n_batches):
         model.replay = replay_of(mdp, behaviours, n_episodes, rng)
-        evaluate = asked_once(model._evaluate)
-        for estimates, options in zip(samples, options_of, strict=True):
-            for name, value in options.items():
-                setattr(model, name, value)
-            model._check_arguments()
-            with (
-                mock.patch.object(model, "_evaluate", evaluate),
-                mock.patch("sb3_pgext.algorithms.ispg.policy_parameters", return_value=parameters),
-            ):
-                estimates.append(model.estimate_gradient())
-    return [th.stack(estimates) for estimates in samples]
+        samples.append(present_estimates(model, options_of))
+    return [th.stack(column) for column in zip(*samples, strict=True)]

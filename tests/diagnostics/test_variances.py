@@ -20,7 +20,7 @@ def traces(make, options_of, n_episodes=200, n_batches=100, gamma=1.0, prepare=l
     model = model_on(make_vec_env(make, 8, seed=0), gamma=gamma, n_episodes=n_episodes)
     prepare(model)
     batches = collect_batches(model, n_batches)
-    return [gradient_statistics(estimates(model, batches, **options)).trace for options in options_of]
+    return [gradient_statistics(samples).trace for samples in estimates(model, batches, *options_of)]
 
 
 def clearly_smaller(a, b):
