@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch as th
-from scipy import stats
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_pgext.diagnostics.statistics import Interval
@@ -44,7 +43,7 @@ def evaluate_off_policy(model: OnPolicyAlgorithm, dataset: EpisodeDataset) -> Of
     """
     Estimate the return of a model's policy from episodes of another policy.
 
-    The intervals are Student's, from the standard error over episodes; that of the weighted estimate is the delta
+    The intervals are 1.96 standard errors over episodes wide to each side; that of the weighted estimate is the delta
     method's (Owen 2013, Monte Carlo theory, methods and examples, section 9.2). They know only what is in the
     data: where the ESS is a small part of N, what the policy would do has hardly been seen, and they are too narrow.
 
@@ -78,7 +77,7 @@ def evaluate_off_policy(model: OnPolicyAlgorithm, dataset: EpisodeDataset) -> Of
     n_episodes = len(numerators)
     # A ratio of means moves with an episode as a mean of these does: the delta method.
     influences = (numerators - values * denominators) / denominators.mean(0)
-    errors = stats.t.ppf(0.975, n_episodes - 1) * influences.std(0) / n_episodes**0.5
+    errors = 1.96 * influences.std(0) / n_episodes**0.5
     ordinary, by_decision, weighted = (
         Interval(v, v - e, v + e) for v, e in zip(values.tolist(), errors.tolist(), strict=True)
     )

@@ -3,17 +3,22 @@
 import io
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_pgext.rollouts.buffers import EpisodeBatch
 from sb3_pgext.rollouts.files import replacing
+
+if TYPE_CHECKING:
+    from minari import MinariDataset
 
 __all__ = ["EpisodeDataset", "require_suitable"]
 
@@ -110,16 +115,79 @@ class EpisodeDataset:
             if len(tensor) != rows:
                 raise ValueError(f"length {len(tensor)} of {name!r} in {path}: allowed is {rows}, as lengths says")
         keys = [name for name in of_observations if name != "observations"]
-        episode = th.arange(len(lengths), device=device).repeat_interleave(lengths)
         return cls(
             EpisodeBatch(
                 observations={key.partition("/")[2]: tensors[key] for key in keys} or tensors["observations"],
-                episode=episode,
-                time=th.arange(n_steps, device=device) - (lengths.cumsum(0) - lengths)[episode],
+                **_indices(lengths, n_steps),
                 **{name: tensors[name] for name in (*_OF_STEPS, *_OF_EPISODES)},
             ),
             tensors["log_prob"],
         )
+
+    @classmethod
+    def from_minari(
+        cls,
+        dataset: "MinariDataset",
+        log_prob: Callable[[PyTorchObs, th.Tensor], th.Tensor],
+        device: th.device | str = "cpu",
+    ) -> "EpisodeDataset":
+        """
+        The episodes of a Minari dataset, and what the policy that played them, which Minari does not record, says of
+        their actions.
+
+        There is no critic: all values are 0, also those of the last states of episodes that were cut.
+
+        :param dataset: its actions must be what the policy drew, not yet clipped to the bounds of the space
+        :param log_prob: log μ(a|s) of the policy that acted: observations ``(M, *observation shape)``, actions as in
+            :class:`EpisodeDataset` → ``(M,)``. Of an SB3 model:
+            ``lambda obs, actions: model.policy.get_distribution(obs).log_prob(actions)``
+        :param device: where the tensors are to be, those given to ``log_prob`` too
+        :return: the dataset
+        :raises ValueError: there are no episodes, or spaces are neither arrays nor (observations) dicts of arrays
+        """
+        recorded = list(dataset.iterate_episodes())
+        _require(len(recorded) > 0, "number of episodes of the dataset", 0, "at least 1")
+
+        def joined(parts: list[Any]) -> th.Tensor:
+            arrays = all(isinstance(part, np.ndarray) for part in parts)
+            _require(
+                arrays, "type of observations or actions", type(parts[0]).__name__, "an array, or a dict of arrays"
+            )
+            tensor = th.as_tensor(np.concatenate(parts), device=device)
+            return tensor.float() if tensor.is_floating_point() else tensor
+
+        def before_the_last(episodes: list[Any]) -> list[Any]:
+            return [observations[:-1] for observations in episodes]  # Minari has the s_T too
+
+        observations: Any = [episode.observations for episode in recorded]
+        if isinstance(observations[0], dict):
+            of_keys = {key: [of_episode[key] for of_episode in observations] for key in observations[0]}
+            observations = {key: joined(before_the_last(parts)) for key, parts in of_keys.items()}
+        else:
+            observations = joined(before_the_last(observations))
+        actions = joined([episode.actions for episode in recorded])
+        actions = actions if actions.dim() == 1 else actions.flatten(1)
+        lengths = th.tensor([len(episode.rewards) for episode in recorded], device=device)
+        n_steps = len(actions)
+        episodes = EpisodeBatch(
+            observations=observations,
+            actions=actions,
+            rewards=joined([episode.rewards for episode in recorded]),
+            values=th.zeros(n_steps, device=device),
+            **_indices(lengths, n_steps),
+            lengths=lengths,
+            truncated=th.tensor([not episode.terminations[-1] for episode in recorded], device=device),
+            bootstrap_values=th.zeros(len(recorded), device=device),
+        )
+        with th.no_grad():
+            return cls(episodes, log_prob(observations, actions))
+
+
+def _indices(lengths: th.Tensor, n_steps: int) -> dict[str, th.Tensor]:
+    """Episode and time of each step, ``(M,)`` each."""
+    episode = th.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    time = th.arange(n_steps, device=lengths.device) - (lengths.cumsum(0) - lengths)[episode]
+    return {"episode": episode, "time": time}
 
 
 def _parsed(header: str) -> Any:

@@ -183,3 +183,77 @@ def test_the_file_may_be_read_by_whom_the_umask_lets(tmp_path):
     finally:
         os.umask(umask)
     assert (tmp_path / "episodes.npz").stat().st_mode & 0o777 == 0o644
+
+
+# --- Minari ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def minari(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    return pytest.importorskip("minari")
+
+
+def recorded_by_minari(minari, observation_space, action_space, lengths):
+    """Random episodes, the last of them cut."""
+    from minari.data_collector import EpisodeBuffer
+
+    def observations(n):
+        samples = [observation_space.sample() for _ in range(n)]
+        is_dict = isinstance(observation_space, spaces.Dict)
+        return {key: [x[key] for x in samples] for key in observation_space} if is_dict else samples
+
+    buffers = [
+        EpisodeBuffer(
+            id=i,
+            observations=observations(length + 1),
+            actions=[action_space.sample() for _ in range(length)],
+            rewards=list(np.arange(length) + 10.0 * i),
+            terminations=[False] * (length - 1) + [i + 1 < len(lengths)],
+            truncations=[False] * (length - 1) + [i + 1 == len(lengths)],
+        )
+        for i, length in enumerate(lengths)
+    ]
+    return minari.create_dataset_from_buffers(
+        "ours/random-v0", buffers, observation_space=observation_space, action_space=action_space
+    )
+
+
+@pytest.mark.filterwarnings("ignore:env_spec is None")
+@pytest.mark.parametrize(
+    "action_space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2), spaces.Box(-1, 1, (2,))]
+)
+@pytest.mark.parametrize("observation_space", [spaces.Box(-1, 1, (3,)), spaces.Dict({"a": spaces.Box(0, 1, (2,))})])
+def test_minari_episodes_are_what_a_model_learns_from(minari, observation_space, action_space, device):
+    space = observation_space["a"] if isinstance(observation_space, spaces.Dict) else observation_space
+    recorded = recorded_by_minari(minari, observation_space, action_space, [3, 1, 4])
+    asked = []
+
+    def log_prob(observations, actions):
+        asked.append((observations, actions))
+        return -th.ones(len(actions), device=actions.device)
+
+    dataset = EpisodeDataset.from_minari(recorded, log_prob, device)
+    episodes = dataset.episodes
+    assert episodes.rewards.tolist() == [0, 1, 2, 10, 20, 21, 22, 23]
+    assert episodes.episode.tolist() == [0, 0, 0, 1, 2, 2, 2, 2]
+    assert episodes.time.tolist() == [0, 1, 2, 0, 0, 1, 2, 3]
+    assert episodes.truncated.tolist() == [False, False, True]
+    first, *_, last = recorded.iterate_episodes()
+    of_last = last.observations["a"] if isinstance(observation_space, spaces.Dict) else last.observations
+    ours = episodes.observations["a"] if isinstance(observation_space, spaces.Dict) else episodes.observations
+    np.testing.assert_array_equal(ours[4:].cpu(), of_last[:4])
+    assert ours.shape == (8, *space.shape)
+    np.testing.assert_array_equal(episodes.actions[:3].cpu(), first.actions)
+    assert asked[0][1] is episodes.actions
+    require_suitable(
+        dataset, SimpleNamespace(observation_space=observation_space, action_space=action_space, device=device)
+    )
+
+
+def test_minari_spaces_without_arrays_are_refused():
+    episode = SimpleNamespace(observations=np.zeros((2, 1)), actions=(np.zeros(1), np.zeros(1)), rewards=np.zeros(1))
+    with pytest.raises(ValueError, match="type of observations or actions='tuple'"):
+        EpisodeDataset.from_minari(SimpleNamespace(iterate_episodes=lambda: [episode]), None)
+    with pytest.raises(ValueError, match="number of episodes of the dataset=0"):
+        EpisodeDataset.from_minari(SimpleNamespace(iterate_episodes=list), None)
