@@ -8,9 +8,10 @@ from pathlib import Path
 
 import sb3_pgext
 
-_EXTRAS = {"huggingface_sb3", "joblib", "matplotlib", "optuna", "pandas", "requests", "rich"}
-_EXTRAS |= {"rl_zoo3", "rliable", "scipy", "seaborn", "yaml"}
-"""Modules of the extras ``zoo`` and ``compare``."""
+_OF_ZOO_AND_COMPARE = {"huggingface_sb3", "jinja2", "joblib", "matplotlib", "optuna", "pandas", "requests"}
+_OF_ZOO_AND_COMPARE |= {"rich", "rl_zoo3", "rliable", "scipy", "seaborn", "yaml"}
+_EXTRAS = dict.fromkeys(_OF_ZOO_AND_COMPARE, "zoo,compare") | {"dask": "dask", "distributed": "dask", "ray": "ray"}
+"""Modules that are not always installed → the extras that bring them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,9 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(argv)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in _EXTRAS:
+        extras = _EXTRAS.get((error.name or "").split(".")[0])
+        if extras is None:
             raise
-        return _report(f'{error.name} is not installed: pip install "sb3-pgext[zoo,compare]"')
+        return _report(f'{error.name} is not installed: pip install "sb3-pgext[{extras}]"')
+    except OSError as error:  # a full disk, a folder that cannot be written to
+        return _report(str(error))
     except ValueError as error:
         # Before training a ValueError is the user's mistake; one that training raises is shown with its traceback.
         if any(frame.name == "learn" for frame in traceback.extract_tb(error.__traceback__)):
@@ -39,9 +43,20 @@ def _run(argv: Sequence[str] | None) -> int:
     if arguments.command in ("compare", "variance") and rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command == "compare":
-        from sb3_pgext.compare import compare
+        from sb3_pgext.compare import compare, quick_study
 
-        return 0 if compare(arguments.study, arguments.out, arguments.jobs) else 1
+        if (arguments.study is None) == (arguments.env is None):
+            parser.error("compare: give a study, or environments with --env, not both")
+        if arguments.study is not None:
+            for name in ("algos", "seeds", "timesteps"):
+                if getattr(arguments, name) is not None:
+                    parser.error(f"compare: --{name} belongs to --env; a study file has its own")
+            study = arguments.study
+        else:
+            if arguments.algos is None:
+                parser.error("compare: --env needs --algos")
+            study = quick_study(arguments.env, arguments.algos, arguments.seeds, arguments.timesteps)
+        return 0 if compare(study, arguments.out, arguments.jobs, arguments.backend) else 1
 
     if arguments.command == "variance":
         from sb3_pgext.compare.variance import parse_study, variance
@@ -67,12 +82,29 @@ def _parser() -> argparse.ArgumentParser:
         ("enjoy", "watch a trained agent: rl_zoo3's flags, agents of logs/ by default"),
     ):
         commands.add_parser(name, help=text, add_help=False)
-    compare = commands.add_parser("compare", help="train the runs of a study and compare them")
-    compare.add_argument("study", metavar="STUDY.yml", help="a study file, or the name of one in zoo_configs/studies")
-    compare.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default: runs/<study's name>)")
-    compare.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: one per core)")
+    _add_compare(commands.add_parser("compare", help="train the runs of a study and compare them"))
     _add_variance(commands.add_parser("variance", help="measure variance and bias of the gradient under each option"))
     return parser
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "study", nargs="?", metavar="STUDY.yml", help="a study file, or the name of one in zoo_configs/studies"
+    )
+    parser.add_argument("--env", nargs="+", metavar="ID", help="without a file: environments")
+    parser.add_argument("--algos", nargs="+", metavar="KEY", help="without a file: zoo keys, the first as the baseline")
+    parser.add_argument("--seeds", type=int, metavar="N", help="without a file: seeds per algorithm (default: 3)")
+    parser.add_argument(
+        "--timesteps", type=int, metavar="N", help="without a file: environment steps (default: the configurations')"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default: runs/<study's name>)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: one per core)")
+    parser.add_argument(
+        "--backend",
+        default="loky",
+        metavar="NAME",
+        help="joblib's: loky (default), dask, ray: where the runs are trained",
+    )
 
 
 def _add_variance(parser: argparse.ArgumentParser) -> None:

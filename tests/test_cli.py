@@ -96,6 +96,10 @@ def test_an_environment_of_another_package(tmp_path: Path, monkeypatch) -> None:
         (["enjoy", "--no-render"], "train it first: sb3-pgext train --algo reinforce --env CartPole-v1"),
         (["compare", "dem"], "unknown study 'dem', did you mean 'demo'?"),
         (["compare", "demo", "--jobs", "0"], "jobs must be at least 1, not 0"),
+        (["compare", "demo", "--backend", "threading"], "backend='threading': allowed is one of 'dask', 'loky',"),
+        (["compare", "--env", "CartPole-v1", "--algos", "pppo"], "unknown algorithm 'pppo', did you mean 'ppo'?"),
+        (["compare", "--env", "CartPole-v1", "--algos", "ppo", "ppo"], "algos must be a list of one or more different"),
+        (["compare", "--env", "CartPole-v1", "--algos", "ppo", "--seeds", "0"], "seeds must be a whole number of at"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments: list[str], message: str, capsys) -> None:
@@ -106,7 +110,18 @@ def test_a_mistake_is_one_line_and_status_2(arguments: list[str], message: str, 
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["trian"], ["compare"], ["compare", "demo", "--job-count", "2"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["trian"],
+        ["compare"],
+        ["compare", "demo", "--job-count", "2"],
+        ["compare", "demo", "--env", "CartPole-v1"],
+        ["compare", "demo", "--seeds", "2"],
+        ["compare", "--env", "CartPole-v1"],
+    ],
+)
 def test_a_mistaken_command_line_is_status_2(arguments: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)

@@ -5,38 +5,43 @@ from pathlib import Path
 import joblib
 from rich.console import Console
 
+from sb3_pgext.compare.aggregate import aggregate
 from sb3_pgext.compare.display import show_progress
-from sb3_pgext.compare.plots import plot_learning_curves
-from sb3_pgext.compare.report import print_summary, results_table, summary_table
+from sb3_pgext.compare.page import aggregate_table, write_pages
+from sb3_pgext.compare.plots import plot_study
+from sb3_pgext.compare.report import SummaryTable, print_summary, results_table, summary_table, summary_tables
 from sb3_pgext.compare.runs import Outcome, execute_all, finished
 from sb3_pgext.compare.study import Study, find_study, read_study
+from sb3_pgext.rollouts.files import replacing
 
 _FILE_WIDTH = 120
 """Columns of what is printed where there is no terminal to fit it to."""
 
 
-def compare(study: str | Path, out: Path | None = None, jobs: int | None = None) -> bool:
+def compare(study: Study | str | Path, out: Path | None = None, jobs: int | None = None, backend: str = "loky") -> bool:
     """
     Train the runs of a study that have not been trained yet, and compare all of them.
 
-    Writes ``results.csv`` (each evaluation of each run), ``summary.csv`` (each label on each environment),
-    ``learning_curves.png`` and ``.svg``, and a folder per run in ``runs/``; prints the summary.
+    Writes ``report.html`` and ``summary.md``, their figures as PNG and SVG, ``results.csv`` (each evaluation of each
+    run), ``summary.csv`` (each label on each environment) and a folder per run in ``runs/``; prints the summary.
 
-    :param study: path of a study file, or name of a ready one in ``zoo_configs/studies``
+    :param study: what to compare, path of a study file, or name of a ready one in ``zoo_configs/studies``
     :param out: folder of the results; default: ``runs/<name of the study>``
     :param jobs: runs at the same time; default: one per core
+    :param backend: of joblib: where they run, see :func:`~sb3_pgext.compare.runs.backend_context`
     :return: whether all runs finished
-    :raises ValueError: the study is not a valid one; nothing has been trained then
+    :raises ValueError: an argument is not allowed, or the study is not a valid one; nothing has been trained then
     """
+    if not isinstance(study, Study):
+        study = read_study(find_study(str(study)))
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, not {jobs}")
-    parsed = read_study(find_study(str(study)))
-    out = out or Path("runs") / parsed.name
+    out = (out or Path("runs") / study.name).resolve()
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
-    failures = _train(parsed, out / "runs", jobs or joblib.cpu_count(), console)
-    _report(parsed, out, console)
+    failures = _train(study, out / "runs", jobs or joblib.cpu_count(), backend, console)
+    _report(study, failures, out, console)
     for failure in failures:
         run = failure.run
         console.print(
@@ -48,25 +53,37 @@ def compare(study: str | Path, out: Path | None = None, jobs: int | None = None)
     return not failures
 
 
-def _train(study: Study, folder: Path, jobs: int, console: Console) -> list[Outcome]:
+def _train(study: Study, folder: Path, jobs: int, backend: str, console: Console) -> list[Outcome]:
     """Train what is missing and return what failed."""
     missing = [run for run in study.runs if not finished(run, folder)]
     if len(missing) < len(study.runs):
         console.print(f"{len(study.runs) - len(missing)} of {len(study.runs)} runs have been trained before")
     if not missing:
         return []
-    outcomes = show_progress(execute_all(missing, folder, jobs), missing, folder, console)
+    outcomes = show_progress(execute_all(missing, folder, jobs, backend), missing, folder, console)
     return [outcome for outcome in outcomes if outcome.error is not None]
 
 
-def _report(study: Study, out: Path, console: Console) -> None:
-    """Write and print the comparison of the runs that finished."""
+def _report(study: Study, failures: list[Outcome], out: Path, console: Console) -> None:
+    """Write and print the comparison of the runs that finished, and which did not."""
     results = results_table(study, out / "runs")
-    if results.empty:
-        return
-    summary = summary_table(study, results)
-    results.to_csv(out / "results.csv", index=False)
-    summary.to_csv(out / "summary.csv", index=False)
-    plot_learning_curves(study, results, out / "learning_curves")
-    print_summary(study, summary, console)
-    console.print(f"written to {out}: results.csv, summary.csv, learning_curves.png and .svg")
+    tables: list[SummaryTable] = []
+    figures: list[Path] = []
+    if not results.empty:
+        summary = summary_table(study, results)
+        for name, data in (("results.csv", results), ("summary.csv", summary)):
+            with replacing(out / name) as file:
+                data.to_csv(file, index=False)
+        tables = summary_tables(study, summary)
+        statistics = aggregate(study, results)
+        if statistics is not None:
+            tables.append(aggregate_table(statistics, study))
+        figures = plot_study(study, results, statistics, out)
+        print_summary(tables, console)
+    write_pages(study, tables, figures, failures, out)
+    console.print(f"written to {_shown(out)}: report.html, summary.md, the figures, results.csv, summary.csv")
+
+
+def _shown(path: Path) -> Path:
+    """As the user would write it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

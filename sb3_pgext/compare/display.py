@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from sb3_pgext.compare.runs import Outcome, progress
+from sb3_pgext.compare.runs import Outcome, finished, progress
 from sb3_pgext.compare.study import Run
 
 _REFRESH_SECONDS = 0.5
@@ -55,7 +55,8 @@ def _watch(stop: threading.Event, ended: list[Outcome], runs: list[Run], folder:
             if steps == 0:
                 # The workers are still starting, which says nothing about their speed.
                 training_since = now
-            text = f"{len(ended)}/{len(runs)} runs, {_speed(steps, all_steps, now - training_since)}"
+            n_ended = len({o.run.folder_name for o in ended} | {r.folder_name for r in runs if finished(r, folder)})
+            text = f"{n_ended}/{len(runs)} runs, {_speed(steps, all_steps, now - training_since)}"
             text += f", {_clock(now - started)} elapsed"
             bar.update(task, completed=steps, description=text)
             if not console.is_terminal and (stopped or now >= next_line):

@@ -1,6 +1,9 @@
-"""Learning curves for print: one panel per environment."""
+"""Figures for print."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -9,11 +12,13 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from sb3_pgext.compare.aggregate import Aggregate
 from sb3_pgext.compare.report import enough_seeds, learning_curves, seeds_per_run
 from sb3_pgext.compare.statistics import Estimate, iqm_with_bootstrap_interval
 from sb3_pgext.compare.study import Study
+from sb3_pgext.rollouts.files import replacing
 
 _LINE_STYLES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1))]
 """Colour is not the only mark of a curve."""
@@ -21,18 +26,38 @@ _LINE_STYLES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1
 _MAX_COLUMNS = 3
 
 
-def plot_learning_curves(study: Study, results: pd.DataFrame, path: Path) -> None:
+def plot_study(study: Study, results: pd.DataFrame, statistics: Aggregate | None, folder: Path) -> list[Path]:
     """
-    Draw the learning curves and write them as PNG and SVG.
+    Draw the figures of a study: learning curves and, over several environments or seeds, what they have in common.
 
     :param study: a study
     :param results: as of :func:`sb3_pgext.compare.report.results_table`
-    :param path: of the files, without their suffix
+    :param statistics: of all environments together; None where there are none
+    :param folder: where the files go
+    :return: the files, without their suffixes ``.png`` and ``.svg``
     """
+    figures = {"learning_curves": lambda: learning_curves_figure(study, results)}
+    if statistics is not None:
+        figures["sample_efficiency"] = lambda: sample_efficiency_figure(study, statistics)
+        figures["profiles"] = lambda: profiles_figure(study, statistics)
+        figures["improvement"] = lambda: improvement_figure(study, statistics)
+    with _style():
+        for name, draw in figures.items():
+            _write(draw(), folder / name)
+    return [folder / name for name in figures]
+
+
+@contextmanager
+def _style() -> Iterator[None]:
     with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.1), mpl.rc_context({"svg.hashsalt": ""}):
-        figure = learning_curves_figure(study, results)
-        figure.savefig(path.with_suffix(".png"), dpi=200)
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        yield
+
+
+def _write(figure: Figure, path: Path) -> None:
+    """As PNG and SVG; files that are there stay whole."""
+    for suffix, options in ((".png", {"dpi": 200}), (".svg", {"metadata": {"Date": None}})):
+        with replacing(path.with_suffix(suffix)) as file:
+            figure.savefig(file, format=suffix[1:], **options)
 
 
 def learning_curves_figure(study: Study, results: pd.DataFrame) -> Figure:
@@ -58,26 +83,110 @@ def learning_curves_figure(study: Study, results: pd.DataFrame) -> Figure:
 
 def _panel(axes: Axes, study: Study, results: pd.DataFrame, environment: str) -> None:
     """The curves of one environment."""
-    colors = sns.color_palette("colorblind", len(study.labels))
-    for i, label in enumerate(study.labels):
+    for label in study.labels:
         timesteps, returns = learning_curves(results, label, environment)
-        if len(returns) == 0:
-            continue
-        curve = band(returns, enough_seeds(results))
-        style = {"color": colors[i], "zorder": 3 + 1 / (1 + i)}
-        axes.fill_between(timesteps, curve.low, curve.high, alpha=0.12, linewidth=0, **style)
-        for edge in (curve.low, curve.high):
-            axes.plot(timesteps, edge, linewidth=0.5, alpha=0.6, **style)
-        line_style = _LINE_STYLES[i % len(_LINE_STYLES)]
-        axes.plot(timesteps, curve.value, linewidth=1.8, linestyle=line_style, label=label, **style)
+        if len(returns) > 0:
+            _curve(axes, study, label, timesteps, band(returns, enough_seeds(results)))
     if (threshold := study.thresholds.get(environment)) is not None:
-        style = {"color": "0.4", "linewidth": 0.8, "linestyle": (0, (2, 3))}
+        style: dict[str, Any] = {"color": "0.4", "linewidth": 0.8, "linestyle": (0, (2, 3))}
         values = sorted(set(study.thresholds.values()))
         axes.axhline(threshold, label=f"threshold {', '.join(f'{t:g}' for t in values)}", zorder=2, **style)
     axes.set_title(environment)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: thousands(steps)))
     axes.margins(x=0.01)
     sns.despine(ax=axes)
+
+
+def _curve(axes: Axes, study: Study, label: str, x: np.ndarray, curve: Estimate) -> None:
+    """A line with its band, in the style that the label has in all figures."""
+    i = study.labels.index(label)
+    style: dict[str, Any] = {"color": sns.color_palette("colorblind", len(study.labels))[i], "zorder": 3 + 1 / (1 + i)}
+    axes.fill_between(x, curve.low, curve.high, alpha=0.12, linewidth=0, **style)
+    for edge in (curve.low, curve.high):
+        axes.plot(x, edge, linewidth=0.5, alpha=0.6, **style)
+    line_style = _LINE_STYLES[i % len(_LINE_STYLES)]
+    axes.plot(x, curve.value, linewidth=1.8, linestyle=line_style, label=label, **style)
+
+
+def sample_efficiency_figure(study: Study, statistics: Aggregate) -> Figure:
+    """
+    :param study: a study
+    :param statistics: of all its environments
+    :return: the interquartile mean of the scores during training
+    """
+    figure, axes = _single_panel(study, statistics)
+    for label, curve in statistics.curves.items():
+        _curve(axes, study, label, statistics.fractions, curve)
+    axes.set_xlabel("share of the training")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylabel("score\n(0: before training, 1: best run)")
+    return _with_legend(figure, axes, f"line: interquartile mean of {_runs(study, statistics)}")
+
+
+def profiles_figure(study: Study, statistics: Aggregate) -> Figure:
+    """
+    :param study: a study
+    :param statistics: of all its environments
+    :return: the share of the runs whose final score is above each score
+    """
+    figure, axes = _single_panel(study, statistics)
+    for label, curve in statistics.profiles.items():
+        _curve(axes, study, label, statistics.thresholds, curve)
+    axes.set_xlabel("final score (0: before training, 1: best run)")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylabel("share of the runs above it")
+    return _with_legend(figure, axes, f"line: {_runs(study, statistics)}")
+
+
+def improvement_figure(study: Study, statistics: Aggregate) -> Figure:
+    """
+    :param study: a study
+    :param statistics: of all its environments
+    :return: the probability that a run of each label ends with a higher score than one of the baseline
+    """
+    figure = Figure(figsize=(6.4, 1.5 + 0.45 * len(statistics.improvements)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    colors = sns.color_palette("colorblind", len(study.labels))
+    for y, (label, estimate) in enumerate(statistics.improvements.items()):
+        width = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+        color = colors[study.labels.index(label)]
+        axes.errorbar([estimate.value], [y], xerr=width, fmt="o", color=color, markersize=6, capsize=3)
+    axes.set_yticks(range(len(statistics.improvements)), list(statistics.improvements))
+    axes.set_ylim(len(statistics.improvements) - 0.5, -0.5)
+    axes.axvline(0.5, color="0.4", linewidth=0.8, linestyle=(0, (2, 3)))
+    axes.set_xlim(-0.03, 1.03)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel(f"probability of a higher final score than {statistics.baseline}\n(bars: 95 % bootstrap intervals)")
+    sns.despine(ax=axes)
+    return figure
+
+
+def _single_panel(study: Study, statistics: Aggregate) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, 4.0 + 0.1 * len(statistics.final)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    n_environments = len(study.environments)
+    axes.set_title(study.environments[0] if n_environments == 1 else f"{n_environments} environments")
+    return figure, axes
+
+
+def _with_legend(figure: Figure, axes: Axes, title: str) -> Figure:
+    axes.margins(x=0.01)
+    sns.despine(ax=axes)
+    figure.legend(
+        title=f"{title}\nband: 95 % bootstrap interval",
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        handlelength=3,
+    )
+    return figure
+
+
+def _runs(study: Study, statistics: Aggregate) -> str:
+    n = len(study.environments)
+    return f"{statistics.seeds} seeds" + (f" on each of {n} environments" if n > 1 else "")
 
 
 def band(returns: np.ndarray, bootstrap: bool) -> Estimate:
@@ -159,7 +268,7 @@ def plot_variances(table: pd.DataFrame, option: str, title: str, reference: str,
     :param reference: what the bias is measured against, where there is one
     :param path: of the files, without their suffix
     """
-    with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.1), mpl.rc_context({"svg.hashsalt": ""}):
+    with _style():
         names = [name for name in _STATISTICS if table[name].notna().any()]
         n_rows = -(-len(names) // _MAX_COLUMNS)
         n_columns = -(-len(names) // n_rows)
@@ -175,8 +284,7 @@ def plot_variances(table: pd.DataFrame, option: str, title: str, reference: str,
         legend = f"{option}; bars: 95 % intervals"
         figure.legend(handles, labels, title=legend, loc="outside lower center", ncols=len(labels), frameon=False)
         figure.suptitle(title)
-        figure.savefig(path.with_suffix(".png"), dpi=200)
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        _write(figure, path)
 
 
 def _variance_panel(axes: Axes, table: pd.DataFrame, name: str) -> None:

@@ -1,6 +1,7 @@
 """The numbers of a study: each evaluation, and each label on each environment in one line."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,27 +120,55 @@ def _steps_to_threshold(timesteps: np.ndarray, returns: np.ndarray, threshold: f
     }
 
 
-def print_summary(study: Study, summary: pd.DataFrame, console: Console) -> None:
+@dataclass(frozen=True)
+class SummaryTable:
     """
-    Print one table per environment.
+    What a reader sees of a summary, on one environment.
 
+    :param title: environment and seeds
+    :param header: names of the columns, with a line break where they are long
+    :param rows: their cells, one row per label
+    :param caption: what the brackets are
+    """
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    caption: str
+
+
+def summary_tables(study: Study, summary: pd.DataFrame) -> list[SummaryTable]:
+    """
     :param study: a study
     :param summary: as of :func:`summary_table`
-    :param console: where to print
+    :return: one table for each environment on which a run has finished
     """
-    for environment in study.environments:
-        rows = summary[summary["environment"] == environment].to_dict("records")
-        if rows:
-            console.print(_table(environment, rows, study.thresholds.get(environment)))
+    of_environments = [
+        (name, summary[summary["environment"] == name].to_dict("records")) for name in study.environments
+    ]
+    return [_table(name, rows, study.thresholds.get(name)) for name, rows in of_environments if rows]
 
 
-def _table(environment: str, rows: Sequence[Mapping[Any, Any]], threshold: float | None) -> Table:
+def print_summary(tables: Sequence[SummaryTable], console: Console) -> None:
+    """
+    :param tables: as of :func:`summary_tables`
+    :param console: where to print them
+    """
+    for table in tables:
+        printed = Table(title=table.title, caption=table.caption, box=box.SIMPLE_HEAD)
+        for i, name in enumerate(table.header):
+            printed.add_column(name, justify="right" if i else "left", min_width=_MIN_COLUMN_WIDTH)
+        for row in table.rows:
+            printed.add_row(*map(Text, row))
+        console.print(printed)
+
+
+def _table(environment: str, rows: Sequence[Mapping[Any, Any]], threshold: float | None) -> SummaryTable:
     seeds = sorted({row["seeds"] for row in rows})
     with_iqm = "final_iqm" in rows[0]
     caption = "Brackets: 95 % intervals over seeds; Student's t around a mean"
     caption += ", bootstrap around an IQM." if with_iqm else "."
     caption += " Speed and time: training only."
-    table = Table(title=f"{environment}, {'-'.join(map(str, seeds))} seeds", caption=caption, box=box.SIMPLE_HEAD)
     columns: dict[str, Callable[[Mapping[Any, Any]], str]] = {
         "run": lambda row: row["run"],
         "final return\nmean": lambda row: _interval(row["final_mean"], row["final_low"], row["final_high"]),
@@ -155,11 +184,8 @@ def _table(environment: str, rows: Sequence[Mapping[Any, Any]], threshold: float
         columns[f"steps to {threshold:g}\nmedian"] = _threshold_cell
     columns["steps/s"] = lambda row: f"{row['steps_per_second']:,.0f}"
     columns["time"] = lambda row: f"{row['seconds']:.1f} s"
-    for name in columns:
-        table.add_column(name, justify="left" if name == "run" else "right", min_width=_MIN_COLUMN_WIDTH)
-    for row in rows:
-        table.add_row(*(Text(cell(row)) for cell in columns.values()))
-    return table
+    title = f"{environment}, {'-'.join(map(str, seeds))} seeds"
+    return SummaryTable(title, list(columns), [[cell(row) for cell in columns.values()] for row in rows], caption)
 
 
 def _interval(value: float, low: float, high: float) -> str:

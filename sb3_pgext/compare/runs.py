@@ -48,17 +48,51 @@ def finished(run: Run, folder: Path) -> bool:
     return (folder / run.folder_name).is_dir()
 
 
-def execute_all(runs: list[Run], folder: Path, jobs: int) -> Iterator[Outcome]:
+def execute_all(runs: list[Run], folder: Path, jobs: int, backend: str = "loky") -> Iterator[Outcome]:
     """
-    Train runs, several at a time, in worker processes (a single job runs in this process).
+    Train runs, several at a time, in worker processes (a single local job runs in this process).
 
     :param runs: the runs
-    :param folder: the folder of all runs
+    :param folder: the folder of all runs, which all workers must see under this name
     :param jobs: number of worker processes
-    :return: the outcomes, as the runs end
+    :param backend: of joblib, see :func:`backend_context`
+    :return: the outcomes, as the runs end, or all at the end from backends that cannot do better
     """
-    workers = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered")
-    yield from workers(joblib.delayed(execute)(run, folder) for run in runs)
+    with backend_context(backend):
+        chosen, _ = joblib.parallel.get_active_backend()
+        return_as = "generator_unordered" if chosen.supports_return_generator else "list"
+        workers = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as=return_as)
+        yield from workers(joblib.delayed(execute)(run, folder) for run in runs)
+
+
+@contextlib.contextmanager
+def backend_context(backend: str) -> Iterator[None]:
+    """
+    Where joblib's workers are.
+
+    :param backend: ``"loky"`` (processes of this machine), ``"dask"`` (the cluster that ``DASK_SCHEDULER_ADDRESS``
+        names, else one on this machine), ``"ray"`` (that of ``RAY_ADDRESS``, likewise) or another one that has been
+        registered with joblib
+    :return: context
+    :raises ValueError: there is no such backend, or its workers are threads, which share what a run must have alone
+    """
+    with contextlib.ExitStack() as stack:
+        if backend == "dask":
+            import dask
+            from distributed import Client
+
+            # Runs redirect the output of their process: one at a time in each.
+            own = {} if dask.config.get("scheduler-address", None) else {"threads_per_worker": 1}
+            stack.enter_context(Client(**own))
+        elif backend == "ray":
+            from ray.util.joblib import register_ray
+
+            register_ray()
+        known = sorted({*joblib.parallel.BACKENDS, "dask", "ray"} - {"threading", "sequential"})
+        if backend not in known:
+            raise ValueError(f"backend={backend!r}: allowed is one of {', '.join(map(repr, known))}")
+        stack.enter_context(joblib.parallel_config(backend=backend))
+        yield
 
 
 def execute(run: Run, folder: Path) -> Outcome:
@@ -72,22 +106,25 @@ def execute(run: Run, folder: Path) -> Outcome:
     final, partial, failed = (folder / f"{run.folder_name}{suffix}" for suffix in ("", ".partial", ".failed"))
     for leftover in (partial, failed):
         shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    with (
-        (partial / "log.txt").open("w") as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-        one_torch_thread(),
-    ):
-        try:
-            _train(run, partial)
-            error = None
-        except Exception as exception:
-            # Reported, with its traceback in the log; the other runs go on.
-            traceback.print_exc()
-            error = f"{type(exception).__name__}: {exception}"
+    error = None
+    try:
+        partial.mkdir(parents=True)
+        with (
+            (partial / "log.txt").open("w") as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+            one_torch_thread(),
+        ):
+            try:
+                _train(run, partial)
+            except Exception:
+                traceback.print_exc()
+                raise
+    except Exception as exception:  # of whatever kind, also that the log could not be written; the other runs go on
+        error = f"{type(exception).__name__}: {exception}"
     destination = final if error is None else failed
-    partial.rename(destination)
+    if partial.exists():
+        partial.rename(destination)
     return Outcome(run, error, destination / "log.txt")
 
 
@@ -95,8 +132,10 @@ def progress(run: Run, folder: Path) -> int:
     """
     :param run: a run
     :param folder: the folder of all runs
-    :return: the environment steps that an unfinished run has taken, as it last reported
+    :return: the environment steps that a run has taken, as it last reported
     """
+    if finished(run, folder):
+        return run.n_timesteps
     try:
         return int((folder / f"{run.folder_name}.partial" / "progress").read_text())
     except FileNotFoundError:

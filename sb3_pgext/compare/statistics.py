@@ -63,9 +63,23 @@ def iqm_with_bootstrap_interval(scores: np.ndarray) -> Estimate:
     :param scores: ``(S,)`` or ``(S, T)``, one row per seed
     :return: estimates of shape ``()`` or ``(T,)``
     """
-    points, intervals = _bootstrap(scores.reshape(len(scores), 1, -1), lambda sample: interquartile_mean(sample)[0])
-    shape = scores.shape[1:]
-    return Estimate(points.reshape(shape), intervals[0].reshape(shape), intervals[1].reshape(shape))
+    return bootstrapped(scores.reshape(len(scores), 1, *scores.shape[1:]), lambda sample: interquartile_mean(sample)[0])
+
+
+def bootstrapped(scores: np.ndarray | tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray]) -> Estimate:
+    """
+    A statistic with rliable's stratified bootstrap 95 % interval: seeds are resampled in each environment.
+
+    :param scores: ``(S, E, ...)``, or several such arrays, which are resampled independently
+    :param statistic: of them, ``()`` or ``(T,)``
+    :return: estimates of this shape
+    """
+    with _seeded_numpy():
+        points, intervals = library.get_interval_estimates(
+            {"": scores}, lambda *samples: np.atleast_1d(statistic(*samples)), reps=_BOOTSTRAP_REPETITIONS
+        )
+    shape = np.shape(statistic(*scores) if isinstance(scores, tuple) else statistic(scores))
+    return Estimate(points[""].reshape(shape), *intervals[""].reshape(2, *shape))
 
 
 def area_under_curve(timesteps: np.ndarray, returns: np.ndarray) -> np.ndarray:
@@ -88,12 +102,6 @@ def steps_to_threshold(timesteps: np.ndarray, returns: np.ndarray, threshold: fl
     """
     reached = returns >= threshold
     return np.where(reached.any(axis=1), timesteps[reached.argmax(axis=1)], np.inf)
-
-
-def _bootstrap(scores: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    with _seeded_numpy():
-        points, intervals = library.get_interval_estimates({"": scores}, function, reps=_BOOTSTRAP_REPETITIONS)
-    return points[""], intervals[""]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from sb3_pgext.zoo import check_environment, check_name, configs_folder, read_co
 from sb3_pgext.zoo.configs import check_keys
 from sb3_pgext.zoo.names import import_environments
 
-_VERSIONS = {"sb3-pgext": sb3_pgext.__version__} | {
+VERSIONS = {"sb3-pgext": sb3_pgext.__version__} | {
     package: version(package) for package in ("stable-baselines3", "sb3-contrib", "torch", "gymnasium")
 }
 """What a run's result depends on besides its settings."""
@@ -65,7 +65,7 @@ class Run:
     @property
     def folder_name(self) -> str:
         """The run's folder: label, environment, seed, and a hash of all settings and versions."""
-        settings = json.dumps([asdict(self), _VERSIONS], sort_keys=True, default=str)
+        settings = json.dumps([asdict(self), VERSIONS], sort_keys=True, default=str)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
         slug = re.sub(r"[^\w.+-]+", "-", f"{self.label}_{self.environment}").strip("-")
         return f"{slug}_{self.seed}_{digest}"
@@ -79,11 +79,13 @@ class Study:
     :param name: name of the study
     :param runs: its runs; all labels of one environment and seed stand together
     :param thresholds: for some environments, the mean return to be reached
+    :param baseline: label that the others are compared with; None for the first
     """
 
     name: str
     runs: tuple[Run, ...]
     thresholds: Mapping[str, float]
+    baseline: str | None = None
 
     @property
     def environments(self) -> list[str]:
@@ -94,6 +96,11 @@ class Study:
     def labels(self) -> list[str]:
         """The labels of the runs, in the order of the file."""
         return list(dict.fromkeys(run.label for run in self.runs))
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, in the order of the file."""
+        return list(dict.fromkeys(run.seed for run in self.runs))
 
 
 def find_study(name: str) -> Path:
@@ -122,8 +129,27 @@ def read_study(path: Path) -> Study:
         raise ValueError(f"{path}: {error}") from error
 
 
+def quick_study(
+    environments: list[str], algorithms: list[str], seeds: int | None = None, n_timesteps: int | None = None
+) -> Study:
+    """
+    A study without a file: algorithms with their configurations of the zoo.
+
+    :param environments: ids
+    :param algorithms: zoo keys; the first is what the others are compared with
+    :param seeds: how many; None for the default of a study file
+    :param n_timesteps: environment steps of each run; None for what the configurations say
+    :return: the study, named by environments and algorithms
+    :raises ValueError: as for :func:`read_study`
+    """
+    runs = {algo: {"algo": algo} for algo in _distinct("algos", algorithms)}
+    content = {"environments": environments, "runs": runs, "seeds": seeds, "n_timesteps": n_timesteps}
+    name = re.sub(r"[^\w.+-]+", "-", f"{'+'.join(environments)}_{'+'.join(algorithms)}")
+    return _parse(name, {key: value for key, value in content.items() if value is not None})
+
+
 def _parse(name: str, content: object) -> Study:
-    keys = {"environments", "seeds", "n_timesteps", "evaluation", "threshold", "gym_packages", "runs"}
+    keys = {"environments", "seeds", "n_timesteps", "evaluation", "threshold", "baseline", "gym_packages", "runs"}
     content = _mapping("a study", content, keys, required=("environments", "runs"))
     gym_packages = tuple(_list("gym_packages", content.get("gym_packages", [])))
     import_environments(gym_packages)
@@ -139,7 +165,10 @@ def _parse(name: str, content: object) -> Study:
         for seed in seeds
         for template in templates[env_id]
     ]
-    return Study(name, tuple(runs), _thresholds(content, environments))
+    baseline = content.get("baseline")
+    if baseline is not None:
+        check_name("label of baseline", baseline, [run.label for run in runs])
+    return Study(name, tuple(runs), _thresholds(content, environments), baseline)
 
 
 def _named_runs(runs: object) -> list[tuple[str, object]]:

@@ -1,5 +1,7 @@
 """Claim: a study trains each of its runs once, wherever it is interrupted, and reports all that finished and failed."""
 
+import contextlib
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,8 @@ def test_a_study_from_the_command_line(capsys) -> None:
     assert main(["compare", _write(), "--jobs", "1"]) == 0
     out = Path("runs/mine")
     assert {path.name for path in out.iterdir()} == {
+        "report.html",
+        "summary.md",
         "results.csv",
         "summary.csv",
         "learning_curves.png",
@@ -120,6 +124,64 @@ def test_worker_processes_give_the_same_numbers_also_in_an_environment_of_anothe
     pd.testing.assert_frame_equal(_numbers("one"), _numbers("two"))
 
 
+@pytest.mark.parametrize("backend", ["dask", "multiprocessing", "ray"])
+def test_other_backends_of_joblib_give_the_same_numbers(backend, monkeypatch) -> None:
+    """A cluster of two workers on this machine."""
+    with contextlib.ExitStack() as stack:
+        if backend == "dask":
+            dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
+            cluster = distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None)
+            stack.enter_context(cluster)
+            stack.enter_context(dask.config.set({"scheduler-address": cluster.scheduler_address}))
+        if backend == "ray":
+            ray = pytest.importorskip("ray")
+            ray.init(num_cpus=2, include_dashboard=False)
+            stack.callback(ray.shutdown)
+        assert main(["compare", _write(seeds=1), "--out", backend, "--jobs", "2", "--backend", backend]) == 0
+    assert compare(_write(seeds=1), Path("here"), jobs=1)
+    pd.testing.assert_frame_equal(_numbers("here"), _numbers(backend))
+
+
+def test_without_a_file(capsys) -> None:
+    arguments = ["--env", "CartPole-v1", "--algos", "reinforce", "ppo", "--seeds", "1", "--timesteps", "40"]
+    assert main(["compare", *arguments, "--jobs", "1"]) == 0
+    results = _numbers("runs/CartPole-v1_reinforce+ppo")
+    assert set(results["run"]) == {"reinforce", "ppo"}
+    assert results["timesteps"].max() == 40
+    assert "runs/CartPole-v1_reinforce+ppo: report.html" in capsys.readouterr().out
+
+
+def test_the_report_is_one_page_with_all_there_is_to_know() -> None:
+    compare(_write(seeds=5, n_timesteps=40, runs={"a": {"algo": "ppo"}, "<b>": {"algo": "a2c"}}), jobs=1)
+    page = Path("runs/mine/report.html").read_text()
+    assert page.count("data:image/svg+xml;base64,") == 4
+    assert 'src="http' not in page
+    assert "href" not in page
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+    for text in ("CartPole-v1, 5 seeds", "P(better than", "n_steps: 32", "torch", "0, 1, 2, 3, 4", "every 200 steps"):
+        assert text in page
+    summary = Path("runs/mine/summary.md").read_text()
+    assert "| run | final return mean | final return IQM |" in summary
+    assert "![Learning curves](learning_curves.png)" in summary
+
+
+def test_a_full_disk_is_one_failed_run(monkeypatch, capsys) -> None:
+    def full(run, folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sb3_pgext.compare.runs._train", full)
+        assert main(["compare", _write(seeds=1), "--jobs", "1"]) == 1
+    assert "seed 0: OSError: [Errno 28] No space left on device" in capsys.readouterr().out
+    page = Path("runs/mine/report.html").read_text()
+    assert "Runs that failed" in page
+    assert "No space left on device" in page
+    monkeypatch.setattr("sb3_pgext.compare.command.write_pages", lambda *args: full(*args[:2]))
+    assert main(["compare", _write(seeds=1), "--jobs", "1"]) == 2
+    assert "error: [Errno 28] No space left on device" in capsys.readouterr().err
+
+
 def test_a_finished_study_trains_nothing(monkeypatch, capsys) -> None:
     compare(_write(), jobs=1)
     before = _numbers("runs/mine")
@@ -170,6 +232,8 @@ def test_a_failed_run_is_reported_and_the_others_go_on(capsys) -> None:
     study = _write(seeds=1, runs=_FAILS | _STUDY["runs"])
     assert main(["compare", study, "--jobs", "1"]) == 1
     printed = capsys.readouterr().out
+    for name in ("report.html", "summary.md"):
+        assert "AssertionError: `n_steps * n_envs` must be greater than 1" in Path(f"runs/mine/{name}").read_text()
     assert "failed: fails, CartPole-v1, seed 0: AssertionError: `n_steps * n_envs` must be greater than 1" in printed
     assert set(_numbers("runs/mine")["run"]) == {"ours [a]", "theirs"}
     (failed,) = Path("runs/mine/runs").glob("*.failed")

@@ -6,7 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sb3_pgext.compare.plots import band, learning_curves_figure, plot_learning_curves, thousands
+from sb3_pgext.compare.aggregate import aggregate
+from sb3_pgext.compare.plots import (
+    band,
+    improvement_figure,
+    learning_curves_figure,
+    plot_study,
+    profiles_figure,
+    sample_efficiency_figure,
+    thousands,
+)
 from sb3_pgext.compare.study import Evaluation, Run, Study
 
 
@@ -34,9 +43,38 @@ def _study(labels: list[str], environments: list[str], seeds: int) -> tuple[Stud
 
 
 def test_files_are_written_as_png_and_svg(tmp_path: Path) -> None:
-    plot_learning_curves(*_study(["a", "b"], ["X-v0"], 3), tmp_path / "curves")
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "</svg>" in (tmp_path / "curves.svg").read_text()
+    study, results = _study(["a", "b"], ["X-v0", "Y-v0"], 5)
+    names = ["learning_curves", "sample_efficiency", "profiles", "improvement"]
+    assert plot_study(study, results, aggregate(study, results), tmp_path) == [tmp_path / name for name in names]
+    for name in names:
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "</svg>" in (tmp_path / f"{name}.svg").read_text()
+    assert len(list(tmp_path.iterdir())) == 8
+    assert plot_study(study, results, None, tmp_path) == [tmp_path / "learning_curves"]
+
+
+@pytest.mark.parametrize("n_environments", [1, 3])
+def test_figures_of_all_environments_name_their_axes_and_each_run_once(n_environments: int) -> None:
+    labels = [f"algorithm with a long name {i}" for i in range(4)]
+    study, results = _study(labels, [f"Environment{i}-v0" for i in range(n_environments)], 5)
+    statistics = aggregate(study, results)
+    assert statistics is not None
+    for draw in (sample_efficiency_figure, profiles_figure):
+        figure = draw(study, statistics)
+        figure.canvas.draw()
+        (axes,), (legend,) = figure.axes, figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == labels
+        assert "5 seeds" in legend.get_title().get_text()
+        assert ("3 environments" in legend.get_title().get_text()) == (n_environments == 3)
+        assert not axes.get_tightbbox().overlaps(legend.get_window_extent())
+        assert axes.get_xlabel()
+        assert axes.get_ylabel()
+    figure = improvement_figure(study, statistics)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == labels[1:]
+    assert labels[0] in axes.get_xlabel()
+    assert axes.get_tightbbox().x0 >= 0
 
 
 @pytest.mark.parametrize(("n_labels", "n_environments", "seeds"), [(2, 1, 3), (4, 2, 3), (3, 4, 5)])

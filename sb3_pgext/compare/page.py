@@ -1,0 +1,124 @@
+"""What a study found, to read and to pass on: ``report.html``, which needs nothing beside it, and ``summary.md``."""
+
+import base64
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from sb3_pgext.compare.aggregate import Aggregate
+from sb3_pgext.compare.report import SummaryTable
+from sb3_pgext.compare.runs import Outcome
+from sb3_pgext.compare.study import VERSIONS, Study
+from sb3_pgext.rollouts.files import replacing
+
+__all__ = ["aggregate_table", "write_pages"]
+
+_CAPTIONS = {
+    "learning_curves": "Learning curves",
+    "sample_efficiency": "Sample efficiency over all environments",
+    "profiles": "Performance profiles: further up and to the right is better",
+    "improvement": "Probability of improvement",
+}
+
+
+def aggregate_table(statistics: Aggregate, study: Study) -> SummaryTable:
+    """
+    :param statistics: of all environments together
+    :param study: whose they are
+    :return: the same as a table
+    """
+    rows = []
+    for label, final in statistics.final.items():
+        improvement = statistics.improvements.get(label)
+        probability = "–" if improvement is None else _estimate_text(improvement)
+        rows.append([label, _estimate_text(final), probability])
+    n = len(study.environments)
+    return SummaryTable(
+        f"{study.environments[0] if n == 1 else f'{n} environments together'}, {statistics.seeds} seeds",
+        ["run", "final score\nIQM", f"P(better than\n{statistics.baseline})"],
+        rows,
+        "Score: 0 before training, 1 the best final return of any run in the environment. "
+        "Brackets: 95 % stratified bootstrap intervals.",
+    )
+
+
+def _estimate_text(estimate: Any) -> str:
+    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def write_pages(
+    study: Study, tables: Sequence[SummaryTable], figures: Sequence[Path], failures: Sequence[Outcome], folder: Path
+) -> None:
+    """
+    :param study: a study
+    :param tables: what to show first
+    :param figures: files of the figures, without suffix; the SVG goes into the page
+    :param failures: the runs that did not finish
+    :param folder: where the pages go
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sb3_pgext.compare", "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    content = {
+        "study": study,
+        "tables": tables,
+        "figures": [{"name": f.name, "caption": _CAPTIONS[f.name], "svg": _inline(f)} for f in figures],
+        "failures": failures,
+        "configs": _configs(study),
+        "versions": VERSIONS,
+        "machine": _machine(),
+        "evaluations": _evaluations(study),
+    }
+    for name, autoescape in (("report.html", True), ("summary.md", False)):
+        page = environment.overlay(autoescape=autoescape).get_template(f"{name}.jinja").render(content)
+        with replacing(folder / name) as file:
+            file.write(page.encode())
+
+
+def _inline(figure: Path) -> str:
+    """The SVG as the address of an image."""
+    svg = figure.with_suffix(".svg").read_bytes()
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+
+
+def _configs(study: Study) -> list[dict[str, str]]:
+    """What each label was trained with on each environment; the seeds are the only difference between its runs."""
+    distinct = {(run.environment, run.label): run for run in study.runs}
+    return [
+        {
+            "environment": environment,
+            "run": label,
+            "algorithm": run.algo,
+            "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True),
+        }
+        for (environment, label), run in distinct.items()
+    ]
+
+
+def _evaluations(study: Study) -> list[tuple[str, str]]:
+    """How the runs on each environment were evaluated, in words."""
+    of_environment = {run.environment: run.evaluation for run in study.runs}
+    return [
+        (
+            name,
+            f"every {e.frequency:,} steps, {e.episodes} {'deterministic' if e.deterministic else 'sampled'} episodes",
+        )
+        for name, e in of_environment.items()
+    ]
+
+
+def _machine() -> dict[str, str]:
+    """Of this process. Runs of a cluster may have had others."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "cores": str(os.cpu_count()),
+    }
