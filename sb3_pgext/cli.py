@@ -1,4 +1,4 @@
-"""The command line: ``sb3-pgext train``, ``enjoy``, ``compare`` and ``variance``."""
+"""The command line: ``sb3-pgext train``, ``enjoy``, ``compare``, ``variance`` and ``zoo``."""
 
 import argparse
 import sys
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command in ("compare", "variance") and rest:
+    if arguments.command in ("compare", "variance", "zoo") and rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command == "compare":
         from sb3_pgext.compare import compare, quick_study
@@ -69,6 +69,12 @@ def _run(argv: Sequence[str] | None) -> int:
 
     from sb3_pgext import zoo
 
+    if arguments.command == "zoo":
+        if arguments.what == "list":
+            zoo.list_zoo()
+            return 0
+        return 0 if zoo.check_zoo() else 1
+
     {"train": zoo.train, "enjoy": zoo.enjoy}[arguments.command](rest)
     return 0
 
@@ -82,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
         ("enjoy", "watch a trained agent: rl_zoo3's flags, agents of logs/ by default"),
     ):
         commands.add_parser(name, help=text, add_help=False)
+    of_zoo = commands.add_parser("zoo", help="the configurations that we ship")
+    of_zoo.add_argument(
+        "what", choices=("list", "check"), help="list: which there are; check: make the model of each of them"
+    )
     _add_compare(commands.add_parser("compare", help="train the runs of a study and compare them"))
     _add_variance(commands.add_parser("variance", help="measure variance and bias of the gradient under each option"))
     return parser

@@ -3,6 +3,7 @@
 from sb3_pgext.zoo.commands import enjoy, train
 from sb3_pgext.zoo.configs import check_config, config_path, configs_folder, read_config
 from sb3_pgext.zoo.names import check_environment, check_name
+from sb3_pgext.zoo.overview import check_zoo, list_zoo
 from sb3_pgext.zoo.registration import ALGORITHMS, register
 
 register()
@@ -12,9 +13,11 @@ __all__ = [
     "check_config",
     "check_environment",
     "check_name",
+    "check_zoo",
     "config_path",
     "configs_folder",
     "enjoy",
+    "list_zoo",
     "read_config",
     "register",
     "train",

@@ -1,0 +1,110 @@
+"""``sb3-pgext zoo``: which configurations we ship, and whether each of them makes a model."""
+
+import contextlib
+import io
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from sb3_pgext.zoo.configs import allowed_keys, config_path, read_config
+from sb3_pgext.zoo.experiments import experiment, model_of
+from sb3_pgext.zoo.registration import ALGORITHMS
+
+__all__ = ["Entry", "check_entry", "check_zoo", "entries", "list_zoo"]
+
+_EXAMPLES = {"default": "Pendulum-v1"}
+"""An environment that has no entry of its own."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """
+    One configuration.
+
+    :param algo: zoo key
+    :param name: id of the environment, ``default`` or ``atari``
+    """
+
+    algo: str
+    name: str
+
+
+def entries() -> list[Entry]:
+    """
+    :return: all configurations that we ship, in the order of the files
+    """
+    return [Entry(algo, name) for algo in ALGORITHMS for name in _content(algo)]
+
+
+def _content(algo: str) -> dict[str, dict[str, object]]:
+    content: dict[str, dict[str, object]] = yaml.safe_load(config_path(algo).read_text())
+    return content
+
+
+def check_entry(entry: Entry) -> None:
+    """
+    Make the model that a configuration describes. The games of ``atari`` need not be installed: its keys are checked.
+
+    :param entry: the configuration
+    :raises Exception: whatever its mistake leads to
+    """
+    algorithm = ALGORITHMS[entry.algo]
+    if entry.name == "atari":
+        unknown = sorted(_content(entry.algo)[entry.name].keys() - allowed_keys(algorithm))
+        if unknown:
+            raise ValueError(f"unknown keys {unknown}")
+        return
+    environment = _EXAMPLES.get(entry.name, entry.name)
+    config = read_config(entry.algo, environment)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(io.StringIO()),
+        model_of(experiment(entry.algo, environment, config, 0, Path(folder))),
+    ):
+        pass
+
+
+def list_zoo() -> None:
+    """Print the algorithms, and which environments have a configuration for each."""
+    of_algorithm = {algo: list(_content(algo)) for algo in ALGORITHMS}
+    table = Table(box=box.SIMPLE_HEAD, caption="default: any other environment")
+    table.add_column("environment")
+    for algo, algorithm in ALGORITHMS.items():
+        table.add_column(f"{algo}\n{algorithm.__name__}", justify="center")
+    for name in dict.fromkeys(name for names in of_algorithm.values() for name in names):
+        table.add_row(name, *("x" if name in names else "" for names in of_algorithm.values()))
+    Console(width=None if Console().is_terminal else 120).print(table)
+
+
+def check_zoo() -> bool:
+    """
+    Make the model of each configuration, and print which fail and why.
+
+    :return: whether all could be made
+    """
+    console = Console(soft_wrap=True)
+    failures = dict(_failures(console))
+    for entry, error in failures.items():
+        text = f"{config_path(entry.algo).name}: {entry.name}: {type(error).__name__}: {error}"
+        console.print(text, style="red", markup=False, highlight=False)
+    n = len(entries())
+    console.print(f"{n - len(failures)} of {n} configurations are valid", highlight=False)
+    return not failures
+
+
+def _failures(console: Console) -> Iterator[tuple[Entry, Exception]]:
+    for entry in track(entries(), "configurations", console=console, transient=True):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                check_entry(entry)
+        except Exception as error:  # of whatever kind: it is what is reported
+            yield entry, error
