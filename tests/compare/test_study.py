@@ -89,7 +89,7 @@ def test_every_setting_changes_the_name_of_a_runs_folder(tmp_path: Path, monkeyp
         name(runs={"ours": {"algo": "a2c", "params": {"gamma": 0.5}}}),
         name(runs={"mine": {"algo": "reinforce", "params": {"gamma": 0.5}}}),
     ]
-    monkeypatch.setitem(study_module._VERSIONS, "torch", "0")
+    monkeypatch.setitem(study_module.VERSIONS, "torch", "0")
     others.append(name())
     assert len({first, *others}) == len(others) + 1
     # What does not concern the run does not.

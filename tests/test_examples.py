@@ -1,0 +1,26 @@
+"""Claim: the examples run as they are printed."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+_EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+_OTHERS = {"softmax_bandit", "weights_and_biases"}
+"""One trains nothing; the other needs an account."""
+
+
+@pytest.mark.parametrize("path", [path for path in _EXAMPLES if path.stem not in _OTHERS], ids=lambda path: path.stem)
+def test_example(path: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [path.name, "--timesteps", "600"])
+    runpy.run_path(str(path), run_name="__main__")
+    assert capsys.readouterr().out
+
+
+def test_the_bandit(tmp_path: Path, monkeypatch) -> None:
+    (path,) = (path for path in _EXAMPLES if path.stem == "softmax_bandit")
+    monkeypatch.setattr(sys, "argv", [path.name, "--seeds", "2", "--out", str(tmp_path / "bandit")])
+    runpy.run_path(str(path), run_name="__main__")
+    assert (tmp_path / "bandit.png").exists()
