@@ -40,12 +40,12 @@ def measure(horizon: int, kl: float, n_batches: int, n_episodes: int) -> dict[st
     gradients: dict[str, list[th.Tensor]] = {name: [] for name in ("own", *WEIGHTS)}
     shares: dict[str, list[float]] = {weights: [] for weights in WEIGHTS}
     for _ in range(n_batches):
-        model.replay = replay_of(mdp, [behaviours["own"]], n_episodes, rng)
+        model.replay_buffer = replay_of(mdp, [behaviours["own"]], n_episodes, rng)
         gradients["own"].append(model.estimate_gradient())
-        model.replay = replay_of(mdp, [behaviours["other"]], n_episodes, rng)
+        model.replay_buffer = replay_of(mdp, [behaviours["other"]], n_episodes, rng)
         for model.weights in WEIGHTS:
             gradients[model.weights].append(model.estimate_gradient())
-            (recorded,) = model.replay.batches
+            (recorded,) = model.replay_buffer.batches
             batch = model._off_policy_batch([recorded])
             log_w = model._log_weights(model._log_prob(batch.episodes), batch)
             if model.weights == "trajectory":

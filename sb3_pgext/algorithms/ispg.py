@@ -129,7 +129,7 @@ class ISPG(REINFORCE):
     :raises ValueError: an argument is not allowed, or would have no effect beside the others
     """
 
-    replay: EpisodeReplay
+    replay_buffer: EpisodeReplay
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class ISPG(REINFORCE):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.replay = EpisodeReplay(self.replay_batches + 1)
+        self.replay_buffer = EpisodeReplay(self.replay_batches + 1)
 
     def collect_rollouts(
         self,
@@ -221,18 +221,18 @@ class ISPG(REINFORCE):
         rollout_buffer: EpisodeBuffer,  # type: ignore[override]
         n_rollout_steps: int,
     ) -> bool:
-        """As :class:`~sb3_pgext.rollouts.EpisodicAlgorithm` does; the new batch also enters ``self.replay``."""
+        """As :class:`~sb3_pgext.rollouts.EpisodicAlgorithm` does; the new batch also enters ``self.replay_buffer``."""
         finished = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         if finished:
-            self.replay.add(self.episodes, self._log_prob(self.episodes), self._numbers_of_policy())
+            self.replay_buffer.add(self.episodes, self._log_prob(self.episodes), self._numbers_of_policy())
         return finished
 
     def train(self) -> None:
         """Some steps along the weighted gradient of the episodes kept, then the fit of the baseline to the new ones."""
-        self.replay.keep(self._live_batches())
-        self.logger.record("train/batches_used", len(self.replay.batches))
+        self.replay_buffer.keep(self._live_batches())
+        self.logger.record("train/batches_used", len(self.replay_buffer.batches))
         # The first step is safe: the policy has not moved since it played the new episodes.
-        self._update(self._off_policy_batch(self.replay.batches), self.episodes, at_least=1)
+        self._update(self._off_policy_batch(self.replay_buffer.batches), self.episodes, at_least=1)
 
     def _update(self, batch: _OffPolicyBatch, new: EpisodeBatch, at_least: int) -> bool:
         """
@@ -258,10 +258,10 @@ class ISPG(REINFORCE):
 
     def dataset(self) -> EpisodeDataset:
         """
-        :return: the episodes in ``self.replay`` and the log-probabilities of the policies that played them
+        :return: the episodes in ``self.replay_buffer`` and the log-probabilities of the policies that played them
         :raises ValueError: there are none
         """
-        batches = self.replay.batches
+        batches = self.replay_buffer.batches
         require(len(batches) > 0, "number of batches in the replay", 0, "at least 1: learn first, or load a replay")
         # Nothing in it that would be lost in a file.
         episodes = replace(concatenated([batch.episodes for batch in batches]), final_observations=None)
@@ -305,8 +305,8 @@ class ISPG(REINFORCE):
         r"""
         What :meth:`train` would take its first step along, without stepping.
 
-        :return: :math:`\hat g` of the batches in ``self.replay``, plus the gradient of the entropy bonus, ``(P,)``, in
-            the order of :func:`~sb3_pgext.algorithms.base.policy_parameters`
+        :return: :math:`\hat g` of the batches in ``self.replay_buffer``, plus the gradient of the entropy bonus,
+            ``(P,)``, in the order of :func:`~sb3_pgext.algorithms.base.policy_parameters`
         """
         batch = self._off_policy_batch(self._live_batches())
         self.policy.set_training_mode(True)
@@ -368,9 +368,9 @@ class ISPG(REINFORCE):
 
     def _live_batches(self) -> list[ReplayedBatch]:
         """The new batch, and the old ones that the policy has not moved away from."""
-        *old, new = self.replay.batches
+        *old, new = self.replay_buffer.batches
         if self.min_ess == 0:
-            return self.replay.batches
+            return self.replay_buffer.batches
 
         def share(batch: ReplayedBatch) -> float:
             log_ratio = self._log_prob(batch.episodes) - batch.log_prob
@@ -422,7 +422,7 @@ class ISPG(REINFORCE):
         log_w = [
             log_weights(
                 self.weights,
-                self.replay.log_prob(batch, other, self._log_prob_under) - batch.log_prob,
+                self.replay_buffer.log_prob(batch, other, self._log_prob_under) - batch.log_prob,
                 batch.episodes.episode,
             )
             for other in batches
@@ -458,13 +458,13 @@ class ISPG(REINFORCE):
             under this name is replaced at once or stays whole
         """
         if not isinstance(path, (str, pathlib.Path)):
-            th.save(self.replay, open_path(path, "w", self.verbose))
+            th.save(self.replay_buffer, open_path(path, "w", self.verbose))
             return
         path = pathlib.Path(path)
         path = path if path.suffix else path.with_name(f"{path.name}.pkl")
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
-            th.save(self.replay, file)
+            th.save(self.replay_buffer, file)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
@@ -483,7 +483,7 @@ class ISPG(REINFORCE):
         require(isinstance(replay, EpisodeReplay), "replay buffer", replay, "one that save_replay_buffer has saved")
         replay.n_batches = self.replay_batches + 1
         replay.keep(replay.batches[-replay.n_batches :])
-        self.replay = replay
+        self.replay_buffer = replay
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
@@ -517,7 +517,7 @@ class ISPG(REINFORCE):
         return arguments
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "replay"]
+        return [*super()._excluded_save_params(), "replay_buffer"]
 
     def learn(
         self: SelfISPG,

@@ -81,7 +81,8 @@ def _report(study: Study, failures: list[Outcome], out: Path, console: Console) 
         figures = plot_study(study, results, statistics, out)
         print_summary(tables, console)
     write_pages(study, tables, figures, failures, out)
-    console.print(f"written to {_shown(out)}: report.html, summary.md, the figures, results.csv, summary.csv")
+    written = ["report.html", "summary.md"] + (["the figures", "results.csv", "summary.csv"] if figures else [])
+    console.print(f"written to {_shown(out)}: {', '.join(written)}", soft_wrap=True)
 
 
 def _shown(path: Path) -> Path:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch as th
+from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -80,9 +81,9 @@ def two_policies():
     move(model, 0.05)
     parameters = list(policy_parameters(model.policy).values())
     of_batches = []
-    for batch in model.replay.batches:
+    for batch in model.replay_buffer.batches:
         e = batch.episodes
-        mu = [model._log_prob_under(e, other.policy).double().exp().tolist() for other in model.replay.batches]
+        mu = [model._log_prob_under(e, other.policy).double().exp().tolist() for other in model.replay_buffer.batches]
         log_prob = model.policy.get_distribution(e.observations).log_prob(e.actions)
         scores = [th.cat([g.flatten() for g in th.autograd.grad(x, parameters, retain_graph=True)]) for x in log_prob]
         of_batches.append((e, log_prob.detach().double().exp().tolist(), mu, th.stack(scores)))
@@ -129,9 +130,9 @@ def test_the_gradient_is_the_one_of_the_formula(two_policies, weights, credit, w
 def test_under_the_balance_heuristic_all_batches_have_one_critic(mixture, of_the_present):
     """The present one, also of the states in which episodes were cut, whatever was stored with each batch."""
     model = collected(2, replay_batches=1, mixture=mixture, min_ess=0.0, max_episode_steps=15, weights="trajectory")
-    assert any(batch.episodes.truncated.any() for batch in model.replay.batches)
+    assert any(batch.episodes.truncated.any() for batch in model.replay_buffer.batches)
     before = model.estimate_gradient()
-    for k, batch in enumerate(model.replay.batches):
+    for k, batch in enumerate(model.replay_buffer.batches):
         batch.episodes.values.fill_(100.0 * (k + 1))
         batch.episodes.bootstrap_values[batch.episodes.truncated] = -100.0 * k
     assert th.equal(before, model.estimate_gradient()) == of_the_present
@@ -144,7 +145,7 @@ def test_under_the_balance_heuristic_all_batches_have_one_critic(mixture, of_the
 def test_the_optimal_baseline_has_the_weights_too():
     model = collected(baseline="optimal", weights="causal", gamma=0.9)
     move(model, 0.05)
-    (batch,) = model.replay.batches
+    (batch,) = model.replay_buffer.batches
     e, parameters = batch.episodes, list(policy_parameters(model.policy).values())
     log_prob = model.policy.get_distribution(e.observations).log_prob(e.actions)
     ratio = (log_prob.detach() - batch.log_prob).exp()
@@ -158,7 +159,7 @@ def test_normalised_advantages_are_weighted_afterwards():
     """What the gradient is taken of has mean 0 and deviation 1 when divided by the weights, not as it is."""
     model = collected(normalize_advantage=True, weights="causal")
     move(model, 0.05)
-    batch = model._off_policy_batch(model.replay.batches)
+    batch = model._off_policy_batch(model.replay_buffer.batches)
     log_w = model._log_weights(model._log_prob(batch.episodes), batch)
     weighted = model._weighted_advantages(batch, log_w.exp())
     assert weighted.std().item() != pytest.approx(1, abs=1e-2)
@@ -175,7 +176,7 @@ def test_normalised_advantages_are_weighted_afterwards():
 def test_a_small_return_is_not_lost_beside_a_large_weight(credit):
     """W_0 = 1e9 and W_{0:1} = 1: the only reward is weighted by 1 and stands for both steps."""
     model = collected(weights="per_decision", credit=credit, baseline="none", gamma=1.0, max_episode_steps=2)
-    batch = model._off_policy_batch(model.replay.batches)
+    batch = model._off_policy_batch(model.replay_buffer.batches)
     assert batch.episodes.lengths.tolist() == [2] * 4
     batch.episodes.rewards.copy_(batch.episodes.time)
     weights = th.where(batch.episodes.time == 0, 1e9, 1.0)
@@ -220,7 +221,7 @@ def test_one_step_of_one_batch_is_that_of_reinforce():
 
 def test_old_batches_are_used_while_they_are_worth_something():
     model = collected(4, replay_batches=2, min_ess=0.1)
-    assert [batch.number for batch in model.replay.batches] == [1, 2, 3]
+    assert [batch.number for batch in model.replay_buffer.batches] == [1, 2, 3]
     model.train()
     assert logged(model, "batches_used") == 3
     move(model, 1.0)
@@ -228,7 +229,7 @@ def test_old_batches_are_used_while_they_are_worth_something():
     model.min_ess = 0.99
     model.train()
     assert logged(model, "batches_used") == 1
-    assert [batch.number for batch in model.replay.batches] == [4]
+    assert [batch.number for batch in model.replay_buffer.batches] == [4]
 
 
 @pytest.mark.parametrize("weights", ["causal", "per_step"])
@@ -237,7 +238,7 @@ def test_logged_keys_and_statistics(weights):
     model = collected(2, replay_batches=1, mixture="own", weights=weights, n_gradient_steps=1, min_ess=0.0)
     with th.no_grad():
         W, used = [], []
-        for batch in model.replay.batches:
+        for batch in model.replay_buffer.batches:
             e = batch.episodes
             ratio = (model.policy.get_distribution(e.observations).log_prob(e.actions) - batch.log_prob).exp()
             W += [ratio[e.episode == i].cumprod(0) for i in range(4)]
@@ -259,7 +260,7 @@ def test_huge_log_ratios_leave_finite_parameters():
     """
     for weights, mixture in itertools.product(WEIGHTS, ("balance", "own")):
         model = collected(2, weights=weights, mixture=mixture, replay_batches=1, min_ess=0.0, n_gradient_steps=3)
-        for batch, sign in zip(model.replay.batches, (1, -1), strict=True):
+        for batch, sign in zip(model.replay_buffer.batches, (1, -1), strict=True):
             batch.log_prob.add_(sign * 1e4)
         model.train()
         assert logged(model, "batches_used") == 2
@@ -326,7 +327,7 @@ class Dropout(th.nn.Module):
 
 def test_the_policy_that_acted_had_no_dropout():
     model = collected(2, replay_batches=1, policy_kwargs={"activation_fn": Dropout})
-    batch = model.replay.batches[-1]
+    batch = model.replay_buffer.batches[-1]
     assert th.equal(model._log_prob(batch.episodes), model._log_prob(batch.episodes))
     th.testing.assert_close(model._log_prob(batch.episodes), batch.log_prob)
     model.train()
@@ -343,16 +344,26 @@ def test_save_load_and_the_replay(tmp_path):
     model.save_replay_buffer(tmp_path / "replay")
     assert (tmp_path / "replay.pkl").exists()
     loaded = ISPG.load(tmp_path / "model", env=make_vec_env("CartPole-v1", 2, seed=0), device="cpu")
-    assert loaded.replay.batches == []
+    assert loaded.replay_buffer.batches == []
     loaded.load_replay_buffer(tmp_path / "replay")
     loaded.set_logger(model.logger)
-    assert len(loaded.replay.batches) == 3
+    assert len(loaded.replay_buffer.batches) == 3
     assert th.equal(loaded.estimate_gradient(), model.estimate_gradient())
     loaded.learn(100, reset_num_timesteps=False)
     assert logged(loaded, "batches_used") == 3
     narrower = ISPG.load(tmp_path / "model", env=make_vec_env("CartPole-v1", 2, seed=0), replay_batches=1)
     narrower.load_replay_buffer(tmp_path / "replay")
-    assert [b.number for b in narrower.replay.batches] == [b.number for b in model.replay.batches[-2:]]
+    assert [b.number for b in narrower.replay_buffer.batches] == [b.number for b in model.replay_buffer.batches[-2:]]
+
+
+def test_checkpoints_hold_the_replay_if_they_are_asked_to(tmp_path):
+    """SB3's callback looks for an attribute of SB3's name."""
+    callback = CheckpointCallback(300, str(tmp_path), save_replay_buffer=True)
+    model_on(replay_batches=1).learn(300, callback=callback)
+    (saved,) = tmp_path.glob("rl_model_replay_buffer_*.pkl")
+    other = model_on(replay_batches=1)
+    other.load_replay_buffer(saved)
+    assert other.replay_buffer.batches
 
 
 def test_the_replay_in_memory_and_as_rl_zoo3_loads_it():
@@ -362,7 +373,7 @@ def test_the_replay_in_memory_and_as_rl_zoo3_loads_it():
     other = model_on(replay_batches=1)
     other.load_replay_buffer(file, truncate_last_traj=False)
     assert not file.closed
-    assert len(other.replay.batches) == 2
+    assert len(other.replay_buffer.batches) == 2
 
 
 def test_an_old_replay_stays_if_writing_fails(tmp_path, monkeypatch):
@@ -548,6 +559,6 @@ def test_a_saved_model_holds_no_replay(tmp_path):
     model = collected(2, replay_batches=1)
     model.save(tmp_path / "full")
     full = (tmp_path / "full.zip").stat().st_size
-    model.replay.keep([])
+    model.replay_buffer.keep([])
     model.save(tmp_path / "empty")
     assert abs(full - (tmp_path / "empty.zip").stat().st_size) < 100

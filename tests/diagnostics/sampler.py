@@ -97,6 +97,6 @@ def off_policy_estimates(model, mdp, behaviours, options_of, n_batches, n_episod
     rng = np.random.default_rng(seed)
     samples = []
     for _ in range(n_batches):
-        model.replay = replay_of(mdp, behaviours, n_episodes, rng)
+        model.replay_buffer = replay_of(mdp, behaviours, n_episodes, rng)
         samples.append(present_estimates(model, options_of))
     return [th.stack(column) for column in zip(*samples, strict=True)]

@@ -133,12 +133,12 @@ def test_left_out_of_every_batch_the_balance_heuristic_is_exact(baseline):
     assert (first - second).abs().max() > 0.2
     expected = 0.0
     for actions in itertools.product((0, 1), repeat=4):
-        model.replay = EpisodeReplay(2)
+        model.replay_buffer = EpisodeReplay(2)
         probability = 1.0
         for mu, (a, b) in zip(behaviours, (actions[:2], actions[2:]), strict=True):
             of_actions = mu.probabilities[0, [a, b]]
             probability *= of_actions.prod()
-            model.replay.add(arms_pulled([a, b], bandit), of_actions.log().float(), mu.numbers)
+            model.replay_buffer.add(arms_pulled([a, b], bandit), of_actions.log().float(), mu.numbers)
         expected += probability * model.estimate_gradient().double()
     th.testing.assert_close(expected, exact_policy_gradient(model.policy, bandit, 1.0), rtol=1e-4, atol=1e-5)
 
