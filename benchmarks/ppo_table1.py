@@ -25,9 +25,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from rich.progress import track
-from rliable.library import get_interval_estimates
 from stable_baselines3.common.evaluation import evaluate_policy
 
+from sb3_pgext.compare.statistics import bootstrapped
 from sb3_pgext.zoo.experiments import experiment, model_of, one_torch_thread
 
 PAPER = {
@@ -105,12 +105,12 @@ def table_of(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
         name: group.pivot(index="seed", columns="environment", values="score").to_numpy()
         for name, group in runs.groupby("setting")
     }
-    means, intervals = get_interval_estimates(scores, lambda x: np.array([x.mean()]), reps=5000)
+    means = {name: bootstrapped(of_runs, lambda x: np.asarray(x.mean())) for name, of_runs in scores.items()}
     table = pd.DataFrame(
         {
-            "score": {name: value[0] for name, value in means.items()},
-            "low": {name: bounds[0, 0] for name, bounds in intervals.items()},
-            "high": {name: bounds[1, 0] for name, bounds in intervals.items()},
+            "score": {name: float(mean.value) for name, mean in means.items()},
+            "low": {name: float(mean.low) for name, mean in means.items()},
+            "high": {name: float(mean.high) for name, mean in means.items()},
             "paper": {name: paper for name, (_, paper) in PAPER.items()},
         }
     ).loc[[name for name in PAPER if name in scores]]
@@ -122,7 +122,7 @@ def table_of(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
 
 def plot(table: pd.DataFrame, title: str, path: Path) -> None:
     """Our scores with their intervals beside the paper's, into ``<path>.png`` and ``.svg``."""
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 4.6), layout="constrained")
     y = np.arange(len(table))
     ours = [table.score - table.low, table.high - table.score]
     axes.errorbar(table.score, y - 0.12, xerr=ours, fmt="o", capsize=3, label="here (95 % interval)")
@@ -130,9 +130,9 @@ def plot(table: pd.DataFrame, title: str, path: Path) -> None:
     axes.set_yticks(y, table.index)
     axes.invert_yaxis()
     axes.set_xlabel("normalised score (0: untrained policy, 1: best run)")
-    axes.set_title(title, fontsize="medium")
+    figure.suptitle(title, fontsize="medium")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower left")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     for suffix in (".png", ".svg"):
         figure.savefig(path.with_suffix(".new" + suffix), dpi=150)
         path.with_suffix(".new" + suffix).replace(path.with_suffix(suffix))

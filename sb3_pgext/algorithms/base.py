@@ -62,7 +62,10 @@ def critic_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
 def _parameters_of(
     policy: ActorCriticPolicy, output: str, compute: Callable[[PyTorchObs], th.Tensor]
 ) -> dict[str, th.nn.Parameter]:
-    """Those that an output depends on, found out anew when the policy has other parameters or other ones are frozen."""
+    """
+    Those that an output depends on. Found out once per update, and anew when the policy has other parameters or other
+    ones are frozen.
+    """
     named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     present = tuple((name, id(p)) for name, p in named.items())
     known = _dependencies.setdefault(policy, {})
@@ -181,6 +184,8 @@ def check_common_arguments(model: OnPolicyAlgorithm) -> None:
     suitable = suitable and not issubclass(policy, RecurrentActorCriticPolicy)
     name = getattr(policy, "__name__", policy)
     require(suitable, "policy", name, "an ActorCriticPolicy class that is not recurrent")
+    own = {method for method in ("forward", "evaluate_actions", "get_distribution") if _overrides(policy, method)}
+    require(not own or "get_distribution" in own, "policy", name, f"one that overrides get_distribution with {own}")
     require_fraction("gamma", model.gamma)
     require_fraction("gae_lambda", model.gae_lambda)
     require_number("ent_coef", model.ent_coef, "a finite number")
@@ -294,10 +299,6 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
         :raises ValueError: naming the argument, its value and what is allowed
         """
         check_common_arguments(self)
-        policy = self.policy_class
-        own = {method for method in ("forward", "evaluate_actions", "get_distribution") if _overrides(policy, method)}
-        allowed = f"one that overrides get_distribution with {own}"
-        require(not own or "get_distribution" in own, "policy", policy.__name__, allowed)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         """SB3's, but never below 0: the last batch may go past the end, where a linear schedule would be negative."""
@@ -306,6 +307,7 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
 
     def _begin_update(self) -> None:
         """Training mode and learning rate, as SB3's algorithms do first of all."""
+        _dependencies.pop(self.policy, None)  # a policy may change what depends on what, by a switch of its own
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         self._n_updates += 1

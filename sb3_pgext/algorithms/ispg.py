@@ -15,6 +15,7 @@ from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.algorithms.base import (
+    critic_parameters,
     policy_parameters,
     require,
     require_count,
@@ -273,8 +274,8 @@ class ISPG(REINFORCE):
 
         An update is what :meth:`train` does with a batch: ``n_gradient_steps`` steps, each episode weighted by the
         policy that played it, then the fit of the baseline. It all ends when the effective sample size of the episodes
-        is below ``min_ess``. The critic's values are its own at the start of each update; fitted to the same episodes
-        before, they are not independent of them.
+        is below ``min_ess``. The schedule of the learning rate runs over the updates. The critic's values are its own
+        at the start of each update; fitted to the same episodes before, they are not independent of them.
 
         Where an episode was cut, V(s_T) is what the dataset says, for the states s_T are not in it, or 0 with
         ``truncation="terminal"``. An episode that was recorded without V(s_T) ends with the cut in any case.
@@ -286,17 +287,21 @@ class ISPG(REINFORCE):
         """
         require_count("n_updates", n_updates)
         dataset = require_suitable(dataset, self)
+        n_episodes = dataset.episodes.n_episodes
+        needs_others = self.self_normalize or (self.leave_one_out and self.baseline in ("constant", "time", "optimal"))
+        require(n_episodes > 1 or not needs_others, "number of episodes", n_episodes, "at least 2 with these options")
         recorded_episodes = replace(dataset.episodes, final_observations=None)
         if not self.bootstraps:
             no_values = th.zeros_like(recorded_episodes.bootstrap_values)
             recorded_episodes = replace(recorded_episodes, bootstrap_values=no_values)
         if not hasattr(self, "_logger"):
-            self._logger = configure_logger(self.verbose)
-        for _ in range(n_updates):
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, type(self).__name__)
+        for n_done in range(n_updates):
+            self._update_current_progress_remaining(n_done, n_updates)
             episodes = self._with_present_values(recorded_episodes)
             recorded = ReplayedBatch(episodes, dataset.log_prob, policy={}, number=0)
             alive = self._update(self._off_policy_batch([recorded]), episodes, at_least=0)
-            self.logger.dump(self._n_updates)
+            self.logger.dump(self.num_timesteps + n_done + 1)
             if not alive:
                 break
         return self
@@ -309,14 +314,15 @@ class ISPG(REINFORCE):
             ``(P,)``, in the order of :func:`~sb3_pgext.algorithms.base.policy_parameters`
         """
         batch = self._off_policy_batch(self._live_batches())
-        self.policy.set_training_mode(True)
         return self._weighted_gradient(batch, list(policy_parameters(self.policy).values()))[0]
 
     def _weighted_gradient(self, batch: _OffPolicyBatch, parameters: list[th.nn.Parameter]) -> tuple[th.Tensor, float]:
         """ĝ at the present parameters, ``(P,)``, and the share of the weights that is effective."""
         episodes = batch.episodes
+        # Weights compare policies as they act; dropout is for the gradient.
+        log_w = self._log_weights(self._log_prob(episodes), batch)
+        self.policy.set_training_mode(True)
         log_prob, entropy = self._evaluate(episodes.observations, episodes.actions)
-        log_w = self._log_weights(log_prob.detach(), batch)
         ess = self._effective_share(log_w, episodes)
         if self.weight_clip is not None:
             log_w = log_w.clamp(max=math.log(self.weight_clip))
@@ -438,7 +444,7 @@ class ISPG(REINFORCE):
 
     def _log_prob_under(self, episodes: EpisodeBatch, policy: dict[str, th.Tensor]) -> th.Tensor:
         """:meth:`_log_prob` with the numbers of another policy."""
-        own = self._numbers_of_policy()
+        own = {name: tensor.clone() for name, tensor in self.policy.state_dict().items() if name in policy}
         self.policy.load_state_dict(policy, strict=False)
         try:
             return self._log_prob(episodes)
@@ -446,9 +452,10 @@ class ISPG(REINFORCE):
             self.policy.load_state_dict(own, strict=False)
 
     def _numbers_of_policy(self) -> dict[str, th.Tensor]:
-        """A copy of all that the distribution depends on: name → tensor."""
-        numbers = {**policy_parameters(self.policy), **dict(self.policy.named_buffers())}
-        return {name: tensor.detach().clone() for name, tensor in numbers.items()}
+        """A copy of all that the distribution depends on, frozen or not: name → tensor."""
+        of_critic_alone = critic_parameters(self.policy)
+        numbers = self.policy.state_dict()
+        return {name: tensor.clone() for name, tensor in numbers.items() if name not in of_critic_alone}
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """

@@ -44,6 +44,9 @@ __all__ = ["NPG"]
 TOLERATED_KL = 1.5
 """Without a line search, a step may lead to this multiple of ``target_kl``."""
 
+MAX_TRIES = 10
+"""Lengths that are tried for that, without a line search."""
+
 SelfNPG = TypeVar("SelfNPG", bound="NPG")
 
 
@@ -97,7 +100,7 @@ class NPG(ActorCriticAlgorithm):
     :param step_rule: how long the step is: ``"trust_region"`` (the quadratic model of the divergence is ``target_kl``)
         or ``"fixed"`` (``step_size`` times x)
     :param target_kl: δ, the divergence from the policy that acted, of a step: at most that with ``line_search``, at
-        most 1.5 times that without
+        most 1.5 times that without (for ``step_rule="trust_region"``, or with ``line_search``)
     :param step_size: η of ``step_rule="fixed"``
     :param fisher: ``"exact"`` (expectation over actions in closed form) or ``"empirical"`` (the sampled actions)
     :param cg_max_steps: maximum number of steps of the conjugate gradients
@@ -286,18 +289,21 @@ class NPG(ActorCriticAlgorithm):
         """
         start = th.cat([p.detach().flatten() for p in parameters])
         old_distribution, old_objective, old_surrogate, _ = self._measured(steps)
-        fraction = 1.0
-        for _ in range(self.line_search_max_iter):
+        fraction, finite = 1.0, False
+        for _ in range(self.line_search_max_iter if self.line_search else MAX_TRIES):
             _set(parameters, start + fraction * step)
             _, objective, surrogate, kl = self._measured(steps, old_distribution)
             if self._acceptable(kl, objective, old_objective):
                 return fraction, kl, surrogate
+            finite = finite or (math.isfinite(kl) and math.isfinite(objective))
             fraction *= self._shortening(kl)
             if fraction == 0:
                 break
         _set(parameters, start)
-        if not self.line_search:
+        if not finite:
             self._warn_of_refusal("it leads to a divergence or an objective that is not finite")
+        elif not self.line_search:  # a line search that finds nothing is part of the method, and logged
+            self._warn_of_refusal("its divergence is far above target_kl, however short it is made")
         return 0.0, 0.0, old_surrogate
 
     def _acceptable(self, kl: float, objective: float, old_objective: float) -> bool:

@@ -50,12 +50,16 @@ def evaluate_off_policy(model: OnPolicyAlgorithm, dataset: EpisodeDataset) -> Of
     :param model: whose policy and γ
     :param dataset: episodes and the log-probabilities of the policy that played them
     :return: the estimates
-    :raises ValueError: the dataset does not fit the model, or has a single episode, which tells of no error
+    :raises ValueError: the dataset does not fit the model, or has a single episode, which tells of no error, or the
+        model has gSDE whose noise several steps share
     """
     dataset = require_suitable(dataset, model)
     episodes = dataset.episodes
     if episodes.n_episodes < 2:
         raise ValueError(f"number of episodes={episodes.n_episodes}: allowed is at least 2")
+    if model.use_sde and model.sde_sample_freq != 1:
+        # Noise that several steps share makes the likelihood of an episode another than the product of its steps'.
+        raise ValueError(f"sde_sample_freq={model.sde_sample_freq}: allowed is 1 with use_sde=True")
     model.policy.set_training_mode(False)
     with th.no_grad():
         log_prob = model.policy.get_distribution(episodes.observations).log_prob(episodes.actions)

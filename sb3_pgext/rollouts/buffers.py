@@ -193,7 +193,7 @@ class EpisodeBuffer(StepRecorder):
         elif value_function is not None:
             values = value_function(observations)
         return EpisodeBatch(
-            observations=observations,
+            observations=_in_single_precision(observations),
             actions=_flat_actions(_gather(all_actions, selected)),
             rewards=self.to_torch(rewards[recording].astype(np.float32)),
             values=values,
@@ -322,6 +322,13 @@ class StepBuffer(StepRecorder):
 
     def _get_samples(self, batch_inds: np.ndarray, env: object = None) -> None:  # type: ignore[override]
         raise NotImplementedError("StepBuffer hands out whole rollouts: use rollout()")
+
+
+def _in_single_precision(observations: PyTorchObs) -> PyTorchObs:
+    """As the policies take them: MuJoCo's have twice the bits, and are kept for as long as the batch is."""
+    if isinstance(observations, dict):
+        return {key: x.float() if x.dtype == th.float64 else x for key, x in observations.items()}
+    return observations.float() if observations.dtype == th.float64 else observations
 
 
 def _stacked(observations: list[Any], device: th.device) -> PyTorchObs:

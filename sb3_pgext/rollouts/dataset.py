@@ -39,6 +39,7 @@ class EpisodeDataset:
     * ``observations``: ``(M, *observation shape)``; for Dict spaces one ``observations/<key>`` for each key
     * ``actions``: as the policy drew them, before they were clipped to the bounds of the space: ``(M,)``, integer, for
       Discrete spaces, else ``(M, d)`` with the d numbers of an action: integer for MultiDiscrete, float for Box
+      and MultiBinary
     * ``rewards`` and ``log_prob``, log μ(a_t|s_t): ``(M,)``
     * ``lengths``: steps of each episode, ``(N,)``, integer
     * ``truncated``: which episodes were cut by a limit, ``(N,)``, bool
@@ -110,6 +111,8 @@ class EpisodeDataset:
             raise ValueError(f"arrays {unknown} in {path}: there are none of these names in the format")
         tensors = {name: th.as_tensor(array, device=device) for name, array in arrays.items()}
         lengths, n_steps = tensors["lengths"], len(tensors["rewards"])
+        if lengths.is_floating_point() or len(lengths) == 0 or lengths.min() < 1:
+            raise ValueError(f"lengths={lengths.tolist()!r} in {path}: allowed are whole numbers >= 1, one per episode")
         for name, tensor in tensors.items():
             rows = len(lengths) if name in _OF_EPISODES else int(lengths.sum())
             if len(tensor) != rows:
@@ -141,7 +144,7 @@ class EpisodeDataset:
         :param log_prob: log μ(a|s) of the policy that acted: observations ``(M, *observation shape)``, actions as in
             :class:`EpisodeDataset` → ``(M,)``. Of an SB3 model:
             ``lambda obs, actions: model.policy.get_distribution(obs).log_prob(actions)``
-        :param device: where the tensors are to be, those given to ``log_prob`` too
+        :param device: where the tensors are to be, those given to ``log_prob`` too: of an SB3 model ``model.device``
         :return: the dataset
         :raises ValueError: there are no episodes, or spaces are neither arrays nor (observations) dicts of arrays
         """
@@ -154,7 +157,8 @@ class EpisodeDataset:
                 arrays, "type of observations or actions", type(parts[0]).__name__, "an array, or a dict of arrays"
             )
             tensor = th.as_tensor(np.concatenate(parts), device=device)
-            return tensor.float() if tensor.is_floating_point() else tensor
+            # Those of MultiBinary spaces have 8 bits, and a likelihood of numbers.
+            return tensor.float() if tensor.is_floating_point() or tensor.dtype in (th.int8, th.bool) else tensor
 
         def before_the_last(episodes: list[Any]) -> list[Any]:
             return [observations[:-1] for observations in episodes]  # Minari has the s_T too

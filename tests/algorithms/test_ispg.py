@@ -20,6 +20,7 @@ from sb3_pgext.algorithms.base import critic_parameters, flat_gradient, policy_p
 from sb3_pgext.diagnostics import evaluate_off_policy, gradient_samples
 from sb3_pgext.estimators.importance import WEIGHTS
 from sb3_pgext.estimators.score_function import optimal_baseline_gradient
+from sb3_pgext.rollouts import EpisodeBatch, EpisodeDataset
 from tests.algorithms.test_reinforce import ACTIONS, DICT, VECTOR, ActionIsReward
 from tests.environments import AnySpaces
 
@@ -280,6 +281,39 @@ def test_frozen_policy_and_frozen_critic():
         assert all(th.equal(a, b) for a, b in zip(before, frozen.values(), strict=True))
 
 
+def test_what_is_frozen_stays_while_other_policies_are_asked():
+    """Also what was not yet frozen when they played."""
+    model = collected(3, replay_batches=2, min_ess=0.0)
+    frozen = list(model.policy.mlp_extractor.policy_net.parameters())
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    before = [p.clone() for p in frozen]
+    model.train()
+    assert all(th.equal(a, b) for a, b in zip(before, frozen, strict=True))
+
+
+def test_a_policy_asked_again_says_what_it_said_when_it_played():
+    """Also if one of its layers was frozen then, and has moved since."""
+    model = model_on(make_vec_env("CartPole-v1", 2, seed=0), replay_batches=1)
+    layer = list(model.policy.mlp_extractor.policy_net.parameters())
+    for parameter in layer:
+        parameter.requires_grad_(False)
+    _, callback = model._setup_learn(10**9)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, 4)
+    for parameter in layer:
+        parameter.requires_grad_(True)
+    move(model, 0.1)
+    (batch,) = model.replay_buffer.batches
+    assert not th.allclose(model._log_prob(batch.episodes), batch.log_prob)
+    th.testing.assert_close(model._log_prob_under(batch.episodes, batch.policy), batch.log_prob)
+
+
+def test_dropout_has_no_part_in_the_weights():
+    model = collected(policy_kwargs={"activation_fn": Dropout}, n_gradient_steps=1)
+    model.train()
+    assert logged(model, "weight_max") == logged(model, "weight_mean") == logged(model, "ess") == 1
+
+
 # --- SB3's promises --------------------------------------------------------------------------------------------------
 
 
@@ -446,6 +480,35 @@ class Kept(KVWriter):
 
     def close(self):
         pass
+
+
+def test_the_schedule_of_the_learning_rate_runs_over_the_updates():
+    dataset, _ = recorded()
+    seen = []
+    model = model_on(ActionIsReward(), learning_rate=lambda progress: seen.append(progress) or 1e-4 * progress).learn(1)
+    seen.clear()
+    model.learn_from(dataset, 4)
+    assert list(dict.fromkeys(seen)) == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_learning_from_records_is_logged(tmp_path):
+    dataset, _ = recorded()
+    model_on(ActionIsReward(), tensorboard_log=str(tmp_path)).learn_from(dataset, 2)
+    assert list(tmp_path.glob("ISPG_*/events*"))
+
+
+def test_a_single_recorded_episode_cannot_be_left_out():
+    dataset = collected().dataset()
+    first = dataset.episodes.episode == 0
+    parts = {
+        name: getattr(dataset.episodes, name)[first]
+        for name in ("observations", "actions", "rewards", "values", "episode", "time")
+    }
+    of_first = {name: getattr(dataset.episodes, name)[:1] for name in ("lengths", "truncated", "bootstrap_values")}
+    single = EpisodeDataset(EpisodeBatch(**parts, **of_first), dataset.log_prob[first])
+    model_on(baseline="state").learn_from(single, 1)
+    with pytest.raises(ValueError, match="number of episodes=1: allowed is at least 2"):
+        model_on(baseline="constant").learn_from(single, 1)
 
 
 def test_the_critic_learns_from_records_beside_a_frozen_policy():

@@ -230,6 +230,23 @@ def test_parameters_are_found_anew_when_they_are_others():
     assert critic_parameters(policy) == before[1]
 
 
+class WarmUp(ActorCriticPolicy):
+    """Its last layer alone is trained at first."""
+
+    warm = True
+
+    def _get_action_dist_from_latent(self, latent):
+        return super()._get_action_dist_from_latent(latent.detach() if self.warm else latent)
+
+
+def test_a_policy_may_switch_what_is_trained():
+    model = model_on(policy=WarmUp)
+    assert not any("policy_net" in name for name in moved_parameters(model, lambda: model.learn(100)))
+    model.policy.warm = False
+    moved = moved_parameters(model, lambda: model.learn(100))
+    assert any("policy_net" in name for name in moved)
+
+
 def test_finding_parameters_draws_no_random_number():
     model = model_on("Pendulum-v1", use_sde=True)
     state = th.get_rng_state()

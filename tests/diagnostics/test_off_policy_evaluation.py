@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 
+from sb3_pgext import ISPG
 from sb3_pgext.diagnostics import evaluate_off_policy, exact_return
 from sb3_pgext.envs import random_mdp
 from sb3_pgext.rollouts import EpisodeDataset
@@ -89,3 +90,9 @@ def test_more_data_is_needed_where_the_weights_have_died():
         for interval in (result.ordinary, result.per_decision, result.weighted):
             assert np.isfinite([interval.low, interval.value, interval.high]).all()
         assert 1 <= result.ess < 2
+
+
+def test_noise_that_steps_share_is_refused():
+    model = ISPG("MlpPolicy", "Pendulum-v1", n_episodes=2, use_sde=True, device="cpu").learn(1)
+    with pytest.raises(ValueError, match="sde_sample_freq=-1: allowed is 1"):
+        evaluate_off_policy(model, model.dataset())

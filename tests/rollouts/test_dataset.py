@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_pgext import ISPG
 from sb3_pgext.rollouts import EpisodeBatch, EpisodeDataset
 from sb3_pgext.rollouts.dataset import require_suitable
+from tests.environments import AnySpaces
 from tests.rollouts.test_replay import batch_of
 
 
@@ -185,6 +189,14 @@ def test_the_file_may_be_read_by_whom_the_umask_lets(tmp_path):
     assert (tmp_path / "episodes.npz").stat().st_mode & 0o777 == 0o644
 
 
+@pytest.mark.parametrize("lengths", [[5, 0], [8, -3], [2.0, 3.0], []])
+def test_every_episode_has_a_step(tmp_path, lengths):
+    path = tmp_path / "episodes.npz"
+    written_by_others(path, lengths=np.array(lengths))
+    with pytest.raises(ValueError, match=r"lengths=.*allowed are whole numbers >= 1"):
+        EpisodeDataset.load(path)
+
+
 # --- Minari ----------------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +261,21 @@ def test_minari_episodes_are_what_a_model_learns_from(minari, observation_space,
     require_suitable(
         dataset, SimpleNamespace(observation_space=observation_space, action_space=action_space, device=device)
     )
+
+
+@pytest.mark.filterwarnings("ignore:env_spec is None")
+@pytest.mark.parametrize(
+    "action_space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2), spaces.Box(-1, 1, (2,))]
+)
+def test_a_model_learns_from_minari_as_the_documentation_says(minari, action_space, device):
+    env = DummyVecEnv([lambda: AnySpaces(spaces.Box(-1, 1, (3,)), action_space)])
+    behaviour, model = PPO("MlpPolicy", env, n_steps=8, device=device), ISPG("MlpPolicy", env, device=device)
+    dataset = EpisodeDataset.from_minari(
+        recorded_by_minari(minari, spaces.Box(-1, 1, (3,)), action_space, [3, 1, 4]),
+        lambda observations, actions: behaviour.policy.get_distribution(observations).log_prob(actions),
+        device=behaviour.device,
+    )
+    assert model.learn_from(dataset, 1)._n_updates == 1
 
 
 def test_minari_spaces_without_arrays_are_refused():
