@@ -1,6 +1,8 @@
 """Callbacks and TensorBoard: those of Stable-Baselines3, and one of your own that watches the gradient.
 
-usage: python examples/callbacks_and_tensorboard.py [--timesteps 50000], then: tensorboard --logdir runs/tensorboard
+usage: python examples/callbacks_and_tensorboard.py [--timesteps 50000]
+
+then tensorboard --logdir runs/tensorboard (pip install tensorboard).
 """
 
 import argparse
@@ -36,7 +38,7 @@ def main() -> None:
     evaluation = EvalCallback(
         make_vec_env("CartPole-v1", n_envs=4, seed=1),
         callback_on_new_best=solved,
-        eval_freq=1000,
+        eval_freq=100,  # of the four sub-environments together: every 400 steps
         n_eval_episodes=20,
         best_model_save_path="runs/best",
         verbose=0,

@@ -1,6 +1,6 @@
 """A baseline of your own for REINFORCE: the running mean of the returns at each time, over all batches so far.
 
-usage: python examples/custom_baseline.py [--timesteps 30000]
+usage: python examples/custom_baseline.py [--timesteps 30000]   (the progress bar needs tqdm and rich: the extra zoo)
 """
 
 import argparse

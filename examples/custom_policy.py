@@ -1,6 +1,6 @@
 """A policy of your own: another network, other activations, a features extractor.
 
-usage: python examples/custom_policy.py [--timesteps 30000]
+usage: python examples/custom_policy.py [--timesteps 30000]   (the progress bar needs tqdm and rich: the extra zoo)
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Train, save, load and evaluate: as with any algorithm of Stable-Baselines3.
 
-usage: python examples/train_and_save.py [--timesteps 30000]
+usage: python examples/train_and_save.py [--timesteps 30000]   (the progress bar needs tqdm and rich: the extra zoo)
 """
 
 import argparse

@@ -16,7 +16,9 @@ def test_example(path: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [path.name, "--timesteps", "600"])
     runpy.run_path(str(path), run_name="__main__")
-    assert capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed
+    assert "inf" not in printed
 
 
 def test_the_bandit(tmp_path: Path, monkeypatch) -> None:

@@ -53,9 +53,9 @@ def aggregate(study: Study, results: pd.DataFrame) -> Aggregate | None:
     :return: the statistics of the labels that have finished runs on all environments; None if these are less than two,
         or have too few seeds to be bootstrapped
     """
-    labels = [label for label in study.labels if _environments(results, label) == set(study.environments)]
+    labels = [label for label in study.labels if _is_complete(study, results, label)]
     results = results[results["run"].isin(labels)]
-    if len(labels) < 2 or not enough_seeds(results):
+    if len(labels) < 2:
         return None
     results = results[results["seed"].isin(_common_seeds(results))]
     if results.empty or not enough_seeds(results):
@@ -84,8 +84,10 @@ def aggregate(study: Study, results: pd.DataFrame) -> Aggregate | None:
     )
 
 
-def _environments(results: pd.DataFrame, label: str) -> set[str]:
-    return set(results[results["run"] == label]["environment"])
+def _is_complete(study: Study, results: pd.DataFrame, label: str) -> bool:
+    """Whether enough seeds of a label have finished on all environments."""
+    mine = results[results["run"] == label]
+    return set(mine["environment"]) == set(study.environments) and enough_seeds(mine)
 
 
 def _common_seeds(results: pd.DataFrame) -> set[int]:

@@ -1,5 +1,6 @@
 """``sb3-pgext compare``: from a study file to its results."""
 
+import sys
 from pathlib import Path
 
 import joblib
@@ -8,12 +9,13 @@ from rich.console import Console
 from sb3_pgext.compare.aggregate import aggregate
 from sb3_pgext.compare.display import show_progress
 from sb3_pgext.compare.page import aggregate_table, write_pages
-from sb3_pgext.compare.plots import plot_study
+from sb3_pgext.compare.plots import FIGURES, plot_study
 from sb3_pgext.compare.report import SummaryTable, print_summary, results_table, summary_table, summary_tables
 from sb3_pgext.compare.runs import Outcome, execute_all, finished
 from sb3_pgext.compare.study import Study, find_study, read_study
 from sb3_pgext.rollouts.files import replacing
 
+_TABLES = ("results.csv", "summary.csv")
 _FILE_WIDTH = 120
 """Columns of what is printed where there is no terminal to fit it to."""
 
@@ -37,7 +39,8 @@ def compare(study: Study | str | Path, out: Path | None = None, jobs: int | None
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, not {jobs}")
     out = (out or Path("runs") / study.name).resolve()
-    console = Console(highlight=False)
+    # Runs redirect the standard output while they train, also in this process.
+    console = Console(file=sys.stdout, highlight=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     failures = _train(study, out / "runs", jobs or joblib.cpu_count(), backend, console)
@@ -66,12 +69,14 @@ def _train(study: Study, folder: Path, jobs: int, backend: str, console: Console
 
 def _report(study: Study, failures: list[Outcome], out: Path, console: Console) -> None:
     """Write and print the comparison of the runs that finished, and which did not."""
+    for name in [*_TABLES, *(f"{figure}.{suffix}" for figure in FIGURES for suffix in ("png", "svg"))]:
+        (out / name).unlink(missing_ok=True)  # of an earlier study, which may have had figures that this one has not
     results = results_table(study, out / "runs")
     tables: list[SummaryTable] = []
     figures: list[Path] = []
     if not results.empty:
         summary = summary_table(study, results)
-        for name, data in (("results.csv", results), ("summary.csv", summary)):
+        for name, data in zip(_TABLES, (results, summary), strict=True):
             with replacing(out / name) as file:
                 data.to_csv(file, index=False)
         tables = summary_tables(study, summary)
@@ -81,7 +86,7 @@ def _report(study: Study, failures: list[Outcome], out: Path, console: Console) 
         figures = plot_study(study, results, statistics, out)
         print_summary(tables, console)
     write_pages(study, tables, figures, failures, out)
-    written = ["report.html", "summary.md"] + (["the figures", "results.csv", "summary.csv"] if figures else [])
+    written = ["report.html", "summary.md"] + (["the figures", *_TABLES] if figures else [])
     console.print(f"written to {_shown(out)}: {', '.join(written)}", soft_wrap=True)
 
 

@@ -1,6 +1,7 @@
 """What a study found, to read and to pass on: ``report.html``, which needs nothing beside it, and ``summary.md``."""
 
 import base64
+import html
 import os
 import platform
 from collections.abc import Sequence
@@ -11,19 +12,13 @@ import jinja2
 import yaml
 
 from sb3_pgext.compare.aggregate import Aggregate
+from sb3_pgext.compare.plots import FIGURES
 from sb3_pgext.compare.report import SummaryTable
 from sb3_pgext.compare.runs import Outcome
 from sb3_pgext.compare.study import VERSIONS, Study
 from sb3_pgext.rollouts.files import replacing
 
 __all__ = ["aggregate_table", "write_pages"]
-
-_CAPTIONS = {
-    "learning_curves": "Learning curves",
-    "sample_efficiency": "Sample efficiency over all environments",
-    "profiles": "Performance profiles: further up and to the right is better",
-    "improvement": "Probability of improvement",
-}
 
 
 def aggregate_table(statistics: Aggregate, study: Study) -> SummaryTable:
@@ -38,12 +33,15 @@ def aggregate_table(statistics: Aggregate, study: Study) -> SummaryTable:
         probability = "–" if improvement is None else _estimate_text(improvement)
         rows.append([label, _estimate_text(final), probability])
     n = len(study.environments)
+    caption = "Score: 0 before training, 1 the best final return of any run in the environment. "
+    caption += "Brackets: 95 % stratified bootstrap intervals."
+    if missing := [label for label in study.labels if label not in statistics.final]:
+        caption += f" Left out, for want of finished runs: {', '.join(missing)}."
     return SummaryTable(
-        f"{study.environments[0] if n == 1 else f'{n} environments together'}, {statistics.seeds} seeds",
+        f"{study.environments[0] if n == 1 else f'{n} environments together'}, {statistics.seeds} seeds: scores",
         ["run", "final score\nIQM", f"P(better than\n{statistics.baseline})"],
         rows,
-        "Score: 0 before training, 1 the best final return of any run in the environment. "
-        "Brackets: 95 % stratified bootstrap intervals.",
+        caption,
     )
 
 
@@ -67,10 +65,11 @@ def write_pages(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["cell"] = _cell
     content = {
         "study": study,
         "tables": tables,
-        "figures": [{"name": f.name, "caption": _CAPTIONS[f.name], "svg": _inline(f)} for f in figures],
+        "figures": [{"name": f.name, "caption": FIGURES[f.name], "svg": _inline(f)} for f in figures],
         "failures": failures,
         "configs": _configs(study),
         "versions": VERSIONS,
@@ -81,6 +80,11 @@ def write_pages(
         page = environment.overlay(autoescape=autoescape).get_template(f"{name}.jinja").render(content)
         with replacing(folder / name) as file:
             file.write(page.encode())
+
+
+def _cell(text: object) -> str:
+    """As Markdown, in one cell of a table or one line of a list."""
+    return html.escape(" ".join(str(text).split()), quote=False).replace("|", r"\|")
 
 
 def _inline(figure: Path) -> str:

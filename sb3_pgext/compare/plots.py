@@ -20,6 +20,14 @@ from sb3_pgext.compare.statistics import Estimate, iqm_with_bootstrap_interval
 from sb3_pgext.compare.study import Study
 from sb3_pgext.rollouts.files import replacing
 
+FIGURES = {
+    "learning_curves": "Learning curves",
+    "sample_efficiency": "Sample efficiency over all environments",
+    "profiles": "Performance profiles: further up and to the right is better",
+    "improvement": "Probability of improvement",
+}
+"""Names of a study's figures, and what they show."""
+
 _LINE_STYLES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1))]
 """Colour is not the only mark of a curve."""
 
@@ -100,12 +108,18 @@ def _panel(axes: Axes, study: Study, results: pd.DataFrame, environment: str) ->
 def _curve(axes: Axes, study: Study, label: str, x: np.ndarray, curve: Estimate) -> None:
     """A line with its band, in the style that the label has in all figures."""
     i = study.labels.index(label)
+    n_colors = len(sns.color_palette("colorblind"))
     style: dict[str, Any] = {"color": sns.color_palette("colorblind", len(study.labels))[i], "zorder": 3 + 1 / (1 + i)}
     axes.fill_between(x, curve.low, curve.high, alpha=0.12, linewidth=0, **style)
     for edge in (curve.low, curve.high):
         axes.plot(x, edge, linewidth=0.5, alpha=0.6, **style)
-    line_style = _LINE_STYLES[i % len(_LINE_STYLES)]
-    axes.plot(x, curve.value, linewidth=1.8, linestyle=line_style, label=label, **style)
+    line_style = _LINE_STYLES[(i + i // n_colors) % len(_LINE_STYLES)]
+    axes.plot(x, curve.value, linewidth=1.8, linestyle=line_style, label=_plain(label), **style)
+
+
+def _plain(label: str) -> str:
+    """Without mathematics, which matplotlib sees between dollars."""
+    return label.replace("$", r"\$")
 
 
 def sample_efficiency_figure(study: Study, statistics: Aggregate) -> Figure:
@@ -152,12 +166,14 @@ def improvement_figure(study: Study, statistics: Aggregate) -> Figure:
         width = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
         color = colors[study.labels.index(label)]
         axes.errorbar([estimate.value], [y], xerr=width, fmt="o", color=color, markersize=6, capsize=3)
-    axes.set_yticks(range(len(statistics.improvements)), list(statistics.improvements))
+    axes.set_yticks(range(len(statistics.improvements)), [_plain(label) for label in statistics.improvements])
     axes.set_ylim(len(statistics.improvements) - 0.5, -0.5)
     axes.axvline(0.5, color="0.4", linewidth=0.8, linestyle=(0, (2, 3)))
     axes.set_xlim(-0.03, 1.03)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xlabel(f"probability of a higher final score than {statistics.baseline}\n(bars: 95 % bootstrap intervals)")
+    axes.set_xlabel(
+        f"probability of a higher final score than {_plain(statistics.baseline)}\n(bars: 95 % bootstrap intervals)"
+    )
     sns.despine(ax=axes)
     return figure
 

@@ -50,7 +50,7 @@ def learning_curves(results: pd.DataFrame, label: str, environment: str) -> tupl
     :return: environment steps ``(T,)`` and mean returns ``(S, T)``, one row per seed; no rows if no run finished
     """
     chosen = results[(results["run"] == label) & (results["environment"] == environment)]
-    curves = chosen.pivot_table(index="seed", columns="timesteps", values="mean_return")
+    curves = chosen.pivot(index="seed", columns="timesteps", values="mean_return")
     return curves.columns.to_numpy(), curves.to_numpy()
 
 
@@ -155,9 +155,9 @@ def print_summary(tables: Sequence[SummaryTable], console: Console) -> None:
     :param console: where to print them
     """
     for table in tables:
-        printed = Table(title=table.title, caption=table.caption, box=box.SIMPLE_HEAD)
+        printed = Table(title=Text(table.title), caption=Text(table.caption), box=box.SIMPLE_HEAD)
         for i, name in enumerate(table.header):
-            printed.add_column(name, justify="right" if i else "left", min_width=_MIN_COLUMN_WIDTH)
+            printed.add_column(Text(name), justify="right" if i else "left", min_width=_MIN_COLUMN_WIDTH)
         for row in table.rows:
             printed.add_row(*map(Text, row))
         console.print(printed)
@@ -182,6 +182,8 @@ def _table(environment: str, rows: Sequence[Mapping[Any, Any]], threshold: float
     )
     if threshold is not None:
         columns[f"steps to {threshold:g}\nmedian"] = _threshold_cell
+    if len({row["timesteps"] for row in rows}) > 1:
+        columns["steps"] = lambda row: f"{row['timesteps']:,}"
     columns["steps/s"] = lambda row: f"{row['steps_per_second']:,.0f}"
     columns["time"] = lambda row: f"{row['seconds']:.1f} s"
     title = f"{environment}, {'-'.join(map(str, seeds))} seeds"

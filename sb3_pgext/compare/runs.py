@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import shutil
 import time
 import traceback
@@ -10,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import joblib
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -59,10 +61,40 @@ def execute_all(runs: list[Run], folder: Path, jobs: int, backend: str = "loky")
     :return: the outcomes, as the runs end, or all at the end from backends that cannot do better
     """
     with backend_context(backend):
-        chosen, _ = joblib.parallel.get_active_backend()
-        return_as = "generator_unordered" if chosen.supports_return_generator else "list"
-        workers = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as=return_as)
-        yield from workers(joblib.delayed(execute)(run, folder) for run in runs)
+        yield from _executed(runs, folder, jobs, at_once=jobs)
+
+
+def _executed(runs: list[Run], folder: Path, jobs: int, at_once: int) -> Iterator[Outcome]:
+    """Each run's outcome, also if it takes its process with it: then those that were under way are told apart."""
+    chosen, _ = joblib.parallel.get_active_backend()
+    return_as = "generator_unordered" if chosen.supports_return_generator else "list"
+    left = {run.folder_name: run for run in runs}
+    for name in left:
+        shutil.rmtree(folder / f"{name}.partial", ignore_errors=True)
+    while left:
+        workers = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=at_once, return_as=return_as)
+        try:
+            for outcome in workers(joblib.delayed(execute)(run, folder) for run in list(left.values())):
+                del left[outcome.run.folder_name]
+                yield outcome
+        except TerminatedWorkerError as error:
+            under_way = [run for name, run in left.items() if (folder / f"{name}.partial").is_dir()]
+            if not under_way:
+                raise
+            if len(under_way) > 1:
+                yield from _executed(under_way, folder, jobs, at_once=1)
+            else:
+                yield _died(under_way[0], folder, error)
+            for run in under_way:
+                del left[run.folder_name]
+
+
+def _died(run: Run, folder: Path, error: TerminatedWorkerError) -> Outcome:
+    partial, failed = (folder / f"{run.folder_name}{suffix}" for suffix in (".partial", ".failed"))
+    shutil.rmtree(failed, ignore_errors=True)
+    partial.rename(failed)
+    cause = str(error).strip().splitlines()[-1]
+    return Outcome(run, f"its process died: {cause}", failed / "log.txt")
 
 
 @contextlib.contextmanager
@@ -117,10 +149,10 @@ def execute(run: Run, folder: Path) -> Outcome:
         ):
             try:
                 _train(run, partial)
-            except Exception:
+            except (Exception, SystemExit):
                 traceback.print_exc()
                 raise
-    except Exception as exception:  # of whatever kind, also that the log could not be written; the other runs go on
+    except (Exception, SystemExit) as exception:  # whatever it is, also a log that cannot be written; others go on
         error = f"{type(exception).__name__}: {exception}"
     destination = final if error is None else failed
     if partial.exists():
@@ -164,6 +196,9 @@ def _train(run: Run, folder: Path) -> None:
         model.learn(run.n_timesteps, callback=[*manager.callbacks, callback])
     if not callback.complete:
         raise RuntimeError(f"training stopped after {model.num_timesteps} of {run.n_timesteps} environment steps")
+    for measurement in callback.measurements:
+        if not math.isfinite(measurement.mean_return):
+            raise ValueError(f"mean return {measurement.mean_return} at {measurement.timesteps} environment steps")
     manager.save_trained_model(model)
     (folder / "progress").unlink(missing_ok=True)
     (folder / "evaluations.json").write_text(json.dumps([asdict(m) for m in callback.measurements], indent=1))

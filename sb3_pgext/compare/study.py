@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from sb3_pgext.zoo.names import import_environments
 VERSIONS = {"sb3-pgext": sb3_pgext.__version__} | {
     package: version(package) for package in ("stable-baselines3", "sb3-contrib", "torch", "gymnasium")
 }
-"""What a run's result depends on besides its settings."""
+"""Of what its result depends on most, besides its settings. Part of the name of its folder."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,20 @@ def read_study(path: Path) -> Study:
     :raises ValueError: a key, algorithm, environment or parameter is unknown, or a value is out of its range
     """
     try:
-        return _parse(path.stem, yaml.safe_load(path.read_text()))
+        return _parse(path.stem, yaml.load(path.read_text(), _Loader))
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without a key that stands twice in a mapping, of which the first would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"the key {key!r} stands there twice (line {node.start_mark.line + 1} and after)")
+        return super().construct_mapping(node, deep)
 
 
 def quick_study(
@@ -152,6 +164,9 @@ def _parse(name: str, content: object) -> Study:
     keys = {"environments", "seeds", "n_timesteps", "evaluation", "threshold", "baseline", "gym_packages", "runs"}
     content = _mapping("a study", content, keys, required=("environments", "runs"))
     gym_packages = tuple(_list("gym_packages", content.get("gym_packages", [])))
+    for package in gym_packages:
+        if not isinstance(package, str) or not all(part.isidentifier() for part in package.split(".")):
+            raise ValueError(f"gym_packages: a module has a name, not {package!r}")
     import_environments(gym_packages)
     environments = [check_environment(env_id) for env_id in _distinct("environments", content["environments"])]
     seeds = _seeds(content.get("seeds", 3))
@@ -167,7 +182,7 @@ def _parse(name: str, content: object) -> Study:
     ]
     baseline = content.get("baseline")
     if baseline is not None:
-        check_name("label of baseline", baseline, [run.label for run in runs])
+        check_name("label of baseline", baseline, dict.fromkeys(run.label for run in runs))
     return Study(name, tuple(runs), _thresholds(content, environments), baseline)
 
 
@@ -177,8 +192,8 @@ def _named_runs(runs: object) -> list[tuple[str, object]]:
     if not runs:
         raise ValueError("runs: there is none")
     for label in runs:
-        if not isinstance(label, str):
-            raise ValueError(f"runs: a label must be a text, not {label!r}")
+        if not isinstance(label, str) or not label.isprintable() or label.startswith("_") or not label.strip():
+            raise ValueError(f"runs: a label must be a text of one line that does not begin with _, not {label!r}")
     return list(runs.items())
 
 
@@ -189,6 +204,8 @@ def _template(label: str, settings: object, env_id: str, content: Mapping[str, A
     algo = check_name("algorithm", settings["algo"], ALGOS)
     params = _mapping(f"{where}: params", settings.get("params") or {})
     check_keys(algo, params, where)
+    if "n_timesteps" in params:
+        raise ValueError(f"{where}: params: n_timesteps={params['n_timesteps']!r} is a key of the study, for all runs")
     config = merge(read_config(algo, env_id), params)
     n_timesteps = _by_environment(content, "n_timesteps", env_id, content["environments"])
     n_timesteps = _positive("n_timesteps", config["n_timesteps"] if n_timesteps is None else n_timesteps)
@@ -216,7 +233,8 @@ def merge(config: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any
 def _thresholds(content: Mapping[str, Any], environments: list[str]) -> dict[str, float]:
     thresholds = {env_id: _by_environment(content, "threshold", env_id, environments) for env_id in environments}
     for threshold in thresholds.values():
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float | None):
+        number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and math.isfinite(threshold)
+        if threshold is not None and not number:
             raise ValueError(f"threshold must be a return, not {threshold!r}")
     return {env_id: threshold for env_id, threshold in thresholds.items() if threshold is not None}
 
@@ -284,6 +302,6 @@ def _distinct(what: str, content: object) -> list[Any]:
 
 def _positive(what: str, value: object) -> int:
     """Refuse what is not a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1 or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < math.inf or value % 1:
         raise ValueError(f"{what} must be a whole number of at least 1, not {value!r}")
     return int(value)

@@ -14,6 +14,7 @@ from joblib.externals.loky import get_reusable_executor
 
 from sb3_pgext.cli import main
 from sb3_pgext.compare import command, compare, read_study, runs
+from sb3_pgext.compare.report import summary_table, summary_tables
 from sb3_pgext.compare.runs import execute
 
 _STUDY: dict[str, Any] = {
@@ -164,6 +165,80 @@ def test_the_report_is_one_page_with_all_there_is_to_know() -> None:
     summary = Path("runs/mine/summary.md").read_text()
     assert "| run | final return mean | final return IQM |" in summary
     assert "![Learning curves](learning_curves.png)" in summary
+
+
+@pytest.mark.parametrize(
+    "fatal", ["os.abort()", "sys.exit('no licence')", "return super().step(action)[0], float('nan'), True, False, {}"]
+)
+def test_a_run_that_ends_its_process_leaves_the_others_alone(fatal: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "fatal_envs.py").write_text(
+        "import gymnasium, os, sys\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Fatal(CartPoleEnv):\n"
+        "    def step(self, action):\n"
+        f"        {fatal}\n"
+        "gymnasium.register('Fatal-v0', Fatal, max_episode_steps=20)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    get_reusable_executor().shutdown(wait=True)
+    study = _write(
+        environments=["Fatal-v0", "CartPole-v1"],
+        gym_packages=["fatal_envs"],
+        runs={"theirs": {"algo": "ppo"}},
+        threshold=None,
+    )
+    assert not compare(study, jobs=2)
+    assert set(_numbers("runs/mine")["environment"]) == {"CartPole-v1"}
+    assert _numbers("runs/mine")["seed"].nunique() == 2
+    assert capsys.readouterr().out.count("failed: theirs, Fatal-v0, seed ") == 2
+    page = Path("runs/mine/report.html").read_text()
+    message = {"o": "its process died", "s": "SystemExit: no licence", "r": "ValueError: mean return nan at 0"}
+    assert page.count(message[fatal[0]]) == 2
+
+
+def test_figures_of_an_earlier_study_do_not_stay() -> None:
+    runs = {"a": {"algo": "ppo"}, "b": {"algo": "a2c"}}
+    compare(_write(seeds=5, n_timesteps=40, runs=runs), jobs=1)
+    Path("runs/mine/notes.csv").write_text("mine")
+    assert Path("runs/mine/profiles.png").exists()
+    compare(_write(seeds=3, n_timesteps=40, runs=runs), jobs=1)
+    assert not Path("runs/mine/profiles.png").exists()
+    assert Path("runs/mine/learning_curves.png").exists()
+    assert Path("runs/mine/notes.csv").read_text() == "mine"
+
+
+def test_progress_is_shown_and_not_logged_with_a_single_job(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sb3_pgext.compare.display.LINE_SECONDS", 0.0)
+    monkeypatch.setattr("sb3_pgext.compare.display._REFRESH_SECONDS", 0.01)
+    compare(_write(seeds=1, n_timesteps=2000), jobs=1)
+    assert capsys.readouterr().out.count("/2 runs") > 2
+    for log in Path("runs/mine/runs").glob("*/log.txt"):
+        assert "/2 runs" not in log.read_text()
+
+
+def test_labels_may_have_any_marks(capsys) -> None:
+    labels = [r"cost $\bad{$", "x [/a]", "a | b <c>"]
+    runs = {label: {"algo": "ppo"} for label in labels}
+    compare(_write(seeds=5, n_timesteps=40, runs=runs, baseline=labels[1]), jobs=1)
+    printed = capsys.readouterr().out
+    assert all(label in printed for label in labels)
+    assert "a \\| b &lt;c&gt;" in Path("runs/mine/summary.md").read_text()
+
+
+def test_different_budgets_are_shown(capsys) -> None:
+    runs = {"long": {"algo": "reinforce"}, "short": {"algo": "npg"}}
+    content = {k: v for k, v in (_STUDY | {"runs": runs, "seeds": 1}).items() if k != "n_timesteps"}
+    Path("mine.yml").write_text(yaml.safe_dump(content))
+    study = read_study(Path("mine.yml"))
+    rows = [
+        {"run": run.label, "algorithm": run.algo, "environment": run.environment, "seed": 0, "timesteps": t}
+        | {"mean_return": 1.0, "true_timesteps": t, "training_seconds": 1.0}
+        for run in study.runs
+        for t in (0, 1000 if run.label == "long" else 500)
+    ]
+    results = pd.DataFrame(rows)
+    (table,) = summary_tables(study, summary_table(study, results))
+    assert [row[table.header.index("steps")] for row in table.rows] == ["1,000", "500"]
 
 
 def test_a_full_disk_is_one_failed_run(monkeypatch, capsys) -> None:

@@ -139,7 +139,16 @@ def test_labels_that_differ_only_in_marks_have_folders_of_their_own(tmp_path: Pa
             {"runs": {"a": {"algo": "ppo", "params": {"n_step": 1}}}},
             "runs: a: unknown key 'n_step', did you mean 'n_steps'",
         ),
-        ({"runs": {3: {"algo": "ppo"}}}, "a label must be a text, not 3"),
+        ({"runs": {3: {"algo": "ppo"}}}, "a label must be a text of one line"),
+        ({"runs": {"a\nb": {"algo": "ppo"}}}, "a label must be a text of one line"),
+        ({"runs": {"_a": {"algo": "ppo"}}}, "a label must be a text of one line that does not begin with _"),
+        ({"runs": {"a": {"algo": "ppo", "params": {"n_timesteps": 5}}}}, "n_timesteps=5 is a key of the study"),
+        ({"baseline": "our"}, "unknown label of baseline 'our', did you mean 'ours'"),
+        ({"threshold": float("nan")}, "threshold must be a return, not nan"),
+        ({"n_timesteps": float("inf")}, "n_timesteps must be a whole number of at least 1, not inf"),
+        ({"seeds": float("nan")}, "seeds must be a whole number of at least 1, not nan"),
+        ({"gym_packages": [3]}, "gym_packages: a module has a name, not 3"),
+        ({"gym_packages": ["."]}, "gym_packages: a module has a name, not '.'"),
         ({"run": {}}, "unknown key of a study 'run', did you mean 'runs'"),
     ],
 )
@@ -147,6 +156,13 @@ def test_a_wrong_study_is_refused_by_name(changes: dict[str, Any], message: str,
     with pytest.raises(ValueError, match=r"mine\.yml") as error:
         _read(tmp_path, **changes)
     assert message in str(error.value)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yml"
+    path.write_text("environments: [CartPole-v1]\nruns:\n  PPO: {algo: ppo}\n  PPO: {algo: a2c}\n")
+    with pytest.raises(ValueError, match=r"mine\.yml: the key 'PPO' stands there twice \(line 3 and after\)"):
+        read_study(path)
 
 
 @pytest.mark.parametrize("content", ["", "3", "[", "- a"])

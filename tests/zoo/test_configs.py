@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from gymnasium.error import DependencyNotInstalled
 from rl_zoo3 import ALGOS
 
 from sb3_pgext.cli import main
@@ -42,8 +43,24 @@ def test_the_zoo_can_be_checked(monkeypatch, tmp_path: Path, capsys) -> None:
     printed = capsys.readouterr().out
     assert "vpg.yml: CartPole-v1: ValueError: gamma=2: allowed is a number in [0, 1]" in printed
     assert "vpg.yml: default: ValueError:" in printed
-    assert "vpg.yml: atari: ValueError: unknown keys ['gama']" in printed
+    assert "vpg.yml: atari: ValueError: atari: unknown key 'gama', did you mean 'gamma'?" in printed
     assert "12 of 15 configurations are valid" in printed
+
+
+def test_an_environment_that_is_not_installed_is_no_mistake(monkeypatch, tmp_path: Path, capsys) -> None:
+    for algo in ALGORITHMS:
+        _write(tmp_path / f"{algo}.yml", {"CartPole-v1": _MINIMAL, "Hopper-v5": _MINIMAL})
+    monkeypatch.setattr("sb3_pgext.zoo.configs.configs_folder", lambda: tmp_path)
+
+    def without_mujoco(entry):
+        if entry.name == "Hopper-v5":
+            raise DependencyNotInstalled("MuJoCo is not installed")
+
+    monkeypatch.setattr("sb3_pgext.zoo.overview.check_entry", without_mujoco)
+    assert main(["zoo", "check"]) == 0
+    printed = capsys.readouterr().out
+    assert "Hopper-v5: not installed, not checked: MuJoCo is not installed" in printed
+    assert "5 of 5 configurations are valid" in printed
 
 
 @pytest.mark.parametrize("algo", sorted(ALGOS))
