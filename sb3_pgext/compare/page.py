@@ -108,15 +108,12 @@ def _configs(study: Study) -> list[dict[str, str]]:
 
 
 def _evaluations(study: Study) -> list[tuple[str, str]]:
-    """How the runs on each environment were evaluated, in words."""
-    of_environment = {run.environment: run.evaluation for run in study.runs}
-    return [
-        (
-            name,
-            f"every {e.frequency:,} steps, {e.episodes} {'deterministic' if e.deterministic else 'sampled'} episodes",
-        )
-        for name, e in of_environment.items()
-    ]
+    """How the runs on each environment were evaluated, in words; labels of other budgets may differ."""
+    texts: dict[str, list[str]] = {}
+    for run in study.runs:
+        e, kind = run.evaluation, "deterministic" if run.evaluation.deterministic else "sampled"
+        texts.setdefault(run.environment, []).append(f"every {e.frequency:,} steps, {e.episodes} {kind} episodes")
+    return [(environment, " or ".join(dict.fromkeys(of_runs))) for environment, of_runs in texts.items()]
 
 
 def _machine() -> dict[str, str]:

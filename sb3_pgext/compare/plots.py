@@ -1,6 +1,6 @@
 """Figures for print."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,13 +128,12 @@ def sample_efficiency_figure(study: Study, statistics: Aggregate) -> Figure:
     :param statistics: of all its environments
     :return: the interquartile mean of the scores during training
     """
-    figure, axes = _single_panel(study, statistics)
-    for label, curve in statistics.curves.items():
-        _curve(axes, study, label, statistics.fractions, curve)
+    legend = f"line: interquartile mean of {_runs(study, statistics)}"
+    figure, axes = _curves_figure(study, statistics, statistics.fractions, statistics.curves, legend)
     axes.set_xlabel("share of the training")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylabel("score\n(0: before training, 1: best run)")
-    return _with_legend(figure, axes, f"line: interquartile mean of {_runs(study, statistics)}")
+    return figure
 
 
 def profiles_figure(study: Study, statistics: Aggregate) -> Figure:
@@ -143,13 +142,12 @@ def profiles_figure(study: Study, statistics: Aggregate) -> Figure:
     :param statistics: of all its environments
     :return: the share of the runs whose final score is above each score
     """
-    figure, axes = _single_panel(study, statistics)
-    for label, curve in statistics.profiles.items():
-        _curve(axes, study, label, statistics.thresholds, curve)
+    legend = f"line: {_runs(study, statistics)}"
+    figure, axes = _curves_figure(study, statistics, statistics.thresholds, statistics.profiles, legend)
     axes.set_xlabel("final score (0: before training, 1: best run)")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylabel("share of the runs above it")
-    return _with_legend(figure, axes, f"line: {_runs(study, statistics)}")
+    return figure
 
 
 def improvement_figure(study: Study, statistics: Aggregate) -> Figure:
@@ -178,26 +176,27 @@ def improvement_figure(study: Study, statistics: Aggregate) -> Figure:
     return figure
 
 
-def _single_panel(study: Study, statistics: Aggregate) -> tuple[Figure, Axes]:
+def _curves_figure(
+    study: Study, statistics: Aggregate, x: np.ndarray, curves: Mapping[str, Estimate], legend: str
+) -> tuple[Figure, Axes]:
+    """One panel with a line for each label, and the legend below it."""
     figure = Figure(figsize=(6.4, 4.0 + 0.1 * len(statistics.final)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     n_environments = len(study.environments)
     axes.set_title(study.environments[0] if n_environments == 1 else f"{n_environments} environments")
-    return figure, axes
-
-
-def _with_legend(figure: Figure, axes: Axes, title: str) -> Figure:
+    for label, curve in curves.items():
+        _curve(axes, study, label, x, curve)
     axes.margins(x=0.01)
     sns.despine(ax=axes)
     figure.legend(
-        title=f"{title}\nband: 95 % bootstrap interval",
+        title=f"{legend}\nband: 95 % bootstrap interval",
         loc="outside lower center",
         ncols=2,
         frameon=False,
         handlelength=3,
     )
-    return figure
+    return figure, axes
 
 
 def _runs(study: Study, statistics: Aggregate) -> str:

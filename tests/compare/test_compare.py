@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import yaml
 from joblib.externals.loky import get_reusable_executor
 
 from sb3_pgext.cli import main
-from sb3_pgext.compare import command, compare, read_study, runs
+from sb3_pgext.compare import Evaluation, command, compare, read_study, runs
+from sb3_pgext.compare.page import _evaluations
 from sb3_pgext.compare.report import summary_table, summary_tables
 from sb3_pgext.compare.runs import execute
 
@@ -236,6 +238,9 @@ def test_different_budgets_are_shown(capsys) -> None:
         for run in study.runs
         for t in (0, 1000 if run.label == "long" else 500)
     ]
+    assert _evaluations(
+        replace(study, runs=(study.runs[0], replace(study.runs[1], evaluation=Evaluation(300, 2))))
+    ) == [("CartPole-v1", "every 200 steps, 2 deterministic episodes or every 300 steps, 2 deterministic episodes")]
     results = pd.DataFrame(rows)
     (table,) = summary_tables(study, summary_table(study, results))
     assert [row[table.header.index("steps")] for row in table.rows] == ["1,000", "500"]
