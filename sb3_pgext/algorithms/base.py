@@ -22,11 +22,12 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, obs_as_tensor
 from torch.nn import functional as F
 
+from sb3_pgext.algorithms.compiled import compiled_acting
 from sb3_pgext.algorithms.descent import descending
 from sb3_pgext.rollouts import StepBuffer
-from sb3_pgext.rollouts.acting import unvalidated_distributions
+from sb3_pgext.rollouts.acting import ActingAlgorithm, unvalidated_distributions
 
-__all__ = ["PolicyGradientAlgorithm", "critic_parameters", "evaluation_mode", "policy_parameters"]
+__all__ = ["CompilingAlgorithm", "PolicyGradientAlgorithm", "critic_parameters", "evaluation_mode", "policy_parameters"]
 
 
 _dependencies: "WeakKeyDictionary[ActorCriticPolicy, dict[str, tuple[Hashable, list[str]]]]" = WeakKeyDictionary()
@@ -269,7 +270,17 @@ def rows(data: Any, indices: th.Tensor | slice) -> Any:
     return data[indices]
 
 
-class PolicyGradientAlgorithm(OnPolicyAlgorithm):
+class CompilingAlgorithm(ActingAlgorithm):
+    """What ``compile=True`` means for acting."""
+
+    compile: bool = False
+
+    def _acting_policy(self) -> Callable[[PyTorchObs], Sequence[th.Tensor]]:
+        """Compiled, or not: gSDE draws its noise beforehand and keeps it outside the networks' parameters."""
+        return compiled_acting(self.policy) if self.compile and not self.use_sde else super()._acting_policy()
+
+
+class PolicyGradientAlgorithm(CompilingAlgorithm):
     """
     The two steps of every policy-gradient method: along the gradient with the policy, by regression with the critic.
 
@@ -286,7 +297,6 @@ class PolicyGradientAlgorithm(OnPolicyAlgorithm):
     """Arguments that belong to single values of another one: name → that other one."""
 
     max_grad_norm: float | None  # type: ignore[assignment]
-    compile: bool = False
 
     def _setup_model(self) -> None:
         self._check_arguments()

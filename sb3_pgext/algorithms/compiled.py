@@ -1,31 +1,59 @@
-"""A whole gradient step as one compiled graph: the networks are tiny, and the time goes into calling their parts."""
+"""Acting, and a whole gradient step, as one compiled graph each."""
 
-import warnings
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch.func import functional_call, grad
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from sb3_pgext.algorithms.flat_adam import FlatAdam, concatenated, views
+from sb3_pgext.algorithms.graphs import Graph, graph_of
 
-__all__ = ["LossFunction", "Step", "compiled"]
+__all__ = ["LossFunction", "Step", "compiled_acting", "compiled_step"]
 
 LossFunction = Callable[..., tuple[th.Tensor, Any]]
 """Minibatch → its loss, a scalar, and what it leaves for the log: tensors without a graph."""
 Step = Callable[..., tuple[Any, th.Tensor | None, bool]]
 """Minibatch → what the loss function left; the norm of the gradient, if it was measured; whether a step was taken."""
 
-_graphs: "WeakKeyDictionary[th.nn.Module, dict[Hashable, Any]]" = WeakKeyDictionary()
-"""Policy → what has been compiled for it; None where that failed. They hold no reference to the policy."""
+
+def compiled_acting(policy: ActorCriticPolicy) -> Callable[[PyTorchObs], Sequence[th.Tensor]]:
+    """
+    The policy's ``forward``: observations → actions, values, log-probabilities, with the same random numbers.
+
+    :param policy: in evaluation mode; its parameters may not be replaced by others while this is used
+    :return: the function; the policy itself where it cannot be traced
+    """
+    names, parameters = zip(*((name, p.detach()) for name, p in policy.named_parameters()), strict=True)
+    shapes: Hashable = None
+    graph: Graph | None = None
+
+    def graph_for(leaves: list[th.Tensor], structure: pytree.TreeSpec) -> Graph | None:
+        n = len(leaves)
+
+        def forward(*tensors: th.Tensor) -> Any:
+            observations = pytree.tree_unflatten(tensors[:n], structure)
+            return functional_call(policy, dict(zip(names, tensors[n:], strict=True)), (observations,))
+
+        return graph_of(
+            policy, ("acting", policy.device, shapes), forward, [*leaves, *parameters], "acting", draws=True
+        )
+
+    def act(observations: PyTorchObs) -> Sequence[th.Tensor]:
+        nonlocal shapes, graph
+        leaves, structure = pytree.tree_flatten(observations)
+        if shapes is None:
+            shapes = _shapes(leaves)
+            graph = graph_for(leaves, structure)
+        return policy(observations) if graph is None else graph(*leaves, *parameters)
+
+    return act
 
 
-def compiled(
+def compiled_step(
     eager_step: Step,
     policy: th.nn.Module,
     parameters: Sequence[th.nn.Parameter],
@@ -51,42 +79,47 @@ def compiled(
     :param key: everything else that the loss depends on and that may change
     :return: the step
     """
-    graphs = _graphs.setdefault(policy, {})
     device = adam.parameters.device
-    options = tuple(sorted((name, value) for name, value in adam.options.items() if name != "lr"))
-    moved = {id(p) for p in parameters}
-    of_policy = tuple(name for name, p in policy.named_parameters() if id(p) in moved)
     learning_rate = th.tensor(adam.options["lr"], dtype=th.float64)
-    shapes_of_first: Hashable = None
+    state = [adam.parameters, adam.exp_avg, adam.exp_avg_sq]
+    numbers: dict[float, th.Tensor] = {}
+    shapes: Hashable = None
+    graph: Graph | None = None
+
+    def tensor(x: th.Tensor | float) -> th.Tensor:
+        if isinstance(x, th.Tensor):
+            return x
+        if x not in numbers:
+            numbers[x] = th.tensor(x, device=device)
+        return numbers[x]
+
+    def graph_for(arguments: list[th.Tensor], structure: pytree.TreeSpec) -> Graph | None:
+        options = tuple(sorted((name, value) for name, value in adam.options.items() if name != "lr"))
+        moved = {id(p) for p in parameters}
+        of_policy = tuple(name for name, p in policy.named_parameters() if id(p) in moved)
+        full_key = (key, max_norm, options, adam.decoupled, of_policy, device, shapes)
+        update = _update(policy, parameters, adam, loss_function, max_norm, structure)
+        return graph_of(policy, full_key, update, arguments, "this update")
 
     def step(*minibatch: Any) -> tuple[Any, th.Tensor | None, bool]:
-        nonlocal shapes_of_first
+        nonlocal shapes, graph
         leaves, structure = pytree.tree_flatten(minibatch)
-        leaves = [x if isinstance(x, th.Tensor) else th.tensor(x, device=device) for x in leaves]
-        shapes = tuple((x.shape, x.dtype) for x in leaves)
-        shapes_of_first = shapes_of_first or shapes
-        full_key = (key, max_norm, options, adam.decoupled, of_policy, device, shapes)
-        if shapes == shapes_of_first and full_key not in graphs:
-            update = _update(policy, parameters, adam, loss_function, max_norm, structure)
-            graphs[full_key] = _compile(
-                policy, update, [*_state(adam), adam.count.double() + 1, learning_rate, *leaves]
-            )
-        if graphs.get(full_key) is None:
+        leaves = [tensor(x) for x in leaves]
+        arguments = [*state, adam.count.double() + 1, learning_rate, *leaves]
+        if shapes is None:
+            shapes = _shapes(leaves)
+            graph = graph_for(arguments, structure)
+        if graph is None or _shapes(leaves) != shapes:
             return eager_step(*minibatch)
 
-        adam.count += 1
-        *new_state, norm, left = graphs[full_key](*_state(adam), adam.count.double(), learning_rate, *leaves)
+        *new_state, norm, left = graph(*arguments)
         if proceed is not None and not proceed(left):
-            adam.count -= 1
             return left, None, False
-        th._foreach_copy_(_state(adam), new_state)
+        adam.count += 1
+        th._foreach_copy_(state, new_state)
         return left, norm, True
 
     return step
-
-
-def _state(adam: FlatAdam) -> list[th.Tensor]:
-    return [adam.parameters, adam.exp_avg, adam.exp_avg_sq]
 
 
 class _Loss(th.nn.Module):
@@ -141,45 +174,5 @@ def _update(
     return update
 
 
-def _compile(policy: th.nn.Module, update: Callable[..., Any], arguments: list[th.Tensor]) -> Callable[..., Any] | None:
-    """The update as one graph for these shapes, or None with a warning that says why there is none."""
-    stateful = [type(m).__name__ for m in policy.modules() if any(isinstance(x, th.Tensor) for x in _state_of(m))]
-    if stateful:
-        _warn(f"{stateful[0]} keeps tensors that are no parameters, such as running statistics")
-        return None
-    try:
-        with _TraceableOneHot(), th.random.fork_rng():
-            before = th.get_rng_state()
-            traced = make_fx(update)(*arguments)
-            if not th.equal(before, th.get_rng_state()):
-                _warn("the policy draws random numbers, such as dropout does")
-                return None
-        graph = th.compile(traced, fullgraph=True)
-        graph(*arguments)
-    except Exception as error:  # whatever a policy, the tracer or a C++ compiler may raise: the eager step is there
-        _warn(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
-        return None
-    return graph
-
-
-def _state_of(module: th.nn.Module) -> list[Any]:
-    """What a module may change while it is evaluated: buffers, and whatever else it has as an attribute."""
-    return [*module.buffers(recurse=False), *vars(module).values()]
-
-
-class _TraceableOneHot(TorchFunctionMode):
-    """torch's one-hot encoding, which SB3 gives Discrete observations, looks at the data to check it."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is not F.one_hot:
-            return func(*args, **kwargs)
-        return _one_hot(*args, **kwargs)
-
-
-def _one_hot(tensor: th.Tensor, num_classes: int) -> th.Tensor:
-    return (tensor.unsqueeze(-1) == th.arange(num_classes, device=tensor.device)).long()
-
-
-def _warn(cause: str) -> None:
-    warnings.warn(f"compile=True: this update runs uncompiled, with the same results. {cause}", stacklevel=2)
+def _shapes(tensors: Sequence[th.Tensor]) -> Hashable:
+    return tuple((x.shape, x.dtype) for x in tensors)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch as th
 
-from sb3_pgext.algorithms.compiled import LossFunction, Step, compiled
+from sb3_pgext.algorithms.compiled import LossFunction, Step, compiled_step
 from sb3_pgext.algorithms.flat_adam import can_be_flattened, flattened
 
 __all__ = ["descending"]
@@ -55,7 +55,7 @@ def descending(
     with flattened(optimizer, parameters, fused) as adam:
         step = _step(loss_function, parameters, [adam.parameters], adam.step, max_norm, proceed)
         if compile_key is not None:
-            step = compiled(step, policy, parameters, adam, loss_function, max_norm, proceed, compile_key)
+            step = compiled_step(step, policy, parameters, adam, loss_function, max_norm, proceed, compile_key)
         yield step
 
 

@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
 
 from sb3_pgext.algorithms.base import (
+    CompilingAlgorithm,
     check_common_arguments,
     check_step_buffer,
     critic_parameters,
@@ -92,7 +93,7 @@ class Terms(NamedTuple):
     old_values: th.Tensor
 
 
-class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
+class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
     r"""
     Proximal policy optimisation (Schulman et al. 2017; lectures 002, 004): a drop-in replacement of SB3's PPO, which
     adds the clipped critic of the lecture and the original implementations, and the KL-penalised surrogates.

@@ -1,7 +1,7 @@
 """One step of acting, as every collection needs it: finite numbers, actions within bounds, nothing validated twice."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,14 +9,32 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import PyTorchObs
 
 __all__ = [
+    "ActingAlgorithm",
     "copy_of",
     "environment_actions",
     "observation_of",
     "require_finite",
     "unvalidated_distributions",
 ]
+
+
+class ActingAlgorithm(OnPolicyAlgorithm):
+    """What every collection asks of the policy."""
+
+    def _acting_policy(self) -> Callable[[PyTorchObs], Sequence[th.Tensor]]:
+        """What maps observations to actions, values and log-probabilities during a rollout: the policy itself."""
+        return self.policy
+
+    def _values(self, observations: PyTorchObs) -> th.Tensor:
+        """
+        :param observations: ``(K, *observation shape)``
+        :return: V of the current critic, ``(K,)``, constant
+        """
+        with th.no_grad():
+            return self.policy.predict_values(observations).flatten()
 
 
 def environment_actions(model: OnPolicyAlgorithm, actions: np.ndarray) -> np.ndarray:

@@ -13,12 +13,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.rollouts.acting import (
+    ActingAlgorithm,
     copy_of,
     environment_actions,
     observation_of,
@@ -106,7 +105,7 @@ class EpisodeSchedule:
         return ended, cut
 
 
-class EpisodicAlgorithm(OnPolicyAlgorithm):
+class EpisodicAlgorithm(ActingAlgorithm):
     """
     An SB3 on-policy algorithm that learns from batches of whole episodes.
 
@@ -179,8 +178,9 @@ class EpisodicAlgorithm(OnPolicyAlgorithm):
         callback.on_rollout_start()
 
         n_steps = 0
+        policy = self._acting_policy()
         values_while_acting = self._values_while_acting
-        values_in_locals = values_while_acting or _may_look_at_values(callback)
+        values_in_locals = policy is not self.policy or values_while_acting or _may_look_at_values(callback)
         schedule = EpisodeSchedule(n_rollout_steps, env.num_envs, self.max_episode_steps)
         while not schedule.complete:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -190,7 +190,7 @@ class EpisodicAlgorithm(OnPolicyAlgorithm):
             obs_tensor = obs_as_tensor(copy_of(self._last_obs), self.device)
             with th.no_grad(), unvalidated_distributions():
                 if values_in_locals:
-                    action_tensor, values, log_probs = self.policy(obs_tensor)
+                    action_tensor, values, log_probs = policy(obs_tensor)
                 else:
                     action_tensor = self.policy.get_distribution(obs_tensor).get_actions()
             action_tensor = action_tensor.reshape(-1, *self.action_space.shape)  # type: ignore[misc]
@@ -272,14 +272,6 @@ class EpisodicAlgorithm(OnPolicyAlgorithm):
         assert self.max_episode_steps is not None
         episode_return = self.rollout_buffer.original_return(env_index, self.max_episode_steps)
         return {"r": episode_return, "l": self.max_episode_steps, "t": (time.time_ns() - self.start_time) / 1e9}
-
-    def _values(self, observations: PyTorchObs) -> th.Tensor:
-        """
-        :param observations: ``(K, *observation shape)``
-        :return: V, ``(K,)``, constant
-        """
-        with th.no_grad():
-            return self.policy.predict_values(observations).flatten()
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "episodes"]

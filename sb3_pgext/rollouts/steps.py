@@ -5,16 +5,16 @@ actions. What SB3 does step by step but nobody needs before the rollout is compl
 into storage and transfers.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.rollouts.acting import (
+    ActingAlgorithm,
     copy_of,
     environment_actions,
     observation_of,
@@ -26,7 +26,7 @@ from sb3_pgext.rollouts.buffers import Rollout, StepBuffer
 __all__ = ["FixedLengthAlgorithm"]
 
 
-class FixedLengthAlgorithm(OnPolicyAlgorithm):
+class FixedLengthAlgorithm(ActingAlgorithm):
     """
     An SB3 on-policy algorithm that learns from ``n_steps`` steps of each sub-environment.
 
@@ -70,6 +70,7 @@ class FixedLengthAlgorithm(OnPolicyAlgorithm):
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
+        policy = self._acting_policy()
 
         for n_steps in range(n_rollout_steps):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
@@ -78,7 +79,7 @@ class FixedLengthAlgorithm(OnPolicyAlgorithm):
             # The environment may write its next observation into the same memory, hence the copy.
             obs_tensor = obs_as_tensor(copy_of(self._last_obs), self.device)
             with th.no_grad(), unvalidated_distributions():
-                action_tensor, values, log_probs = self.policy(obs_tensor)
+                action_tensor, values, log_probs = policy(obs_tensor)
             actions = action_tensor.cpu().numpy()
             require_finite("action", actions, n_steps)
             clipped_actions = environment_actions(self, actions)
@@ -114,14 +115,6 @@ class FixedLengthAlgorithm(OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
-
-    def _values(self, observations: Any) -> th.Tensor:
-        """
-        :param observations: ``(K, *observation shape)``
-        :return: V of the current critic, ``(K,)``, constant
-        """
-        with th.no_grad():
-            return self.policy.predict_values(observations).flatten()
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "rollout"]

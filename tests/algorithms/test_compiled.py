@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pgext import REINFORCE, ClippedCriticPPO
-from sb3_pgext.algorithms import compiled as module
+from sb3_pgext.algorithms import graphs as module
 from tests.environments import AnySpaces
 
 
@@ -16,7 +16,7 @@ from tests.environments import AnySpaces
 def _traced_only(request, monkeypatch):
     """Compiling takes seconds each time, and what is to be shown here is mostly about the tracing."""
     if "compiler" not in request.keywords:
-        monkeypatch.setattr(th, "compile", lambda graph, fullgraph: graph)
+        monkeypatch.setattr(module, "_compile", lambda traced, arguments: traced)
 
 
 SETTINGS = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
@@ -33,7 +33,7 @@ def parameters_after(n_updates, compile, env="Pendulum-v1", policy="MlpPolicy", 
 def assert_same(n_updates=5, **parameters):
     eager, wanted = parameters_after(n_updates, False, **parameters)
     model, found = parameters_after(n_updates, True, **parameters)
-    assert len(module._graphs[model.policy]) == 1
+    assert len(module._graphs[model.policy]) == 2, "acting and update"
     assert None not in module._graphs[model.policy].values()
     assert not th.equal(found, parameters_after(0, True, **parameters)[1])
     assert th.allclose(found, wanted, rtol=0, atol=1e-5)
@@ -75,9 +75,73 @@ def test_the_critics_fit():
         model = REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=4, compile=compile, seed=0, device="cpu",
                           critic_batch_size=64).learn(600)  # fmt: skip
         found.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
+    of_acting, of_critic = module._graphs[model.policy].values()
+    assert of_acting is not None
+    assert of_critic is not None
+    assert th.allclose(*found, rtol=0, atol=1e-5)
+
+
+def collected(compile, action_space, observation_space=None, **parameters):
+    observation_space = observation_space or spaces.Box(-1, 1, (3,))
+    policy = "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy"
+    env = DummyVecEnv([lambda: AnySpaces(observation_space, action_space)] * 3)
+    env.seed(1)
+    model = ClippedCriticPPO(policy, env, compile=compile, **SETTINGS | parameters)
+    _, callback = model._setup_learn(1000)
+    model.collect_rollouts(env, callback, model.rollout_buffer, model.n_steps)
+    return model, model.rollout, th.get_rng_state()
+
+
+@pytest.mark.parametrize(
+    "action_space",
+    [
+        spaces.Discrete(3),
+        pytest.param(spaces.Box(-1, 1, (2,)), marks=pytest.mark.compiler),
+        spaces.MultiDiscrete([2, 3]),
+        spaces.MultiBinary(2),
+    ],
+    ids=lambda space: type(space).__name__,
+)
+@pytest.mark.filterwarnings("error:compile=True")
+def test_acting_draws_the_same_actions(action_space):
+    space = spaces.Dict({"a": spaces.Box(-1, 1, (3,)), "b": spaces.Discrete(4)})
+    (_, wanted, state), (model, found, state_of_compiled) = (collected(c, action_space, space) for c in (False, True))
     (graph,) = module._graphs[model.policy].values()
     assert graph is not None
-    assert th.allclose(*found, rtol=0, atol=1e-5)
+    assert th.equal(state, state_of_compiled)
+    assert th.allclose(wanted.actions, found.actions, rtol=0, atol=1e-6)
+    for name in ("values", "log_prob"):
+        assert th.allclose(getattr(wanted, name), getattr(found, name), rtol=0, atol=1e-5)
+
+
+def test_acting_sees_what_the_updates_have_changed():
+    model, first, _ = collected(True, spaces.Box(-1, 1, (2,)))
+    with th.no_grad():
+        model.policy.action_net.bias += 5.0
+    model.collect_rollouts(model.env, model._init_callback(None), model.rollout_buffer, model.n_steps)
+    assert model.rollout.actions.mean() - first.actions.mean() > 4.0
+    assert len(module._graphs[model.policy]) == 1
+
+
+@pytest.mark.filterwarnings("error:compile=True")
+def test_acting_with_gsde_is_not_compiled():
+    (_, wanted, _), (model, found, _) = (
+        collected(c, spaces.Box(-1, 1, (2,)), use_sde=True, sde_sample_freq=4) for c in (False, True)
+    )
+    assert model.policy not in module._graphs
+    assert th.equal(wanted.actions, found.actions)
+
+
+def test_whole_episodes_are_acted_compiled():
+    batches = []
+    for compile in (False, True):
+        model = REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=3, compile=compile, seed=0, device="cpu")
+        _, callback = model._setup_learn(1000)
+        model.collect_rollouts(model.env, callback, model.rollout_buffer, 3)
+        batches.append(model.episodes)
+    assert len(module._graphs[model.policy]) == 1
+    assert th.equal(batches[0].actions, batches[1].actions)
+    assert th.equal(batches[0].observations, batches[1].observations)
 
 
 def test_saved_loaded_and_continued_uncompiled(tmp_path):
@@ -97,7 +161,7 @@ def test_what_changes_between_updates_is_no_constant_of_the_graph():
     model, _ = parameters_after(1, True)
     model.ent_coef = 0.5
     model.learn(64)
-    assert len(module._graphs[model.policy]) == 2
+    assert len(module._graphs[model.policy]) == 3, "acting and two updates"
 
 
 def test_other_parameters_and_another_optimizer_have_a_graph_of_their_own():
@@ -114,7 +178,7 @@ def test_other_parameters_and_another_optimizer_have_a_graph_of_their_own():
             model.policy.optimizer = optimizer_class(model.policy.parameters(), lr=3e-3, weight_decay=0.5)
             model.learn(64)
         found.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
-    assert len(module._graphs[model.policy]) == 2
+    assert len(module._graphs[model.policy]) == 3, "acting and two updates"
     assert th.allclose(*found, rtol=0, atol=1e-5)
 
 
@@ -145,7 +209,7 @@ def test_a_warning_says_why_it_runs_uncompiled(cause, monkeypatch):
         def no_compiler(*args, **kwargs):
             raise RuntimeError("no C++ compiler\nlong explanation")
 
-        monkeypatch.setattr(th, "compile", no_compiler)
+        monkeypatch.setattr(module, "_compile", no_compiler)
 
     class DataDependent(th.nn.Tanh):
         def forward(self, x):

@@ -1,0 +1,346 @@
+"""Environment steps per second of whole training runs, beside the named peers, with what the time goes into.
+
+usage: python benchmarks/throughput.py [--env CartPole-v1] [--contenders PPO "ClippedCriticPPO compiled" …]
+       python benchmarks/throughput.py --scale n_envs        (or width, batch_size)
+
+Each contender lives in a process of its own with one thread; they take turns, a rollout with its update at a time, so
+that each has met the same machine. What is compiled is compiled before, and how long that took is reported. The ratio
+is that of the times of one turn, and the table has its median, smallest and largest; memory is the largest resident set
+of the contender's process. The floor is what no library can go below: the environments with random actions, and the
+matrix products of the networks alone.
+
+Peers that are not installed are left out: sbx-rl brings sbx's PPO.
+"""
+
+import argparse
+import csv
+import importlib
+import multiprocessing
+import pathlib
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch as th
+
+SETTING = {"n_envs": 8, "width": 64, "batch_size": 64}
+N_STEPS = 256
+SCALES = {"n_envs": (1, 4, 16, 64, 256), "width": (64, 256, 1024), "batch_size": (64, 256, 1024)}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """
+    :param algorithm: its class, as ``module:name``
+    :param peer: the contender that it is measured against
+    :param parameters: of the constructor
+    :param vec_env: ``"sb3"`` for DummyVecEnv, or ``"gymnasium"``
+    """
+
+    algorithm: str
+    peer: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    vec_env: str = "sb3"
+
+
+PPO = {"n_steps": N_STEPS, "n_epochs": 10}
+TRPO = {"n_steps": N_STEPS, "n_critic_updates": 10}
+COMPILED = {"compile": True}
+CONTENDERS = {
+    "PPO": Contender("stable_baselines3:PPO", "PPO", PPO),
+    "PPO (sbx)": Contender("sbx:PPO", "PPO", PPO),
+    "ClippedCriticPPO": Contender("sb3_pgext:ClippedCriticPPO", "PPO", PPO),
+    "ClippedCriticPPO compiled": Contender("sb3_pgext:ClippedCriticPPO", "PPO", PPO | COMPILED),
+    "ClippedCriticPPO compiled, vectorised": Contender(
+        "sb3_pgext:ClippedCriticPPO", "PPO", PPO | COMPILED, vec_env="gymnasium"
+    ),
+    "TRPO": Contender("sb3_contrib:TRPO", "TRPO", TRPO),
+    "NPG": Contender("sb3_pgext:NPG", "TRPO", TRPO),
+    "NPG compiled": Contender("sb3_pgext:NPG", "TRPO", TRPO | COMPILED),
+    "A2C": Contender("stable_baselines3:A2C", "A2C"),
+    "VPG compiled": Contender("sb3_pgext:VPG", "A2C", COMPILED),
+    "REINFORCE": Contender("sb3_pgext:REINFORCE", "A2C"),
+    "REINFORCE compiled": Contender("sb3_pgext:REINFORCE", "A2C", COMPILED),
+}
+WITH_BATCHES = ("PPO", "TRPO")
+"""Peers, and all that are measured against them, whose minibatches have the size of the setting."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """
+    :param n_steps: environment steps
+    :param collection: seconds of the rollouts
+    :param update: seconds of the updates
+    """
+
+    n_steps: int
+    collection: float
+    update: float
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Of everything."""
+        return (self.collection + self.update) / self.n_steps
+
+
+def make_env(env: str, n_envs: int, kind: str) -> Any:
+    """The vectorised environment with episode statistics, as SB3's users have it."""
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecMonitor
+
+    if kind == "sb3":
+        return make_vec_env(env, n_envs, seed=0)
+    import gymnasium as gym
+
+    from sb3_pgext import GymnasiumVecEnv
+
+    return VecMonitor(GymnasiumVecEnv(gym.make_vec(env, n_envs)))
+
+
+def work(contender: Contender, env: str, setting: dict[str, int], device: str, pipe: Connection) -> None:
+    """A contender's process: builds the model, takes turns when told to, and sends what it measured."""
+    th.set_num_threads(1)
+    module, _, name = contender.algorithm.partition(":")
+    parameters = dict(contender.parameters)
+    if contender.peer in WITH_BATCHES:
+        parameters["batch_size"] = setting["batch_size"] if contender.peer == "PPO" else 2 * setting["batch_size"]
+    width = [setting["width"]] * 2
+    model = getattr(importlib.import_module(module), name)(
+        "MlpPolicy",
+        make_env(env, setting["n_envs"], contender.vec_env),
+        seed=0,
+        device=device,
+        policy_kwargs={"net_arch": {"pi": width, "vf": width}},
+        **parameters,
+    )
+    _, callback = model._setup_learn(10**12)
+    start = time.perf_counter()
+    turn(model, callback, 1)
+    pipe.send(time.perf_counter() - start)
+    while (n_steps := pipe.recv()) is not None:
+        pipe.send(turn(model, callback, n_steps))
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def turn(model: Any, callback: Any, n_steps: int) -> Turn:
+    """
+    :param model: set up to learn
+    :param callback: of its collection
+    :param n_steps: environment steps at least
+    :return: what the rollouts and updates took
+    """
+    first, collection, update = model.num_timesteps, 0.0, 0.0
+    while model.num_timesteps - first < n_steps:
+        start = time.perf_counter()
+        model.collect_rollouts(model.env, callback, model.rollout_buffer, n_rollout_steps=model.n_steps)
+        collected = time.perf_counter()
+        model.train()
+        collection, update = collection + collected - start, update + time.perf_counter() - collected
+    return Turn(model.num_timesteps - first, collection, update)
+
+
+@dataclass(frozen=True)
+class Result:
+    """
+    :param turns: of one contender, in order
+    :param peer: those of its peer
+    :param first: seconds of the first turn, with the compiling
+    :param memory: largest resident set, MiB
+    """
+
+    turns: list[Turn]
+    peer: list[Turn]
+    first: float
+    memory: float
+
+    def median(self, value: Callable[[Turn], float]) -> float:
+        """Over the turns."""
+        return statistics.median(map(value, self.turns))
+
+    @property
+    def ratios(self) -> list[float]:
+        """How many times the peer's steps per second, sorted."""
+        pairs = zip(self.peer, self.turns, strict=True)
+        return sorted(theirs.seconds_per_step / ours.seconds_per_step for theirs, ours in pairs)
+
+
+def measure(names: list[str], env: str, setting: dict[str, int], repetitions: int, device: str) -> dict[str, Result]:
+    """
+    :param names: contenders; their peers are measured with them
+    :param env: id of the environment
+    :param setting: ``n_envs``, ``width`` and ``batch_size``
+    :param repetitions: turns of each
+    :param device: where the networks are
+    :return: contender → what was measured
+    """
+    names = list(dict.fromkeys([*(CONTENDERS[name].peer for name in names), *names]))
+    context = multiprocessing.get_context("spawn")
+    pipes, firsts = {}, {}
+    for name in names:
+        pipes[name], theirs = context.Pipe()
+        arguments = (CONTENDERS[name], env, setting, device, theirs)
+        context.Process(target=work, args=arguments, daemon=True).start()
+        firsts[name] = pipes[name].recv()
+    turns: dict[str, list[Turn]] = {name: [] for name in names}
+    for _ in range(repetitions):
+        for name, pipe in pipes.items():
+            pipe.send(setting["n_envs"] * N_STEPS)
+            turns[name].append(pipe.recv())
+    memory = {}
+    for name, pipe in pipes.items():
+        pipe.send(None)
+        memory[name] = pipe.recv()
+    return {name: Result(turns[name], turns[CONTENDERS[name].peer], firsts[name], memory[name]) for name in names}
+
+
+def floor(env: str, setting: dict[str, int], n_epochs: int) -> tuple[float, float, float]:
+    """
+    :param env: id of the environment
+    :param setting: see :func:`measure`
+    :param n_epochs: passes of the update
+    :return: seconds per step of the environments alone, with random actions; of the matrix products of acting; and of
+        those of ``n_epochs`` passes forwards and backwards, in minibatches
+    """
+    venv = make_env(env, setting["n_envs"], "sb3")
+    venv.reset()
+    actions = [np.array([venv.action_space.sample() for _ in range(venv.num_envs)]) for _ in range(N_STEPS)]
+    start = time.perf_counter()
+    for action in actions:
+        venv.step(action)
+    alone = (time.perf_counter() - start) / (N_STEPS * venv.num_envs)
+    width, n_inputs = setting["width"], int(np.prod(venv.observation_space.shape))
+    n_outputs = int(getattr(venv.action_space, "n", 0) or np.prod(venv.action_space.shape))
+    sizes = [(n_inputs, width), (width, width)] * 2 + [(width, n_outputs), (width, 1)]
+    acting = seconds_of_products(venv.num_envs, sizes, 1) / venv.num_envs
+    update = seconds_of_products(setting["batch_size"], sizes, 3) / setting["batch_size"]
+    return alone, acting, n_epochs * update
+
+
+def seconds_of_products(n_rows: int, sizes: list[tuple[int, int]], n_each: int, repetitions: int = 200) -> float:
+    """Of ``n_each`` products with each matrix: one forwards, two backwards."""
+    pairs = [(th.randn(n_rows, n), th.randn(n, m)) for n, m in sizes]
+    start = time.perf_counter()
+    for _ in range(repetitions):
+        for x, matrix in pairs:
+            for _ in range(n_each):
+                x @ matrix
+    return (time.perf_counter() - start) / repetitions
+
+
+def row(env: str, setting: dict[str, int], name: str, result: Result) -> dict[str, Any]:
+    """One line of the table."""
+    ratios = result.ratios
+    return {
+        "environment": env,
+        **setting,
+        "contender": name,
+        "steps/s": round(1 / result.median(lambda t: t.seconds_per_step)),
+        "collection µs/step": round(1e6 * result.median(lambda t: t.collection / t.n_steps), 1),
+        "update µs/step": round(1e6 * result.median(lambda t: t.update / t.n_steps), 1),
+        "peer": CONTENDERS[name].peer,
+        "times as fast": round(statistics.median(ratios), 2),
+        "from": round(ratios[0], 2),
+        "to": round(ratios[-1], 2),
+        "first turn s": round(result.first, 1),
+        "memory MiB": round(result.memory),
+    }
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """As a table."""
+    for r in rows:
+        print(
+            f"{r['contender']:38s} {r['steps/s']:8,d} steps/s  collection {r['collection µs/step']:6.1f} "
+            f"update {r['update µs/step']:6.1f} µs/step  {r['times as fast']:5.2f} x {r['peer']} "
+            f"({r['from']:.2f} to {r['to']:.2f})  first turn {r['first turn s']:5.1f} s  {r['memory MiB']:,d} MiB"
+        )
+
+
+def plot_parts(rows: list[dict[str, Any]], floors: tuple[float, float, float], path: pathlib.Path) -> None:
+    """Stacked bars: where the time of a step goes, and the floor of the PPOs."""
+    env = rows[0]["environment"]
+    figure, axes = plt.subplots(figsize=(8, 0.5 * len(rows) + 1.6), layout="constrained")
+    labels = [r["contender"] for r in rows]
+    for part, colour in (("collection", "#4477aa"), ("update", "#ee6677")):
+        left = [0.0] * len(rows) if part == "collection" else [r["collection µs/step"] for r in rows]
+        axes.barh(labels, [r[f"{part} µs/step"] for r in rows], left=left, color=colour, label=part)
+    left_end = 0.0
+    for name, seconds, colour in zip(
+        ("environments alone", "products of acting", "products of 10 epochs"),
+        floors,
+        ("#99bbdd", "#ccddaa", "#ffbbbb"),
+        strict=True,
+    ):
+        axes.barh(["floor of PPO"], [1e6 * seconds], left=[left_end], color=colour, label=name)
+        left_end += 1e6 * seconds
+    axes.invert_yaxis()
+    axes.set_xlabel("µs per environment step")
+    axes.set_title(f"{env}: {rows[0]['n_envs']} sub-environments, networks of 2 × {rows[0]['width']}, one thread")
+    axes.legend(frameon=False, fontsize="small", loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def plot_scaling(rows: list[dict[str, Any]], scale: str, path: pathlib.Path) -> None:
+    """Steps per second against one number of the setting."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name in dict.fromkeys(r["contender"] for r in rows):
+        own = [r for r in rows if r["contender"] == name]
+        axes.plot([r[scale] for r in own], [r["steps/s"] for r in own], marker="o", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(SCALES[scale], [str(x) for x in SCALES[scale]])
+    axes.set_xlabel(scale)
+    axes.set_ylabel("environment steps per second")
+    axes.set_title(f"{rows[0]['environment']}, one thread")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Measure, print, and write the table and the figure where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    installed = [name for name, c in CONTENDERS.items() if importlib.util.find_spec(c.algorithm.partition(":")[0])]
+    parser.add_argument("--env", default="CartPole-v1")
+    parser.add_argument("--contenders", nargs="+", choices=installed, metavar="NAME", help=", ".join(installed))
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--scale", choices=list(SCALES), help="measure at several values of this")
+    for name, value in SETTING.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=pathlib.Path, help="folder for the table and the figure")
+    arguments = parser.parse_args()
+    setting = {name: getattr(arguments, name) for name in SETTING}
+    chosen = arguments.contenders or [name for name in installed if CONTENDERS[name].vec_env == "sb3"]
+    settings = [setting | {arguments.scale: x} for x in SCALES[arguments.scale]] if arguments.scale else [setting]
+
+    rows = []
+    for one in settings:
+        print(f"{arguments.env}, {one}")
+        results = measure(chosen, arguments.env, one, arguments.repetitions, arguments.device)
+        rows += [row(arguments.env, one, name, result) for name, result in results.items()]
+        print_rows(rows[-len(results) :])
+    floors = floor(arguments.env, setting, PPO["n_epochs"])
+    parts = ", ".join(f"{1e6 * x:.1f}" for x in floors)
+    print(f"floor, µs/step: environments alone, products of acting, products of 10 epochs of PPO: {parts}")
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        stem = f"throughput_{arguments.env}_{arguments.scale}" if arguments.scale else f"throughput_{arguments.env}"
+        with (arguments.out / f"{stem}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        path = arguments.out / f"{stem}.png"
+        plot_scaling(rows, arguments.scale, path) if arguments.scale else plot_parts(rows, floors, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Functions of a policy as compiled graphs: the networks are tiny, and the time goes into calling their parts."""
+
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch as th
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+__all__ = ["Graph", "graph_of"]
+
+Graph = Callable[..., Any]
+
+_graphs: "WeakKeyDictionary[th.nn.Module, dict[Hashable, Graph | None]]" = WeakKeyDictionary()
+"""Policy → what has been compiled for it; None where that failed. They hold no reference to the policy."""
+
+_causes: "WeakKeyDictionary[th.nn.Module, set[str]]" = WeakKeyDictionary()
+"""Policy → what it has been said of already."""
+
+
+def graph_of(
+    policy: th.nn.Module,
+    key: Hashable,
+    function: Callable[..., Any],
+    arguments: Sequence[th.Tensor],
+    what: str,
+    draws: bool = False,
+) -> Graph | None:
+    """
+    A function as one graph for arguments of these shapes. It is traced and compiled at the first call for a key.
+
+    It draws the same random numbers as the function, and leaves the generators alone while it is compiled.
+
+    :param policy: the network that the function evaluates
+    :param key: what else the graph depends on
+    :param function: of tensors alone, the policy's parameters among them, to tensors, nested in any way
+    :param arguments: examples
+    :param what: the function in words, for the warning
+    :param draws: whether it may draw random numbers
+    :return: the graph, or None where there is none; a warning says why when that is found out
+    """
+    graphs = _graphs.setdefault(policy, {})
+    if key not in graphs:
+        graphs[key] = _compiled(policy, function, arguments, what, draws)
+    return graphs[key]
+
+
+def _compiled(
+    policy: th.nn.Module, function: Callable[..., Any], arguments: Sequence[th.Tensor], what: str, draws: bool
+) -> Graph | None:
+    structure: pytree.TreeSpec
+
+    def flat_function(*tensors: th.Tensor) -> list[th.Tensor]:
+        nonlocal structure
+        results, structure = pytree.tree_flatten(function(*tensors))
+        return results
+
+    stateful = [type(m).__name__ for m in policy.modules() if any(isinstance(x, th.Tensor) for x in _state_of(m))]
+    if stateful:
+        _warn(policy, what, f"{stateful[0]} keeps tensors that are no parameters, such as running statistics")
+        return None
+    try:
+        with th.random.fork_rng():
+            before = th.get_rng_state()
+            with _TraceableOneHot():
+                traced = make_fx(flat_function, decomposition_table=_DECOMPOSITIONS)(*arguments)
+            if not draws and not th.equal(before, th.get_rng_state()):
+                _warn(policy, what, "the policy draws random numbers, such as dropout does")
+                return None
+            graph = _compile(traced, arguments)
+            graph(*arguments)
+    except Exception as error:  # whatever a policy, the tracer or a C++ compiler may raise: there is an eager function
+        _warn(policy, what, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+        return None
+    return lambda *tensors: pytree.tree_unflatten(graph(*tensors), structure)
+
+
+def _compile(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> Graph:
+    """
+    By torch's compiler for graphs, without the one for Python before it, whose checks at each call take as long as a
+    tiny network. On CUDA it is one CUDA graph, as in torch's mode "reduce-overhead".
+    """
+    on_cuda = any(x.is_cuda for x in arguments)
+    options = {"fallback_random": True, "triton.cudagraphs": on_cuda}
+    import torch._inductor  # here, because it takes a second and 50 MiB that nobody else needs
+
+    graph = torch._inductor.compile(traced, list(arguments), options=options)
+    # What a CUDA graph returns is overwritten at its next call.
+    return (lambda *x: [y.clone() for y in graph(*x)]) if on_cuda else graph
+
+
+def _multinomial(
+    probabilities: th.Tensor, num_samples: int, replacement: bool = False, *, generator: Any = None
+) -> th.Tensor:
+    """torch's own way of drawing one sample, without its checks of the probabilities: the same numbers."""
+    if num_samples != 1:
+        return NotImplemented
+    return (probabilities / th.empty_like(probabilities).exponential_()).argmax(-1, keepdim=True)
+
+
+_DECOMPOSITIONS = {th.ops.aten.multinomial.default: _multinomial}
+
+
+def _state_of(module: th.nn.Module) -> list[Any]:
+    """What a module may change while it is evaluated: buffers, and whatever else it has as an attribute."""
+    return [*module.buffers(recurse=False), *vars(module).values()]
+
+
+class _TraceableOneHot(TorchFunctionMode):
+    """torch's one-hot encoding, which SB3 gives Discrete observations, looks at the data to check it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.one_hot:
+            return func(*args, **kwargs)
+        return _one_hot(*args, **kwargs)
+
+
+def _one_hot(tensor: th.Tensor, num_classes: int) -> th.Tensor:
+    return (tensor.unsqueeze(-1) == th.arange(num_classes, device=tensor.device)).long()
+
+
+def _warn(policy: th.nn.Module, what: str, cause: str) -> None:
+    """Once for each cause: what keeps one function from being compiled may well keep the next one."""
+    causes = _causes.setdefault(policy, set())
+    if cause in causes:
+        return
+    causes.add(cause)
+    warnings.warn(f"compile=True: {what} runs uncompiled, with the same results. {cause}", stacklevel=2)
