@@ -1,4 +1,4 @@
-"""The command line: ``sb3-pgext train``, ``enjoy``, ``compare``, ``variance`` and ``zoo``."""
+"""The command line: ``sb3-pgext train``, ``enjoy``, ``compare``, ``variance``, ``zoo`` and more."""
 
 import argparse
 import sys
@@ -75,7 +75,8 @@ def _run(argv: Sequence[str] | None) -> int:
             return 0
         return 0 if zoo.check_zoo() else 1
 
-    {"train": zoo.train, "enjoy": zoo.enjoy}[arguments.command](rest)
+    commands = {"train": zoo.train, "enjoy": zoo.enjoy, "record-video": zoo.record_video}
+    commands[arguments.command](rest)
     return 0
 
 
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("train", "train an agent: rl_zoo3's flags, REINFORCE and our configurations by default"),
         ("enjoy", "watch a trained agent: rl_zoo3's flags, agents of logs/ by default"),
+        ("record-video", "record a video of a trained agent: rl_zoo3's flags"),
     ):
         commands.add_parser(name, help=text, add_help=False)
     of_zoo = commands.add_parser("zoo", help="the configurations that we ship")

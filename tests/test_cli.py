@@ -32,6 +32,13 @@ def test_train_then_enjoy_with_the_defaults(capsys) -> None:
     assert "Mean reward" in capsys.readouterr().out
 
 
+def test_a_trained_agent_is_filmed() -> None:
+    assert main(["train", "-n", "100", "--eval-freq", "-1", "--device", "cpu"]) == 0
+    assert main(["record-video", "-n", "5", "-o", "videos"]) == 0
+    (video,) = Path("videos").glob("*.mp4")
+    assert video.stat().st_size > 0
+
+
 def test_rl_zoo3s_flags_reach_rl_zoo3(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yml"
     mine.write_text("CartPole-v1: {n_envs: 2, n_timesteps: 1.0e+9, policy: MlpPolicy, n_episodes: 2}")
@@ -93,6 +100,7 @@ def test_an_environment_of_another_package(tmp_path: Path, monkeypatch) -> None:
         (["train", "-i", "nothing.zip"], "--trained-agent nothing.zip: there is no such .zip file"),
         (["train", "--gym-packages", "no_such_envs"], "unknown package of environments 'no_such_envs'"),
         (["enjoy", "--algo", "pppo"], "unknown algorithm 'pppo', did you mean 'ppo'?"),
+        (["record-video"], "train it first: sb3-pgext train --algo reinforce --env CartPole-v1"),
         (["enjoy", "--no-render"], "train it first: sb3-pgext train --algo reinforce --env CartPole-v1"),
         (["compare", "dem"], "unknown study 'dem', did you mean 'demo'?"),
         (["compare", "demo", "--jobs", "0"], "jobs must be at least 1, not 0"),

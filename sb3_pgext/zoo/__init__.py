@@ -1,6 +1,6 @@
 """The algorithms of sb3-pgext in rl_zoo3: importing this package registers them."""
 
-from sb3_pgext.zoo.commands import enjoy, train
+from sb3_pgext.zoo.commands import enjoy, record_video, train
 from sb3_pgext.zoo.configs import check_config, config_path, configs_folder, read_config
 from sb3_pgext.zoo.names import check_environment, check_name
 from sb3_pgext.zoo.overview import check_zoo, list_zoo
@@ -19,6 +19,7 @@ __all__ = [
     "enjoy",
     "list_zoo",
     "read_config",
+    "record_video",
     "register",
     "train",
 ]

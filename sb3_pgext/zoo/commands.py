@@ -1,8 +1,9 @@
-"""``sb3-pgext train`` and ``sb3-pgext enjoy``: rl_zoo3's own, with our algorithms and defaults."""
+"""``sb3-pgext train``, ``enjoy`` and ``record-video``: rl_zoo3's own, with our algorithms and defaults."""
 
 import argparse
 import contextlib
 import io
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,13 +45,34 @@ def enjoy(arguments: Sequence[str]) -> None:
     :param arguments: rl_zoo3's flags
     :raises ValueError: an unknown algorithm or environment; no such trained agent
     """
-    if _asks_for_help(arguments):
-        return _run(zoo_enjoy, "enjoy", arguments)
-    flags = _known_flags(_enjoy_flags(), arguments)
     # rl_zoo3 downloads an agent of its own folder when it is missing.
-    if "rl-trained-agents" not in flags.folder:
+    _run_with_trained(zoo_enjoy, "enjoy", arguments, may_be_missing_in="rl-trained-agents")
+
+
+def record_video(arguments: Sequence[str]) -> None:
+    """
+    Record a video of a trained agent with rl_zoo3's ``record_video``.
+
+    :param arguments: rl_zoo3's flags
+    :raises ValueError: an unknown algorithm or environment; no such trained agent
+    """
+
+    def script() -> None:  # rl_zoo3 has no function for it
+        runpy.run_module("rl_zoo3.record_video", run_name="__main__")
+
+    _run_with_trained(script, "record-video", arguments)
+
+
+def _run_with_trained(
+    command: Callable[[], None], name: str, arguments: Sequence[str], may_be_missing_in: str | None = None
+) -> None:
+    """Run a command of rl_zoo3 on an agent that is looked for where ``train`` leaves it by default."""
+    if _asks_for_help(arguments):
+        return _run(command, name, arguments)
+    flags = _known_flags(_trained_flags(), arguments)
+    if may_be_missing_in is None or may_be_missing_in not in flags.folder:
         _check_trained(flags)
-    _run(zoo_enjoy, "enjoy", ["--algo", flags.algo, "--folder", flags.folder, *arguments])
+    _run(command, name, ["--algo", flags.algo, "--env", flags.env, "--folder", flags.folder, *arguments])
 
 
 def _asks_for_help(arguments: Sequence[str]) -> bool:
@@ -74,7 +96,7 @@ def _train_flags() -> argparse.ArgumentParser:
     return parser
 
 
-def _enjoy_flags() -> argparse.ArgumentParser:
+def _trained_flags() -> argparse.ArgumentParser:
     parser = _flags()
     parser.add_argument("-f", "--folder", default="logs")
     parser.add_argument("--exp-id", type=int, default=0)
