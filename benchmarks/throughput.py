@@ -217,21 +217,35 @@ def floor(env: str, setting: dict[str, int], n_epochs: int) -> tuple[float, floa
     alone = (time.perf_counter() - start) / (N_STEPS * venv.num_envs)
     width, n_inputs = setting["width"], int(np.prod(venv.observation_space.shape))
     n_outputs = int(getattr(venv.action_space, "n", 0) or np.prod(venv.action_space.shape))
-    sizes = [(n_inputs, width), (width, width)] * 2 + [(width, n_outputs), (width, 1)]
-    acting = seconds_of_products(venv.num_envs, sizes, 1) / venv.num_envs
-    update = seconds_of_products(setting["batch_size"], sizes, 3) / setting["batch_size"]
+    layers = [(n_inputs, width), (width, width)] * 2 + [(width, n_outputs), (width, 1)]
+    acting = seconds_of_products(venv.num_envs, layers, backwards=False) / venv.num_envs
+    update = seconds_of_products(setting["batch_size"], layers, backwards=True) / setting["batch_size"]
     return alone, acting, n_epochs * update
 
 
-def seconds_of_products(n_rows: int, sizes: list[tuple[int, int]], n_each: int, repetitions: int = 200) -> float:
-    """Of ``n_each`` products with each matrix: one forwards, two backwards."""
-    pairs = [(th.randn(n_rows, n), th.randn(n, m)) for n, m in sizes]
-    start = time.perf_counter()
+def seconds_of_products(n_rows: int, layers: list[tuple[int, int]], backwards: bool, repetitions: int = 500) -> float:
+    """
+    :param n_rows: observations
+    :param layers: inputs and outputs of each; those that follow another one also need the gradient of their inputs
+    :param backwards: the products of the gradients too
+    :param repetitions: of which the fastest counts
+    :return: of all products, one after the other, into memory that is there
+    """
+    products = []
+    for n, m in layers:
+        x, matrix, y = th.randn(n_rows, n), th.randn(n, m), th.empty(n_rows, m)
+        products.append((x, matrix, y))
+        if backwards:
+            products.append((x.T, y, th.empty(n, m)))
+            if (n, m) != layers[0]:
+                products.append((y, matrix.T, th.empty(n_rows, n)))
+    times = []
     for _ in range(repetitions):
-        for x, matrix in pairs:
-            for _ in range(n_each):
-                x @ matrix
-    return (time.perf_counter() - start) / repetitions
+        start = time.perf_counter()
+        for a, b, result in products:
+            th.mm(a, b, out=result)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def row(env: str, setting: dict[str, int], name: str, result: Result) -> dict[str, Any]:

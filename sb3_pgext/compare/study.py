@@ -213,7 +213,7 @@ def _template(label: str, settings: object, env_id: str, content: Mapping[str, A
         "label": label,
         "algo": algo,
         "n_timesteps": n_timesteps,
-        "evaluation": _evaluation(content.get("evaluation", {}), n_timesteps),
+        "evaluation": _evaluation(content.get("evaluation", {}), n_timesteps, env_id, content["environments"]),
         "config": config | {"n_timesteps": n_timesteps},
     }
 
@@ -239,14 +239,15 @@ def _thresholds(content: Mapping[str, Any], environments: list[str]) -> dict[str
     return {env_id: threshold for env_id, threshold in thresholds.items() if threshold is not None}
 
 
-def _evaluation(content: object, n_timesteps: int) -> Evaluation:
+def _evaluation(content: object, n_timesteps: int, env_id: str, environments: Collection[str]) -> Evaluation:
     content = _mapping("evaluation", content, {"frequency", "episodes", "deterministic"})
     deterministic = content.get("deterministic", True)
     if not isinstance(deterministic, bool):
         raise ValueError(f"evaluation: deterministic must be true or false, not {deterministic!r}")
+    frequency, episodes = (_by_environment(content, key, env_id, environments) for key in ("frequency", "episodes"))
     return Evaluation(
-        _positive("evaluation: frequency", content.get("frequency", max(n_timesteps // 20, 1))),
-        _positive("evaluation: episodes", content.get("episodes", 20)),
+        _positive("evaluation: frequency", max(n_timesteps // 20, 1) if frequency is None else frequency),
+        _positive("evaluation: episodes", 20 if episodes is None else episodes),
         deterministic,
     )
 

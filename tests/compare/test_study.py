@@ -60,6 +60,10 @@ def test_settings_by_environment(tmp_path: Path) -> None:
     steps = {run.environment: run.n_timesteps for run in study.runs if run.label == "theirs"}
     assert steps == {"CartPole-v1": 100_000, "Acrobot-v1": 50}
     assert study.thresholds == {"CartPole-v1": 475}
+    evaluation = {"frequency": {"Acrobot-v1": 5}, "episodes": {"CartPole-v1": 7}}
+    study = _read(tmp_path, evaluation=evaluation, n_timesteps=1000)
+    found = {run.environment: (run.evaluation.frequency, run.evaluation.episodes) for run in study.runs}
+    assert found == {"CartPole-v1": (50, 7), "Acrobot-v1": (5, 20)}
     assert _read(tmp_path, threshold=-100.5).thresholds == {"CartPole-v1": -100.5, "Acrobot-v1": -100.5}
 
 
@@ -123,6 +127,7 @@ def test_labels_that_differ_only_in_marks_have_folders_of_their_own(tmp_path: Pa
             "unknown environment of n_timesteps 'CartPole', did you mean 'CartPole-v1'",
         ),
         ({"evaluation": {"frequency": 0}}, "evaluation: frequency must be a whole number"),
+        ({"evaluation": {"episodes": {"CartPole": 5}}}, "unknown environment of episodes 'CartPole'"),
         ({"evaluation": {"episodes": 1.5}}, "evaluation: episodes must be a whole number"),
         ({"evaluation": {"freqency": 3}}, "unknown key of evaluation 'freqency', did you mean 'frequency'"),
         ({"evaluation": {"deterministic": "no"}}, "deterministic must be true or false"),
