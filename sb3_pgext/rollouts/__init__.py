@@ -5,6 +5,7 @@ from sb3_pgext.rollouts.dataset import EpisodeDataset
 from sb3_pgext.rollouts.episodes import EpisodicAlgorithm
 from sb3_pgext.rollouts.replay import EpisodeReplay, ReplayedBatch
 from sb3_pgext.rollouts.steps import FixedLengthAlgorithm
+from sb3_pgext.rollouts.vec_env import GymnasiumVecEnv
 
 __all__ = [
     "EpisodeBatch",
@@ -13,6 +14,7 @@ __all__ = [
     "EpisodeReplay",
     "EpisodicAlgorithm",
     "FixedLengthAlgorithm",
+    "GymnasiumVecEnv",
     "ReplayedBatch",
     "Rollout",
     "StepBuffer",
