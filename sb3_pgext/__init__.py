@@ -2,7 +2,7 @@
 
 from sb3_pgext import envs  # registers the finite environments with gymnasium
 from sb3_pgext.algorithms import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
-from sb3_pgext.rollouts import GymnasiumVecEnv
+from sb3_pgext.rollouts import EnvPoolVecEnv, GymnasiumVecEnv
 
 __version__ = "0.1.0"
 
@@ -12,6 +12,7 @@ __all__ = [
     "REINFORCE",
     "VPG",
     "ClippedCriticPPO",
+    "EnvPoolVecEnv",
     "GymnasiumVecEnv",
     "__version__",
     "envs",
