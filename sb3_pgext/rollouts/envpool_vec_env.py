@@ -85,7 +85,7 @@ class EnvPool(VectorEnv):
         """
         :param seed: for each sub-environment; None to go on with their random numbers
         :param options: ``reset_mask``, ``(E,)``, bool: which sub-environments to reset; without it, all
-        :return: observations of all sub-environments, and the infos of those that have been reset
+        :return: observations of all sub-environments, and infos, which are 0 of those that have not been reset
         :raises ValueError: other options: envpool takes none
         """
         options = dict(options or {})
@@ -102,17 +102,17 @@ class EnvPool(VectorEnv):
         return self._observations, _without_bookkeeping(infos)
 
     def _reset_masked(self, mask: np.ndarray) -> tuple[Any, dict[str, Any]]:
-        before = self._observations
         of_reset, infos = self._pool.reset(np.flatnonzero(mask).astype(np.int32))
-        if isinstance(before, dict):
-            self._observations = {key: _replaced(before[key], mask, of_reset[key]) for key in before}
+        if isinstance(self._observations, dict):
+            for key, values in of_reset.items():
+                self._observations[key][mask] = values
         else:
-            self._observations = _replaced(before, mask, of_reset)
-        spread: dict[str, Any] = {}
+            self._observations[mask] = of_reset
+        of_all: dict[str, Any] = {}
         for key, values in _without_bookkeeping(infos).items():
-            nothing = np.zeros((self.num_envs, *values.shape[1:]), values.dtype)
-            spread |= {key: _replaced(nothing, mask, values), f"_{key}": mask}
-        return self._observations, spread
+            of_all[key] = np.zeros((self.num_envs, *values.shape[1:]), values.dtype)
+            of_all[key][mask] = values
+        return self._observations, of_all
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """
@@ -171,10 +171,3 @@ def _check(envpool: ModuleType, task_id: str, num_envs: int, config: dict[str, A
 
 def _without_bookkeeping(infos: dict[str, Any]) -> dict[str, Any]:
     return {key: values for key, values in infos.items() if key not in _BOOKKEEPING}
-
-
-def _replaced(values: np.ndarray, mask: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """A copy of ``values`` with other rows where the mask says so."""
-    copy = np.array(values)
-    copy[mask] = rows
-    return copy

@@ -135,7 +135,7 @@ class GymnasiumVecEnv(VecEnv):
     def _infos(self, infos: dict[str, Any]) -> list[dict[str, Any]]:
         """The infos of a step, for each sub-environment as if its episode went on."""
         of_each: list[dict[str, Any]] = [{_CUT: False} for _ in range(self.num_envs)]
-        spread_infos({key: values for key, values in infos.items() if key != _CUT}, of_each)
+        spread_infos({key: values for key, values in infos.items() if key.removeprefix("_") != _CUT}, of_each)
         return of_each
 
     def _infos_around_reset(self, infos: dict[str, Any], ended: list[int]) -> list[dict[str, Any]]:

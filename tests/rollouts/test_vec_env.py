@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.async_vector_env import _async_worker
 from gymnasium.wrappers.vector import (
     DictInfoToList,
     NormalizeReward,
@@ -22,6 +23,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_pgext import REINFORCE, ClippedCriticPPO, GymnasiumVecEnv
+from sb3_pgext.rollouts.masked_resets import with_masked_resets
 from tests.environments import DICT, VECTOR, AnySpaces
 
 SAME_STEP, NEXT_STEP, DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED
@@ -71,7 +73,7 @@ class Talkative(gym.Env):
         self.t += 1
         info = {"t": self.t, "vector": action * 2, "name": f"step {self.t}", "nested": {"x": float(action[0]), "n": 1}}
         if self.t % 2:
-            info["odd"] = [self.t]
+            info |= {"odd": [self.t], "TimeLimit.truncated": True}  # a lie, most of the time
         ends, cut = self.np_random.random(2) < 0.7
         at_end = self.t == self.length
         return self.observation_space.sample(), float(action[0]), at_end and ends, at_end and (cut or not ends), info
@@ -254,6 +256,15 @@ def test_a_new_episode_of_the_vectorised_cart_pole_starts_where_it_starts_by_its
     assert sum(lengths) >= 9
 
 
+def test_a_seed_at_a_reset_of_some_cart_poles():
+    cart_poles = with_masked_resets(vectorised_cart_poles())
+    cart_poles.reset(seed=0)
+    mask = np.array([False, True, True])
+    states = [cart_poles.reset(seed=3, options={"reset_mask": mask})[0] for _ in range(2)]
+    np.testing.assert_array_equal(*states)
+    assert (cart_poles.reset(options={"reset_mask": mask})[0][mask] != states[0][mask]).all()
+
+
 def test_options_of_the_cart_pole_count_once():
     env = GymnasiumVecEnv(vectorised_cart_poles())
     env.set_options({"low": 0.1, "high": 0.2})
@@ -293,6 +304,7 @@ class Mine(VectorEnv):
 
     def __init__(self, mode, obeys_the_mask=True):
         self.metadata, self.obeys_the_mask = {"autoreset_mode": mode}, obeys_the_mask
+        self.log = []
 
     def reset(self, *, seed=None, options=None):
         mask = (options or {}).get("reset_mask")
@@ -304,24 +316,29 @@ class Mine(VectorEnv):
 
     def step(self, actions):
         self.t += 1
-        return self.t[:, None], self.t, self.t == 2, np.zeros(2, bool), {"limit": 2, "t": self.t}
+        self.log.append(int(self.t[0]))
+        infos = {"limit": 2, "t": self.t, "row": self.t[:, None], "logs": [self.log] * 2, "log": {"log": self.log}}
+        return self.t[:, None], self.t, self.t == 2, np.zeros(2, bool), infos
 
 
 def test_a_vector_environment_of_ones_own_that_obeys_the_mask():
-    """It returns the array that it goes on writing to."""
+    """It returns the arrays and lists that it goes on writing to."""
     env = GymnasiumVecEnv(Mine(DISABLED))
     first = env.reset()
+    env.env.log += [7, 8]  # now its length is not that of the sub-environments
     observations, rewards, dones, infos = env.step(np.zeros(2))
     env.step(np.zeros(2))
     assert first.tolist() == [[0], [1]]
     assert observations.tolist() == [[1], [0]]
     assert rewards.tolist() == [1, 2]
     assert dones.tolist() == [False, True]
-    assert infos == [
-        {"TimeLimit.truncated": False, "limit": 2, "t": 1},
-        {"TimeLimit.truncated": False, "limit": 2, "t": 2, "terminal_observation": np.array([2.0])},
-    ]
+    common = {"TimeLimit.truncated": False, "limit": 2, "logs": [7, 8, 1], "log": {"log": [7, 8, 1]}}
+    assert infos[0] == common | {"t": 1, "row": np.array([1.0])}
+    assert infos[1] == common | {"t": 2, "row": np.array([2.0]), "terminal_observation": np.array([2.0])}
     assert env.reset_infos == [{"reset": 0}, {"reset": 1}]
+    infos[0]["log"]["log"].append(9)
+    infos[0]["logs"].append(9)
+    assert infos[1]["log"]["log"] == infos[1]["logs"] == [7, 8, 1]
 
 
 def test_one_that_resets_more_than_the_mask_is_found_out():
@@ -338,17 +355,14 @@ def test_one_that_does_not_keep_the_last_observations_is_found_out():
         env.step(np.zeros(2))
 
 
-def _worker(*arguments):
-    raise AssertionError
-
-
 def test_a_vector_environment_that_cannot_begin_the_next_episode_at_once_is_refused():
     with pytest.raises(ValueError, match=r"env=Mine\(num_envs=2\) has autoreset_mode=AutoresetMode.NEXT_STEP: .*DISA"):
         GymnasiumVecEnv(Mine(NEXT_STEP))
-    without_shared_memory = AsyncVectorEnv(talkative(2), shared_memory=False)
-    with pytest.raises(ValueError, match=r"AsyncVectorEnv \(with shared memory and gymnasium's own worker\)"):
-        GymnasiumVecEnv(without_shared_memory)
-    without_shared_memory.close()
+    for unusual in ({"shared_memory": False}, {"worker": _async_worker}):
+        env = AsyncVectorEnv(talkative(2), **unusual)
+        with pytest.raises(ValueError, match=r"AsyncVectorEnv \(with shared memory and gymnasium's own worker\)"):
+            GymnasiumVecEnv(env)
+        env.close()
 
 
 def test_one_that_does_not_say_how_it_resets_is_refused():
