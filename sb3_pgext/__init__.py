@@ -2,7 +2,18 @@
 
 from sb3_pgext import envs  # registers the finite environments with gymnasium
 from sb3_pgext.algorithms import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
+from sb3_pgext.rollouts import EnvPoolVecEnv, GymnasiumVecEnv
 
 __version__ = "0.1.0"
 
-__all__ = ["ISPG", "NPG", "REINFORCE", "VPG", "ClippedCriticPPO", "__version__", "envs"]
+__all__ = [
+    "ISPG",
+    "NPG",
+    "REINFORCE",
+    "VPG",
+    "ClippedCriticPPO",
+    "EnvPoolVecEnv",
+    "GymnasiumVecEnv",
+    "__version__",
+    "envs",
+]

@@ -10,7 +10,8 @@ import sb3_pgext
 
 _OF_ZOO_AND_COMPARE = {"huggingface_sb3", "jinja2", "joblib", "matplotlib", "optuna", "pandas", "requests"}
 _OF_ZOO_AND_COMPARE |= {"rich", "rl_zoo3", "rliable", "scipy", "seaborn", "yaml"}
-_EXTRAS = dict.fromkeys(_OF_ZOO_AND_COMPARE, "zoo,compare") | {"dask": "dask", "distributed": "dask", "ray": "ray"}
+_OTHERS = {"dask": "dask", "distributed": "dask", "ray": "ray", "envpool": "envpool"}
+_EXTRAS = dict.fromkeys(_OF_ZOO_AND_COMPARE, "zoo,compare") | _OTHERS
 """Modules that are not always installed → the extras that bring them."""
 
 
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sb3-pgext {sb3_pgext.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
-        ("train", "train an agent: rl_zoo3's flags, REINFORCE and our configurations by default"),
+        ("train", "train an agent: rl_zoo3's flags (--vec-env also gymnasium or envpool), REINFORCE by default"),
         ("enjoy", "watch a trained agent: rl_zoo3's flags, agents of logs/ by default"),
         ("record-video", "record a video of a trained agent: rl_zoo3's flags"),
     ):

@@ -2,12 +2,14 @@
 
 import argparse
 import contextlib
+import functools
 import io
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import rl_zoo3.train
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3 import ALGOS
 from rl_zoo3.enjoy import enjoy as zoo_enjoy
@@ -15,19 +17,22 @@ from rl_zoo3.train import train as zoo_train
 from rl_zoo3.utils import StoreDict, get_model_path
 
 from sb3_pgext.zoo.configs import check_config, config_path
+from sb3_pgext.zoo.experiments import Experiment
 from sb3_pgext.zoo.names import check_environment, check_name, import_environments
 from sb3_pgext.zoo.registration import ALGORITHMS
+from sb3_pgext.zoo.vec_envs import VEC_ENVS
 
 
 def train(arguments: Sequence[str]) -> None:
     """
     Train an agent with rl_zoo3's ``train``; the algorithm is REINFORCE and the configuration file ours by default.
 
-    :param arguments: rl_zoo3's flags
+    :param arguments: rl_zoo3's flags; ``--vec-env`` may be ``gymnasium`` or ``envpool`` too
     :raises ValueError: an unknown algorithm, environment or configuration key; a file that is missing
     """
     if _asks_for_help(arguments):
         return _run(zoo_train, "train", arguments)
+    vec_env, arguments = _vec_env_flag(arguments)
     flags = _known_flags(_train_flags(), arguments)
     if flags.algo in ALGORITHMS and flags.conf_file is None:
         flags.conf_file = str(config_path(flags.algo))
@@ -35,7 +40,8 @@ def train(arguments: Sequence[str]) -> None:
     check_config(flags.algo, flags.env, flags.conf_file, flags.hyperparams)
     if flags.trained_agent and not (flags.trained_agent.endswith(".zip") and Path(flags.trained_agent).is_file()):
         raise ValueError(f"--trained-agent {flags.trained_agent}: there is no such .zip file")
-    _run(zoo_train, "train", ["--algo", flags.algo, *arguments])
+    with _experiments_with(vec_env):
+        _run(zoo_train, "train", ["--algo", flags.algo, *arguments])
 
 
 def enjoy(arguments: Sequence[str]) -> None:
@@ -94,6 +100,27 @@ def _train_flags() -> argparse.ArgumentParser:
     parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict)
     parser.add_argument("-i", "--trained-agent", default="")
     return parser
+
+
+def _vec_env_flag(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The kind of vectorised environment, of which rl_zoo3 knows only two, and the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--vec-env")
+    flags, others = parser.parse_known_args(arguments)
+    if flags.vec_env is not None:
+        check_name("--vec-env", flags.vec_env, VEC_ENVS)
+    return flags.vec_env, others
+
+
+@contextlib.contextmanager
+def _experiments_with(vec_env: str | None) -> Iterator[None]:
+    """rl_zoo3's ``train`` makes our experiments, whose configurations may say more."""
+    before = rl_zoo3.train.ExperimentManager
+    rl_zoo3.train.ExperimentManager = functools.partial(Experiment, vec_env=vec_env)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        rl_zoo3.train.ExperimentManager = before  # type: ignore[misc]
 
 
 def _trained_flags() -> argparse.ArgumentParser:

@@ -29,8 +29,9 @@ _ZOO_KEYS = {
     "frame_stack",
     "monitor_kwargs",
     "env_kwargs",
+    "vec_env",
 }
-"""What rl_zoo3's ExperimentManager itself takes out of a configuration."""
+"""What rl_zoo3's ExperimentManager itself takes out of a configuration, and the kind of vectorised environment."""
 
 _NOISE_KEYS = {"noise_type", "noise_std"}
 """The same, for algorithms that add noise to their actions."""

@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable
 
 import gymnasium as gym
 
+from sb3_pgext.zoo.envpool_tasks import register_envpool_task
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """
@@ -39,13 +41,13 @@ def check_name(kind: str, name: object, known: Collection[str]) -> str:
 
 def check_environment(env_id: object) -> str:
     """
-    Refuse an environment id that gymnasium does not know.
+    Refuse an environment id that neither gymnasium nor, where it is installed, envpool knows.
 
     :param env_id: what the user wrote
-    :return: the id
+    :return: the id, registered with gymnasium
     :raises ValueError: the id is not registered; the message suggests the nearest
     """
-    if isinstance(env_id, str) and env_id in gym.registry:
+    if isinstance(env_id, str) and (env_id in gym.registry or register_envpool_task(env_id)):
         return env_id
     raise ValueError(
         f"unknown environment {env_id!r}{nearest(str(env_id), gym.registry)} "

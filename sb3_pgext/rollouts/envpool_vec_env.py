@@ -1,0 +1,173 @@
+"""SB3's ``VecEnv`` over envpool, whose environments run in C++ threads.
+
+envpool resets a finished environment in the next step, whatever the action. But it also resets those it is told to, and
+when they have just finished this takes the place of its own reset.
+"""
+
+import difflib
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from sb3_pgext.rollouts.vec_env import GymnasiumVecEnv
+
+__all__ = ["EnvPoolVecEnv", "import_envpool"]
+
+_BOOKKEEPING = ("env_id", "players", "elapsed_step")
+"""Infos of envpool about itself, the same in every step or counted by SB3's VecMonitor too."""
+
+_N_SEEDS = 2**31
+
+
+class EnvPoolVecEnv(GymnasiumVecEnv):
+    """
+    SB3's ``VecEnv`` over an envpool task: classic control, MuJoCo, Atari and what else envpool has.
+
+    Episodes end, and ``seed`` counts at the next reset, as for :class:`GymnasiumVecEnv`. Sub-environment i gets
+    seed + i, modulo 2³¹; as envpool takes seeds only when a pool is made, a reset with new seeds makes a new one.
+    An episode whose last permitted step also terminates it counts as truncated: envpool does not tell the two apart.
+
+    :param task_id: envpool's name of the task, e.g. ``"CartPole-v1"``, ``"HalfCheetah-v5"``, ``"Pong-v5"``
+    :param num_envs: number of sub-environments, E
+    :param seed: of the first sub-environment; None for random ones
+    :param config: what else ``envpool.make`` takes: ``max_episode_steps``, ``num_threads``, settings of the task
+    :raises ValueError: there is no such task, or the settings are of a kind that SB3 has no place for
+    :raises ModuleNotFoundError: envpool is not installed
+    """
+
+    def __init__(self, task_id: str, num_envs: int, seed: int | None = None, **config: Any):
+        super().__init__(EnvPool(task_id, num_envs, config))
+        if seed is not None:
+            self.seed(seed)
+
+    def _next_seed(self) -> Any:
+        return None if self._seeds[0] is None else self._seeds
+
+
+class EnvPool(VectorEnv):
+    """
+    An envpool task as a vector environment that resets nothing by itself. The pool is made by the first reset.
+
+    :param task_id: envpool's name of the task
+    :param num_envs: number of sub-environments, E
+    :param config: what else ``envpool.make`` takes
+    :raises ValueError: as :class:`EnvPoolVecEnv`
+    """
+
+    def __init__(self, task_id: str, num_envs: int, config: dict[str, Any]):
+        envpool = import_envpool()
+        _check(envpool, task_id, num_envs, config)
+        spec = envpool.make_spec(task_id, num_envs=num_envs, **config)
+        if spec.config.max_num_players != 1:
+            raise ValueError(f"task_id={task_id!r} has several players: allowed are tasks with one")
+        self._make = lambda seeds: envpool.make_gymnasium(task_id, num_envs=num_envs, seed=seeds, **config)
+        self._pool: Any = None
+        self._observations: Any = None
+        self._name = f"envpool {task_id}"
+        self.num_envs = num_envs
+        self.single_observation_space: spaces.Space = spec.gymnasium_observation_space
+        self.single_action_space: spaces.Space = spec.gymnasium_action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.render_mode = config.get("render_mode")
+        self.metadata = {"render_modes": ["rgb_array", "human"], "autoreset_mode": AutoresetMode.DISABLED}
+
+    def reset(
+        self,
+        *,
+        seed: list[int] | None = None,  # type: ignore[override]
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """
+        :param seed: for each sub-environment; None to go on with their random numbers
+        :param options: ``reset_mask``, ``(E,)``, bool: which sub-environments to reset; without it, all
+        :return: observations of all sub-environments, and infos, which are 0 of those that have not been reset
+        :raises ValueError: other options: envpool takes none
+        """
+        options = dict(options or {})
+        mask = options.pop("reset_mask", None)
+        if options:
+            raise ValueError(f"options={options!r}: envpool takes none at a reset")
+        if mask is not None:
+            return self._reset_masked(mask)
+        if seed is not None or self._pool is None:
+            if seed is None:
+                seed = np.random.default_rng().integers(_N_SEEDS, size=self.num_envs).tolist()
+            self._pool = self._make([of_one % _N_SEEDS for of_one in seed])
+        self._observations, infos = self._pool.reset()
+        return self._observations, _without_bookkeeping(infos)
+
+    def _reset_masked(self, mask: np.ndarray) -> tuple[Any, dict[str, Any]]:
+        of_reset, infos = self._pool.reset(np.flatnonzero(mask).astype(np.int32))
+        if isinstance(self._observations, dict):
+            for key, values in of_reset.items():
+                self._observations[key][mask] = values
+        else:
+            self._observations[mask] = of_reset
+        of_all: dict[str, Any] = {}
+        for key, values in _without_bookkeeping(infos).items():
+            of_all[key] = np.zeros((self.num_envs, *values.shape[1:]), values.dtype)
+            of_all[key][mask] = values
+        return self._observations, of_all
+
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """
+        :param actions: ``(E, *action shape)``
+        :return: observations, rewards, whether episodes have terminated and been truncated, and infos
+        """
+        self._observations, rewards, terminated, truncated, infos = self._pool.step(actions)
+        return self._observations, rewards, terminated, truncated, _without_bookkeeping(infos)
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """
+        :return: an image of each sub-environment
+        """
+        images = self._pool.render(env_ids=np.arange(self.num_envs, dtype=np.int32))
+        return None if images is None else tuple(images)
+
+    def close_extras(self) -> None:
+        """Let go of the pool, which ends its threads."""
+        self._pool = None
+
+    def __repr__(self) -> str:
+        return f"{self._name}(num_envs={self.num_envs})"
+
+
+def import_envpool() -> ModuleType:
+    """
+    :return: the package envpool
+    :raises ModuleNotFoundError: it is not installed; the message says how it is
+    """
+    try:
+        import envpool
+    except ModuleNotFoundError as error:
+        if error.name != "envpool":
+            raise
+        raise ModuleNotFoundError(
+            'EnvPoolVecEnv needs envpool: pip install "sb3-pgext[envpool]"', name="envpool"
+        ) from error
+    return envpool
+
+
+def _check(envpool: ModuleType, task_id: str, num_envs: int, config: dict[str, Any]) -> None:
+    """Refuse what envpool would meet with an assertion, and what SB3 has no place for."""
+    tasks = envpool.list_all_envs()
+    if task_id not in tasks:
+        matches = difflib.get_close_matches(task_id, tasks, n=1)
+        hint = f", did you mean {matches[0]!r}?" if matches else ""
+        raise ValueError(f"task_id={task_id!r}{hint} allowed is a task of envpool.list_all_envs()")
+    if num_envs < 1:
+        raise ValueError(f"num_envs={num_envs}: allowed is a whole number of at least 1")
+    if config.get("batch_size", num_envs) != num_envs:
+        raise ValueError(
+            f"batch_size={config['batch_size']}: allowed is num_envs={num_envs} only, since SB3 steps all "
+            "sub-environments together"
+        )
+
+
+def _without_bookkeeping(infos: dict[str, Any]) -> dict[str, Any]:
+    return {key: values for key, values in infos.items() if key not in _BOOKKEEPING}
