@@ -9,6 +9,7 @@ import yaml
 
 from sb3_pgext import __version__
 from sb3_pgext.cli import main
+from sb3_pgext.zoo import ALGORITHMS
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +31,12 @@ def test_train_then_enjoy_with_the_defaults(capsys) -> None:
 
     assert main(["enjoy", "--no-render", "-n", "200", "--load-best", "--device", "cpu"]) == 0
     assert "Mean reward" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_each_of_ours_trains_and_can_be_watched(algo: str, capsys) -> None:
+    assert main(["train", "--algo", algo, "-n", "100", "--eval-freq", "-1", "--device", "cpu"]) == 0
+    assert main(["enjoy", "--algo", algo, "--no-render", "-n", "10", "--device", "cpu"]) == 0
 
 
 def test_a_trained_agent_is_filmed() -> None:

@@ -150,10 +150,14 @@ def require_positive(argument: str, value: Any) -> None:
 
 
 def require_positive_schedule(argument: str, value: Any) -> None:
-    """:func:`require` for a number above 0 or a function of the remaining progress that starts with one."""
+    """
+    :func:`require` for a number above 0 or a function of the remaining progress that starts with one. A function may
+    start with 0: rl_zoo3 puts such a one in the place of every schedule of an agent that is only to act.
+    """
     start = value(1.0) if callable(value) else value
-    number = isinstance(start, (int, float, np.number)) and not isinstance(start, bool)
-    require(number and 0.0 < start < math.inf, argument, value, "a finite number > 0, or a schedule of them")
+    number = isinstance(start, (int, float, np.number)) and not isinstance(start, bool) and math.isfinite(start)
+    enough = number and (start >= 0.0 if callable(value) else start > 0.0)
+    require(enough, argument, value, "a finite number > 0, or a schedule of them")
 
 
 def require_effective(model: OnPolicyAlgorithm, arguments: dict[str, tuple[Any, str]]) -> None:
