@@ -2,7 +2,20 @@
 
 from sb3_pgext import envs  # registers the finite environments with gymnasium
 from sb3_pgext.algorithms import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
+from sb3_pgext.checkpoints import CheckpointCallback, load, resume, save
 
 __version__ = "0.1.0"
 
-__all__ = ["ISPG", "NPG", "REINFORCE", "VPG", "ClippedCriticPPO", "__version__", "envs"]
+__all__ = [
+    "ISPG",
+    "NPG",
+    "REINFORCE",
+    "VPG",
+    "CheckpointCallback",
+    "ClippedCriticPPO",
+    "__version__",
+    "envs",
+    "load",
+    "resume",
+    "save",
+]
