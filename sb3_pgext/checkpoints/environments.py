@@ -61,7 +61,7 @@ def pickled(env: VecEnv) -> bytes:
 
 def adopt(env: VecEnv, saved: VecEnv) -> bool:
     """
-    Give an environment the state of another one of the same make.
+    Give an environment the sub-environments and the state of another one of the same make; its own are closed.
 
     :param env: a vectorised environment
     :param saved: another one, which is used up
@@ -70,6 +70,7 @@ def adopt(env: VecEnv, saved: VecEnv) -> bool:
     layers, saved_layers = list(_layers(env)), list(_layers(saved))
     if _make(layers) != _make(saved_layers):
         return False
+    layers[-1].close()
     for layer, saved_layer in zip(layers, saved_layers, strict=True):
         vars(layer).update({name: value for name, value in vars(saved_layer).items() if name != "venv"})
     return True
