@@ -51,8 +51,17 @@ def assert_same(model, other):
         assert getattr(model, name, None) == getattr(other, name, None), name
     returns = [[info["r"] for info in m.ep_info_buffer] for m in (model, other)]
     assert returns[0] == returns[1]
-    assert np.array_equal(model._last_obs, other._last_obs)
+    _assert_equal(model._last_obs, other._last_obs)
     assert np.array_equal(_next_actions(model), _next_actions(other))
+
+
+def _assert_equal(array, other):
+    if isinstance(array, dict):
+        assert list(array) == list(other)
+        for key, part in array.items():
+            _assert_equal(part, other[key])
+    else:
+        assert np.array_equal(array, other)
 
 
 def _next_actions(model):

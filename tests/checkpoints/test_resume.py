@@ -3,11 +3,13 @@
 import random
 import shutil
 import threading
+from collections import OrderedDict
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
@@ -16,6 +18,7 @@ import sb3_pgext
 from sb3_pgext import ISPG, REINFORCE, VPG, CheckpointCallback, ClippedCriticPPO, load, resume
 from sb3_pgext.checkpoints.files import found
 from tests.checkpoints.models import SMALL, assert_same, small
+from tests.environments import ACTIONS, IMAGE, VECTOR, AnySpaces
 
 TOTAL = 1000
 
@@ -66,6 +69,28 @@ def test_normalised_mujoco(algorithm, tmp_path):
 def test_the_noise_of_gsde(algorithm, sde_sample_freq, tmp_path):
     model = trained(small(algorithm, "Pendulum-v1", use_sde=True, sde_sample_freq=sde_sample_freq), tmp_path)
     assert_same(model, resumed(a_checkpoint(tmp_path)))
+
+
+def test_the_noise_that_was_drawn_last(tmp_path):
+    model = trained(small(VPG, "Pendulum-v1", use_sde=True), tmp_path, total=200)
+    other = resume(tmp_path)
+    assert np.array_equal(model.predict(model._last_obs)[0], other.predict(model._last_obs)[0])
+
+
+@pytest.mark.parametrize("algorithm", [ISPG, ClippedCriticPPO])
+def test_observations_of_several_parts(algorithm, tmp_path):
+    parts = OrderedDict(vector=VECTOR, kind=spaces.Discrete(3), image=IMAGE)  # not in the order of the alphabet
+    env = DummyVecEnv([lambda: AnySpaces(spaces.Dict(parts), ACTIONS["box"])])
+    model = algorithm("MultiInputPolicy", env, seed=0, device="cpu", **SMALL[algorithm])
+    trained(model, tmp_path, every=20, total=200)
+    assert_same(model, resumed(a_checkpoint(tmp_path), total=200))
+
+
+@pytest.mark.parametrize("actions", ACTIONS)
+def test_actions_of_each_kind(actions, tmp_path):
+    env = DummyVecEnv([lambda: AnySpaces(VECTOR, ACTIONS[actions])])
+    model = trained(VPG("MlpPolicy", env, n_steps=16, seed=0, device="cpu"), tmp_path, every=10, total=64)
+    assert_same(model, resumed(a_checkpoint(tmp_path), total=64))
 
 
 def test_stacked_frames(tmp_path):
