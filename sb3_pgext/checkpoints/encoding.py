@@ -66,7 +66,7 @@ _SPACES: dict[type[spaces.Space], Callable[[Any], dict[str, Any]]] = {
     spaces.Box: lambda space: {"low": space.low, "high": space.high, "dtype": str(space.dtype)},
     spaces.Discrete: lambda space: {"n": int(space.n), "start": int(space.start)},
     spaces.MultiDiscrete: lambda space: {"nvec": space.nvec, "dtype": str(space.dtype), "start": space.start},
-    spaces.MultiBinary: lambda space: {"n": list(space.shape)},
+    spaces.MultiBinary: lambda space: {"n": space.n},
     spaces.Dict: lambda space: {"spaces": dict(space.spaces)},
 }
 """Kind of space → the arguments of its constructor."""

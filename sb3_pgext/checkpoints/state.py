@@ -71,8 +71,8 @@ def model_of(
     if env is not None:
         env = algorithm._wrap_env(env, attributes["verbose"])
         check_for_correct_spaces(env, attributes["observation_space"], attributes["action_space"])
-        of_env = {"observation_space": env.observation_space, "action_space": env.action_space, "n_envs": env.num_envs}
-        attributes |= of_env
+        # Not with its spaces: a convolutional policy draws from its space when it is made.
+        attributes["n_envs"] = env.num_envs
     # Without the seed, which would seed all generators anew.
     seed = attributes.pop("seed")
     model = algorithm(attributes["policy_class"], env, device=device, _init_setup_model=False)

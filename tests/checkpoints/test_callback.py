@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_pgext import REINFORCE, VPG, CheckpointCallback, load, resume
+from sb3_pgext import VPG, CheckpointCallback, load, resume
 from sb3_pgext.checkpoints.files import found, good_checkpoints, num_timesteps_at
 from tests.checkpoints.models import assert_same, small
 
@@ -90,16 +90,16 @@ def test_an_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_parameter_that_is_not_finite_is_not_saved(value, tmp_path):
     class Spoil(BaseCallback):
-        def _on_rollout_end(self):
+        def _on_rollout_start(self):
             if self.num_timesteps > 300:
                 self.model.policy.value_net.bias.data.fill_(value)
 
         def _on_step(self):
             return True
 
-    model = small(REINFORCE, baseline="none")
+    model = small(VPG)
     with pytest.raises(ValueError, match=r"parameter value_net.bias of the policy is NaN or infinite"):
-        model.learn(600, callback=[CheckpointCallback(100, tmp_path), Spoil()])
+        model.learn(600, callback=[Spoil(), CheckpointCallback(100, tmp_path)])
     assert all(tensor.isfinite().all() for tensor in load(tmp_path).policy.state_dict().values())
 
 
