@@ -62,7 +62,7 @@ def load(
 
 
 def resume(
-    path: str | Path, env: GymEnv | None = None, device: th.device | str = "auto", trust: bool | None = None
+    path: str | Path, env: GymEnv | None = None, device: th.device | str | None = None, trust: bool | None = None
 ) -> OnPolicyAlgorithm:
     """
     A model that learns on as if its training had not stopped:
@@ -73,7 +73,7 @@ def resume(
 
     :param path: a folder of checkpoints, of which the last good one is taken, or a single checkpoint
     :param env: the environment; None for the one in the checkpoint. One of the same make gets the state of that one
-    :param device: where its tensors are to be
+    :param device: where its tensors are to be; None for a device of the kind where they were
     :param trust: whether what is pickled in the file may be opened, which runs code of whoever wrote it: True, False,
         or None for files that this user wrote on this machine
     :return: the model, with its environment; the random generators of the process are as they were
@@ -87,6 +87,7 @@ def resume(
         saved_env, reason = _saved_env(stored, state, trusted)
         if env is None and saved_env is None:
             raise ValueError(f"env=None: allowed is an environment, for the saved one {reason}")
+        device = decoder.decode(state["device"]) if device is None else device
         model = model_of(state, decoder, saved_env if env is None else env, device)
         assert model.env is not None
         if saved_env is not None and env is not None and not adopt(model.env, saved_env):

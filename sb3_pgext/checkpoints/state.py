@@ -41,6 +41,7 @@ def state_of(model: OnPolicyAlgorithm, encoder: Encoder) -> dict[str, Any]:
     normalizer = model.get_vec_normalize_env()
     parts = {
         "algorithm": type(model),
+        "device": model.device.type,
         "attributes": {name: value for name, value in vars(model).items() if name not in left_out},
         "policy": parameters,
         "frozen": [name for name, parameter in model.policy.named_parameters() if not parameter.requires_grad],

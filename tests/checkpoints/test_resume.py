@@ -260,6 +260,7 @@ def test_a_saved_model_predicts_as_it_did(tmp_path):
 
 def test_the_device_is_chosen_anew(tmp_path, device):
     trained(small(ISPG), tmp_path, total=300)
+    assert resume(tmp_path).device.type == "cpu", "where it was"
     model = resume(tmp_path, device=device)
     model.learn(200, reset_num_timesteps=False)
     assert model.policy.device.type == device
