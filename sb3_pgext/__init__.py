@@ -2,6 +2,7 @@
 
 from sb3_pgext import envs  # registers the finite environments with gymnasium
 from sb3_pgext.algorithms import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
+from sb3_pgext.checkpoints import CheckpointCallback, load, resume, save
 from sb3_pgext.rollouts import EnvPoolVecEnv, GymnasiumVecEnv
 
 __version__ = "0.1.0"
@@ -11,9 +12,13 @@ __all__ = [
     "NPG",
     "REINFORCE",
     "VPG",
+    "CheckpointCallback",
     "ClippedCriticPPO",
     "EnvPoolVecEnv",
     "GymnasiumVecEnv",
     "__version__",
     "envs",
+    "load",
+    "resume",
+    "save",
 ]

@@ -14,6 +14,12 @@ settings.load_profile("repeatable")
 needs_gpu = pytest.mark.skipif(not th.cuda.is_available(), reason="no GPU")
 
 
+@pytest.fixture(autouse=True)
+def _key_of_their_own(tmp_path_factory, monkeypatch):
+    """Tests do not sign checkpoints as the user."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "config"))
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs_gpu)])
 def device(request):
     """Every device there is."""

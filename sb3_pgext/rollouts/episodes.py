@@ -168,6 +168,8 @@ class EpisodicAlgorithm(ActingAlgorithm):
         self.policy.set_training_mode(False)
         self._require_finite_parameters()
         rollout_buffer.reset()
+        # Before anything is drawn for this rollout: a checkpoint that is written here has all of it still to come.
+        callback.on_rollout_start()
         if not np.all(self._last_episode_starts):
             self._last_obs = env.reset()  # type: ignore[assignment]
         # Whatever ends this rollout early, what follows must not take the middle of an episode for its start.
@@ -175,7 +177,6 @@ class EpisodicAlgorithm(ActingAlgorithm):
         require_finite("observation", self._last_obs, 0)
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
-        callback.on_rollout_start()
 
         n_steps = 0
         policy = self._acting_policy()

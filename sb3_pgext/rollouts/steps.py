@@ -67,9 +67,10 @@ class FixedLengthAlgorithm(ActingAlgorithm):
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         require_finite("observation", self._last_obs, 0)
+        # Before anything is drawn for this rollout: a checkpoint that is written here has all of it still to come.
+        callback.on_rollout_start()
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
-        callback.on_rollout_start()
         policy = self._acting_policy()
 
         for n_steps in range(n_rollout_steps):

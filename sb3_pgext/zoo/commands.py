@@ -2,14 +2,13 @@
 
 import argparse
 import contextlib
-import functools
 import io
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import rl_zoo3.train
+import torch
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3 import ALGOS
 from rl_zoo3.enjoy import enjoy as zoo_enjoy
@@ -17,39 +16,71 @@ from rl_zoo3.train import train as zoo_train
 from rl_zoo3.utils import StoreDict, get_model_path
 
 from sb3_pgext.zoo.configs import check_config, config_path
-from sb3_pgext.zoo.experiments import Experiment
 from sb3_pgext.zoo.names import check_environment, check_name, import_environments
 from sb3_pgext.zoo.registration import ALGORITHMS
+from sb3_pgext.zoo.saved_runs import plain_config, plain_yaml, read_run
+from sb3_pgext.zoo.trainings import continued, trainings
 from sb3_pgext.zoo.vec_envs import VEC_ENVS
+
+_CHECKPOINT_EVERY = 10_000
+"""Environment steps between the checkpoints of a training, where the user does not say."""
 
 
 def train(arguments: Sequence[str]) -> None:
     """
     Train an agent with rl_zoo3's ``train``; the algorithm is REINFORCE and the configuration file ours by default.
 
-    :param arguments: rl_zoo3's flags; ``--vec-env`` may be ``gymnasium`` or ``envpool`` too
-    :raises ValueError: an unknown algorithm, environment or configuration key; a file that is missing
+    Our algorithms write checkpoints into the folder of the run. With ``--resume`` and that folder, a training goes on.
+
+    :param arguments: rl_zoo3's flags, of which ``--vec-env`` may be ``gymnasium`` or ``envpool`` too, and those of
+        :func:`_own_flags`
+    :raises ValueError: an unknown algorithm, environment or configuration key; a file that is missing or damaged
     """
     if _asks_for_help(arguments):
+        print(_own_flags().format_help())
         return _run(zoo_train, "train", arguments)
-    vec_env, arguments = _vec_env_flag(arguments)
+    own, arguments = _own_flags().parse_known_args(arguments)
+    if own.resume is not None:
+        return _resume(own, arguments)
+    if own.vec_env is not None:
+        check_name("--vec-env", own.vec_env, VEC_ENVS)
     flags = _known_flags(_train_flags(), arguments)
+    of_family = flags.algo in ALGORITHMS
+    if own.checkpoint_every is not None and not of_family:
+        raise ValueError(f"--checkpoint-every with --algo {flags.algo}: allowed is {', '.join(ALGORITHMS)}")
     if flags.algo in ALGORITHMS and flags.conf_file is None:
         flags.conf_file = str(config_path(flags.algo))
         arguments = ["--conf-file", flags.conf_file, *arguments]
     check_config(flags.algo, flags.env, flags.conf_file, flags.hyperparams)
     if flags.trained_agent and not (flags.trained_agent.endswith(".zip") and Path(flags.trained_agent).is_file()):
         raise ValueError(f"--trained-agent {flags.trained_agent}: there is no such .zip file")
-    with _experiments_with(vec_env):
+    every = _CHECKPOINT_EVERY if own.checkpoint_every is None else own.checkpoint_every
+    with trainings(every if of_family else 0, own.vec_env):
         _run(zoo_train, "train", ["--algo", flags.algo, *arguments])
+
+
+def _resume(own: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Go on with a training; everything about it is in its folder, but where its environments come from."""
+    flags, unknown = _flags().parse_known_args(arguments)
+    given = [argument for argument in arguments if argument.startswith("-") and argument != "--gym-packages"]
+    given += ["--vec-env"] if own.vec_env is not None else []
+    if given or unknown:
+        raise ValueError(f"{' '.join(given or unknown)} with --resume: allowed are --trust and --gym-packages alone")
+    import_environments(flags.gym_packages)
+    config, args = read_run(own.resume, own.trust)
+    if "checkpoint_every" not in args:
+        raise ValueError(f"--resume {own.resume}: this training wrote no checkpoints")
+    if args["num_threads"] > 0:
+        torch.set_num_threads(args["num_threads"])
+    continued(own.resume, config, args, own.trust or None)
 
 
 def enjoy(arguments: Sequence[str]) -> None:
     """
     Watch a trained agent with rl_zoo3's ``enjoy``; it is looked for where ``train`` leaves it by default.
 
-    :param arguments: rl_zoo3's flags
-    :raises ValueError: an unknown algorithm or environment; no such trained agent
+    :param arguments: rl_zoo3's flags, and ``--trust`` for a run whose configuration holds code
+    :raises ValueError: an unknown algorithm or environment; no such trained agent; code in its configuration
     """
     # rl_zoo3 downloads an agent of its own folder when it is missing.
     _run_with_trained(zoo_enjoy, "enjoy", arguments, may_be_missing_in="rl-trained-agents")
@@ -59,8 +90,8 @@ def record_video(arguments: Sequence[str]) -> None:
     """
     Record a video of a trained agent with rl_zoo3's ``record_video``.
 
-    :param arguments: rl_zoo3's flags
-    :raises ValueError: an unknown algorithm or environment; no such trained agent
+    :param arguments: rl_zoo3's flags, and ``--trust`` for a run whose configuration holds code
+    :raises ValueError: an unknown algorithm or environment; no such trained agent; code in its configuration
     """
 
     def script() -> None:  # rl_zoo3 has no function for it
@@ -75,14 +106,43 @@ def _run_with_trained(
     """Run a command of rl_zoo3 on an agent that is looked for where ``train`` leaves it by default."""
     if _asks_for_help(arguments):
         return _run(command, name, arguments)
+    own, arguments = _trust_flag().parse_known_args(arguments)
     flags = _known_flags(_trained_flags(), arguments)
     if may_be_missing_in is None or may_be_missing_in not in flags.folder:
-        _check_trained(flags)
+        folder = _check_trained(flags) / flags.env
+        if not own.trust:
+            _check_saved(folder)
     _run(command, name, ["--algo", flags.algo, "--env", flags.env, "--folder", flags.folder, *arguments])
 
 
 def _asks_for_help(arguments: Sequence[str]) -> bool:
     return "-h" in arguments or "--help" in arguments
+
+
+def _trust_flag() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sb3-pgext", add_help=False, allow_abbrev=False)
+    parser.add_argument("--trust", action="store_true", help="run code that is in the saved run")
+    return parser
+
+
+def _own_flags() -> argparse.ArgumentParser:
+    """Those of ``train`` that rl_zoo3 does not have."""
+    parser = argparse.ArgumentParser(
+        prog="sb3-pgext train",
+        usage="%(prog)s [--checkpoint-every N] [--vec-env KIND] ... | --resume DIR",
+        add_help=False,
+        allow_abbrev=False,
+        parents=[_trust_flag()],
+    )
+    parser.add_argument(
+        "--checkpoint-every",
+        type=int,
+        metavar="N",
+        help=f"environment steps between two checkpoints (default: {_CHECKPOINT_EVERY}; if negative, none)",
+    )
+    parser.add_argument("--vec-env", metavar="KIND", help=f"of vectorised environment: {', '.join(VEC_ENVS)}")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with the training in this folder of a run")
+    return parser
 
 
 def _flags() -> argparse.ArgumentParser:
@@ -100,27 +160,6 @@ def _train_flags() -> argparse.ArgumentParser:
     parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict)
     parser.add_argument("-i", "--trained-agent", default="")
     return parser
-
-
-def _vec_env_flag(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The kind of vectorised environment, of which rl_zoo3 knows only two, and the other arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--vec-env")
-    flags, others = parser.parse_known_args(arguments)
-    if flags.vec_env is not None:
-        check_name("--vec-env", flags.vec_env, VEC_ENVS)
-    return flags.vec_env, others
-
-
-@contextlib.contextmanager
-def _experiments_with(vec_env: str | None) -> Iterator[None]:
-    """rl_zoo3's ``train`` makes our experiments, whose configurations may say more."""
-    before = rl_zoo3.train.ExperimentManager
-    rl_zoo3.train.ExperimentManager = functools.partial(Experiment, vec_env=vec_env)  # type: ignore[misc, assignment]
-    try:
-        yield
-    finally:
-        rl_zoo3.train.ExperimentManager = before  # type: ignore[misc]
 
 
 def _trained_flags() -> argparse.ArgumentParser:
@@ -145,14 +184,25 @@ def _known_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> a
     return flags
 
 
-def _check_trained(flags: argparse.Namespace) -> None:
-    """Refuse to enjoy an agent that is not there."""
+def _check_trained(flags: argparse.Namespace) -> Path:
+    """Refuse to enjoy an agent that is not there; returns the folder of its run."""
     choice = (flags.load_best, flags.load_checkpoint, flags.load_last_checkpoint)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            get_model_path(flags.exp_id, flags.folder, flags.algo, EnvironmentName(flags.env), *choice)
+            _, _, folder = get_model_path(flags.exp_id, flags.folder, flags.algo, EnvironmentName(flags.env), *choice)
     except (AssertionError, ValueError) as error:
         raise ValueError(f"{error}; train it first: sb3-pgext train --algo {flags.algo} --env {flags.env}") from error
+    return Path(folder)
+
+
+def _check_saved(folder: Path) -> None:
+    """Refuse a saved run whose configuration rl_zoo3 would run."""
+    for name, read in (("config.yml", plain_config), ("args.yml", plain_yaml)):
+        if (folder / name).is_file():
+            try:
+                read(folder / name)
+            except ValueError as error:
+                raise ValueError(f"{error} (--trust runs it)") from error
 
 
 def _run(command: Callable[[], None], name: str, arguments: Sequence[str]) -> None:

@@ -1,0 +1,68 @@
+"""Checkpoints while a model learns."""
+
+from pathlib import Path
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from sb3_pgext.algorithms.base import require_count
+from sb3_pgext.checkpoints.files import add_checkpoint, good_checkpoints, num_timesteps_at, prune
+from sb3_pgext.checkpoints.saving import contents
+
+__all__ = ["CheckpointCallback"]
+
+
+class CheckpointCallback(BaseCallback):
+    """
+    Write checkpoints that :func:`~sb3_pgext.resume` continues from as if nothing had happened.
+
+    One is written before the first update, one after the last, and one between two updates each time that ``every``
+    more environment steps have been taken. Among several callbacks it stands first: what others do before it, at the
+    start of a rollout, they would do again when the training is resumed.
+
+    :param every: environment steps
+    :param path: a folder for the checkpoints of this training alone
+    :param keep: how many good ones stay: the last ones
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages
+    :raises ValueError: ``every`` or ``keep`` is no whole number >= 1
+    """
+
+    model: OnPolicyAlgorithm
+
+    def __init__(self, every: int, path: str | Path = "checkpoints", keep: int = 3, verbose: int = 0):
+        super().__init__(verbose)
+        require_count("every", every)
+        require_count("keep", keep)
+        self.every, self.path, self.keep = every, Path(path), keep
+
+    def _on_training_start(self) -> None:
+        """
+        :raises ValueError: the folder has checkpoints of a training that got further, which this one would delete
+        """
+        self._written_at: int | None = None
+        furthest = max(map(num_timesteps_at, good_checkpoints(self.path)), default=0)
+        if furthest > self.model.num_timesteps:
+            raise ValueError(
+                f"path={str(self.path)!r}: there is a checkpoint of step {furthest}, and this training is at step "
+                f"{self.model.num_timesteps}: allowed is a folder of its own, or to resume that one"
+            )
+
+    def _on_rollout_start(self) -> None:
+        # All that is between two updates: the rollout's noise is drawn, and its environments are reset, afterwards.
+        before, now = self._written_at, self.model.num_timesteps
+        if before is None or now // self.every > before // self.every:
+            self._write()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        if self._written_at != self.model.num_timesteps:
+            self._write()
+
+    def _write(self) -> None:
+        written = add_checkpoint(self.path, self.model.num_timesteps, contents(self.model))
+        prune(self.path, self.keep)
+        self._written_at = self.model.num_timesteps
+        if self.verbose > 0:
+            print(f"Checkpoint: {written}")

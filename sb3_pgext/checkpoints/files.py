@@ -1,0 +1,236 @@
+"""Checkpoints on the disk: folders that are there as a whole or not at all, and tell when they have been changed."""
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "CUSTOM",
+    "ENVIRONMENT",
+    "MODEL",
+    "TENSORS",
+    "Damaged",
+    "Stored",
+    "add_checkpoint",
+    "found",
+    "good_checkpoints",
+    "num_timesteps_at",
+    "prune",
+    "read",
+    "write",
+]
+
+MODEL, TENSORS, CUSTOM, ENVIRONMENT = "model.json", "tensors.safetensors", "custom.pkl", "environment.pkl"
+MANIFEST = "manifest.json"
+FORMAT = {"format": "sb3-pgext checkpoint", "version": 1}
+
+_NAME = re.compile(r"(\d{6,})-step-(\d+)")
+"""Checkpoints of a training: how many were written before, and at which step."""
+_TEMPORARY = ".writing-"
+
+
+class Damaged(ValueError):
+    """A file of a checkpoint is torn, altered or missing."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """
+    A checkpoint whose files are what was written.
+
+    :param path: its folder
+    :param files: their contents, by name
+    :param own: whether this user wrote it, on this machine
+    """
+
+    path: Path
+    files: Mapping[str, bytes]
+    own: bool
+
+
+def write(path: Path, files: Mapping[str, bytes]) -> None:
+    """
+    Write a checkpoint. Whatever happens meanwhile, all of it is there afterwards or nothing.
+
+    :param path: its folder, which must not be there yet
+    :param files: their contents, by name
+    :raises ValueError: something is there
+    """
+    if path.exists():
+        raise ValueError(f"path={str(path)!r}: allowed is one where nothing is yet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+    temporary.mkdir()
+    try:
+        for name, content in {**files, MANIFEST: _manifest(files)}.items():
+            with (temporary / name).open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        _sync(temporary)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync(path.parent)
+
+
+def read(path: Path) -> Stored:
+    """
+    :param path: a checkpoint's folder
+    :return: its files
+    :raises Damaged: one of them is not what was written; the message names it
+    """
+    raw = _content(path / MANIFEST)
+    try:
+        manifest = json.loads(raw)
+        listed = manifest["files"]
+        intact = raw == _sealed({key: manifest[key] for key in (*FORMAT, "files", "signature")})
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise Damaged(f"{path / MANIFEST} is torn or altered ({error!r})") from error
+    if not intact or not {MODEL, TENSORS} <= listed.keys() <= {MODEL, TENSORS, CUSTOM, ENVIRONMENT}:
+        raise Damaged(f"{path / MANIFEST} is torn or altered")
+    if {key: manifest[key] for key in FORMAT} != FORMAT:
+        raise Damaged(f"{path / MANIFEST}: version={manifest['version']!r}: allowed is {FORMAT['version']}")
+    files = {name: _content(path / name) for name in listed}
+    for name, content in files.items():
+        if hashlib.sha256(content).hexdigest() != listed[name]:
+            raise Damaged(f"{path / name} is torn or altered: its checksum is not that of {MANIFEST}")
+    signature, expected = manifest["signature"], _signature(listed)
+    own = isinstance(signature, str) and expected is not None and hmac.compare_digest(signature, expected)
+    return Stored(path, files, own)
+
+
+def found(folder: Path) -> list[Path]:
+    """
+    :param folder: where a training writes its checkpoints
+    :return: those in it, good or not, the last one first
+    """
+    names = [name for name in os.listdir(folder) if _NAME.fullmatch(name)] if folder.is_dir() else []
+    return [folder / name for name in sorted(names, key=_serial, reverse=True)]
+
+
+def add_checkpoint(folder: Path, num_timesteps: int, files: Mapping[str, bytes]) -> Path:
+    """
+    Write the next checkpoint of a training, see :func:`write`.
+
+    :param folder: where its checkpoints are
+    :param num_timesteps: environment steps so far
+    :param files: their contents, by name
+    :return: its path
+    """
+    before = found(folder)
+    serial = _serial(before[0].name) + 1 if before else 0
+    path = folder / f"{serial:06d}-step-{num_timesteps}"
+    write(path, files)
+    return path
+
+
+def prune(folder: Path, keep: int) -> None:
+    """
+    Delete what nobody needs: checkpoints older than the last good ones, and what a killed process has left.
+
+    :param folder: where a training writes its checkpoints
+    :param keep: how many good ones stay
+    """
+    paths = found(folder)
+    kept = list(islice(good_checkpoints(folder), keep))
+    for path in paths[paths.index(kept[-1]) + 1 :] if len(kept) == keep else []:
+        # Renamed first, so that none is ever seen with a part of its files.
+        path.rename(path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}"))
+    for leftover in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def good_checkpoints(folder: Path) -> Iterator[Path]:
+    """
+    :param folder: where a training writes its checkpoints
+    :return: the good ones in it, the last one first
+    """
+    for path in found(folder):
+        with contextlib.suppress(Damaged):
+            read(path)
+            yield path
+
+
+def num_timesteps_at(path: Path) -> int:
+    """
+    :param path: a checkpoint of a training
+    :return: environment steps until then, by its name
+    """
+    return int(path.name.rpartition("-")[2])
+
+
+def _serial(name: str) -> int:
+    return int(name.partition("-")[0])
+
+
+def _manifest(files: Mapping[str, bytes]) -> bytes:
+    checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    return _sealed({**FORMAT, "files": checksums, "signature": _signature(checksums)})
+
+
+def _sealed(manifest: dict[str, Any]) -> bytes:
+    """As it is written: with its own checksum, and in one spelling, so that no byte of it can be changed unseen."""
+    checksum = hashlib.sha256(_spelled(manifest)).hexdigest()
+    return _spelled({**manifest, "sha256": checksum}) + b"\n"
+
+
+def _spelled(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, sort_keys=True).encode()
+
+
+def _signature(checksums: Mapping[str, str]) -> str | None:
+    """What only this user can make of the checksums; None where there is no place for a key."""
+    key = _own_key()
+    return None if key is None else hmac.new(key, _spelled(checksums), "sha256").hexdigest()
+
+
+def _own_key() -> bytes | None:
+    """A secret of this user, made when it is first needed."""
+    folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "sb3-pgext"
+    path = folder / "key"
+    with contextlib.suppress(OSError):
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = folder / uuid.uuid4().hex
+            with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(32))
+            try:
+                with contextlib.suppress(FileExistsError):  # of another process, which was faster
+                    os.link(temporary, path)
+            finally:
+                temporary.unlink()
+        return path.read_bytes()
+    return None
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():
+        raise Damaged(f"{path} is missing")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read ({error})") from error
+
+
+def _sync(folder: Path) -> None:
+    """Also the names of the files are on the disk then; Windows cannot, and need not."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

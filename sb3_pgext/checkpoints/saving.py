@@ -1,0 +1,187 @@
+"""A model, its environment and all random generators, written to the disk and read from it."""
+
+import json
+import pickle
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import safetensors.torch
+import torch as th
+from safetensors import SafetensorError
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_pgext.checkpoints.encoding import Decoder, Encoder
+from sb3_pgext.checkpoints.environments import adopt, pickled
+from sb3_pgext.checkpoints.files import CUSTOM, ENVIRONMENT, MODEL, TENSORS, Damaged, Stored, found, read, write
+from sb3_pgext.checkpoints.state import model_of, restore_generators, restore_normalization, state_of
+
+__all__ = ["contents", "load", "resume", "save"]
+
+
+def save(model: OnPolicyAlgorithm, path: str | Path) -> None:
+    """
+    Save a model that is not learning, with all that :func:`resume` needs, as a folder that :func:`load` opens safely.
+
+    :param model: of an algorithm of sb3_pgext
+    :param path: the folder, where nothing may be yet
+    :raises ValueError: the model is of another algorithm, has a parameter that is NaN or infinite or something that
+        cannot be pickled where that is needed, or something is there already
+    """
+    write(Path(path), contents(model))
+
+
+def load(
+    path: str | Path, env: GymEnv | None = None, device: th.device | str = "auto", trust: bool = False
+) -> OnPolicyAlgorithm:
+    """
+    Load a model to predict with, or to learn on from. Unless it is trusted, nothing in the file is run.
+
+    :param path: a checkpoint, or a folder of checkpoints, of which the last good one is loaded
+    :param env: the environment that the model is to have, if any. Its VecNormalize gets the statistics that the model
+        was trained with
+    :param device: where its tensors are to be
+    :param trust: whether whoever wrote the file may run code here: custom classes and functions need that
+    :return: the model
+    :raises ValueError: there is no good checkpoint, it needs pickle and is not trusted (the message names the entry),
+        or the environment does not fit
+    """
+    stored = _last_good(Path(path))
+    with _naming(stored):
+        state, decoder = _opened(stored, trust)
+        model = model_of(state, decoder, env, device)
+        if env is not None:
+            restore_normalization(model, decoder.decode(state["normalization"]))
+            model._last_obs = None
+    return model
+
+
+def resume(
+    path: str | Path, env: GymEnv | None = None, device: th.device | str | None = None, trust: bool | None = None
+) -> OnPolicyAlgorithm:
+    """
+    A model that learns on as if its training had not stopped:
+    ``model.learn(total_timesteps - model.num_timesteps, reset_num_timesteps=False)``.
+
+    The environment is in the checkpoint too, as a pickle, where it can be pickled. Where it cannot, or is not trusted,
+    a warning says so, and the episodes restart in ``env``.
+
+    :param path: a folder of checkpoints, of which the last good one is taken, or a single checkpoint
+    :param env: the environment; None for the one in the checkpoint. One of the same make gets the state of that one
+    :param device: where its tensors are to be; None for a device of the kind where they were
+    :param trust: whether what is pickled in the file may be opened, which runs code of whoever wrote it: True, False,
+        or None for files that this user wrote on this machine
+    :return: the model, with its environment; the random generators of the process are as they were
+    :raises ValueError: there is no good checkpoint, it needs pickle and is not trusted (the message names the entry),
+        or an environment is needed, or does not fit
+    """
+    stored = _last_good(Path(path))
+    trusted = stored.own if trust is None else trust
+    with _naming(stored):
+        state, decoder = _opened(stored, trusted)
+        saved_env, reason = _saved_env(stored, state, trusted)
+        if env is None and saved_env is None:
+            raise ValueError(f"env=None: allowed is an environment, for the saved one {reason}")
+        device = decoder.decode(state["device"]) if device is None else device
+        model = model_of(state, decoder, saved_env if env is None else env, device)
+        assert model.env is not None
+        if saved_env is not None and env is not None and not adopt(model.env, saved_env):
+            saved_env, reason = None, "is of another make than the one given"
+        if saved_env is None:
+            restore_normalization(model, decoder.decode(state["normalization"]))
+            _restart_episodes(model)
+            warnings.warn(
+                f"the episodes restart, and this will not be the uninterrupted run: the environment in {stored.path} "
+                f"{reason}",
+                stacklevel=2,
+            )
+        restore_generators(model, decoder.decode(state["generators"]))
+    return model
+
+
+def contents(model: OnPolicyAlgorithm) -> dict[str, bytes]:
+    """
+    A warning says so if the environment is not among them.
+
+    :param model: between two updates
+    :return: the files of its checkpoint, by name
+    :raises ValueError: see :func:`save`
+    """
+    encoder, files = Encoder(), {}
+    state = state_of(model, encoder)
+    if model.env is not None:
+        try:
+            files[ENVIRONMENT] = pickled(model.env)
+        except TypeError as error:
+            state["environment"] = f"cannot be pickled ({error})"
+            warnings.warn(
+                f"a resumed training will restart its episodes: this environment {state['environment']}", stacklevel=2
+            )
+    if encoder.custom:
+        try:
+            files[CUSTOM] = cloudpickle.dumps(encoder.custom)
+        except Exception as error:  # whatever a class of the user may raise
+            raise ValueError(f"one of {sorted(encoder.custom)} cannot be pickled: {error}") from error
+    files[MODEL] = json.dumps(state, allow_nan=False).encode()
+    files[TENSORS] = safetensors.torch.save(encoder.tensors)
+    return files
+
+
+def _last_good(path: Path) -> Stored:
+    if not path.is_dir():
+        raise ValueError(f"path={str(path)!r}: allowed is a checkpoint, or a folder of checkpoints")
+    candidates = found(path)
+    if not candidates:
+        return read(path)
+    for candidate in candidates:
+        try:
+            return read(candidate)
+        except Damaged as error:
+            warnings.warn(f"{error}: the checkpoint before it is taken", stacklevel=3)
+    raise Damaged(f"path={str(path)!r}: none of its {len(candidates)} checkpoints is good")
+
+
+@contextmanager
+def _naming(stored: Stored) -> Iterator[None]:
+    """Errors say of which checkpoint. One whose files are those that were written, but of no model, is among them."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        what = error if type(error) is ValueError else f"not of a known schema ({error!r})"
+        raise ValueError(f"{stored.path}: {what}") from error
+
+
+def _opened(stored: Stored, trusted: bool) -> tuple[dict[str, Any], Decoder]:
+    """The state as JSON, and what makes values of it."""
+    try:
+        state = json.loads(stored.files[MODEL])
+        tensors = safetensors.torch.load(stored.files[TENSORS])
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(f"{MODEL} or {TENSORS} is of another format ({error!r})") from error
+    custom = pickle.loads(stored.files.get(CUSTOM, pickle.dumps({}))) if trusted else None
+    return state, Decoder(tensors, custom)
+
+
+def _saved_env(stored: Stored, state: Mapping[str, Any], trusted: bool) -> tuple[VecEnv | None, str]:
+    """It, or None and the reason."""
+    if ENVIRONMENT not in stored.files:
+        return None, str(state.get("environment", "is not there"))
+    if not trusted:
+        return None, "is pickled, which runs code of whoever wrote it, and may be opened with trust=True only"
+    try:
+        return pickle.loads(stored.files[ENVIRONMENT]), ""
+    except Exception as error:  # whatever an environment may raise
+        return None, f"cannot be opened ({error!r})"
+
+
+def _restart_episodes(model: OnPolicyAlgorithm) -> None:
+    """Not with the seed of the first ones, which would be played again."""
+    assert model.env is not None
+    model._last_obs = None
+    if model.seed is not None:
+        model.env.seed((model.seed + model.num_timesteps) % 2**32)

@@ -1,0 +1,165 @@
+"""Runs that rl_zoo3 has saved: what stands in their YAML files, read without running any of it."""
+
+import ast
+import importlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import yaml
+from rl_zoo3 import ALGOS
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import VecEnvWrapper
+from torch import nn
+
+from sb3_pgext.checkpoints.encoding import CLASSES
+from sb3_pgext.zoo.names import check_environment, check_name
+
+__all__ = ["plain_config", "plain_yaml", "read_run"]
+
+_EVALUATED = ("normalize", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "monitor_kwargs")
+"""Keys of a configuration whose strings rl_zoo3 evaluates."""
+
+_IMPORTED: dict[str, tuple[type, ...]] = {
+    "env_wrapper": (gym.Wrapper,),
+    "vec_env_wrapper": (VecEnvWrapper,),
+    "callback": (BaseCallback,),
+    "policy": (BasePolicy,),
+}
+"""Keys that name what rl_zoo3 imports and calls, and what that may be."""
+
+_KNOWN_PACKAGES = ("stable_baselines3", "sb3_contrib", "rl_zoo3", "gymnasium", "sb3_pgext")
+
+
+def read_run(folder: Path, trust: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    The configuration of a saved run and the arguments that it was started with.
+
+    :param folder: of the run
+    :param trust: whether what is code in them may be run
+    :return: both
+    :raises ValueError: they are not there, or something in them is code; the message names it
+    """
+    found = sorted(folder.glob("*/args.yml"))
+    if len(found) != 1 or not found[0].with_name("config.yml").is_file():
+        raise ValueError(f"{folder}: allowed is the folder of a run, with a config.yml and an args.yml in it")
+    args_file, config_file = found[0], found[0].with_name("config.yml")
+    if trust:
+        config, args = (yaml.unsafe_load(path.read_text()) for path in (config_file, args_file))
+    else:
+        config, args = plain_config(config_file), plain_yaml(args_file)
+    try:
+        check_name("algorithm", args.get("algo"), ALGOS)
+        check_environment(args.get("env"))
+    except ValueError as error:
+        raise ValueError(f"{args_file}: {error}") from error
+    return dict(config), dict(args)
+
+
+def plain_config(path: Path) -> dict[str, Any]:
+    """
+    :param path: the ``config.yml`` of a saved run
+    :return: the configuration, in which no string is left that rl_zoo3 would evaluate
+    :raises ValueError: something in it is code; the message names it
+    """
+    config = plain_yaml(path)
+    for key in _EVALUATED:
+        if isinstance(config.get(key), str):
+            config[key] = _plain_value(config[key], f"{path}: {key}")
+    for key, kinds in _IMPORTED.items():
+        for name in _names_in(config.get(key)):
+            if key != "policy" or "." in name:
+                _check_import(name, kinds, f"{path}: {key}")
+    return config
+
+
+def plain_yaml(path: Path) -> dict[str, Any]:
+    """
+    :param path: a file that rl_zoo3 has saved
+    :return: its content
+    :raises ValueError: there is something else in it than a mapping of plain values
+    """
+    try:
+        content = yaml.load(path.read_text(), _Loader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: allowed are plain values: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: allowed is a mapping")
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the few kinds of Python values that rl_zoo3 leaves there."""
+
+
+def _pairs(loader: _Loader, node: yaml.SequenceNode) -> dict[Any, Any]:
+    (pairs,) = loader.construct_sequence(node, deep=True) or [[]]
+    return dict(pairs)
+
+
+def _tuple(loader: _Loader, node: yaml.SequenceNode) -> tuple[Any, ...]:
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
+def _class(loader: _Loader, name: str, node: yaml.Node) -> type:
+    if name not in CLASSES:
+        raise yaml.constructor.ConstructorError(None, None, f"the name {name!r} is none that is known", node.start_mark)
+    return CLASSES[name]
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _pairs)
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
+_Loader.add_multi_constructor("tag:yaml.org,2002:python/name:", _class)
+
+
+def _plain_value(text: str, where: str) -> Any:
+    """Of the Python that rl_zoo3's configurations are written in: ``dict(net_arch=[64], activation_fn=nn.ReLU)``."""
+    try:
+        return _value_of(ast.parse(text, mode="eval").body)
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
+        raise ValueError(f"{where}={text!r} is code: allowed are plain values") from error
+
+
+def _value_of(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+        if any(keyword.arg is None for keyword in node.keywords):
+            raise ValueError("** has no name")
+        return {str(keyword.arg): _value_of(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {ast.literal_eval(key): _value_of(value) for key, value in zip(node.keys, node.values, strict=True)}  # type: ignore[arg-type]
+    if isinstance(node, ast.List):
+        return [_value_of(item) for item in node.elts]
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "nn":
+        module = getattr(nn, node.attr, None)
+        if module in CLASSES.values():
+            return module
+    return ast.literal_eval(node)
+
+
+def _names_in(value: Any) -> Iterator[str]:
+    """A name, a mapping from a name to its arguments, or a list of those."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from map(str, value)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _names_in(item)
+
+
+def _check_import(name: str, kinds: tuple[type, ...], where: str) -> None:
+    """
+    :raises ValueError: it is no class of these kinds in a package that we know
+    """
+    module, _, attribute = name.rpartition(".")
+    cls = None
+    if module.split(".")[0] in _KNOWN_PACKAGES and all(part.isidentifier() for part in module.split(".")):
+        try:
+            cls = getattr(importlib.import_module(module), attribute, None)
+        except ImportError as error:
+            raise ValueError(f"{where}: {name} cannot be imported: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, kinds)):
+        allowed = ", ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{where}: {name} would be run: allowed is a {allowed} of {', '.join(_KNOWN_PACKAGES)}")
