@@ -82,13 +82,17 @@ def _compiled(
 def _compile(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> Graph:
     """
     By torch's compiler for graphs, without the one for Python before it, whose checks at each call take as long as a
-    tiny network. On CUDA it is one CUDA graph, as in torch's mode "reduce-overhead".
+    tiny network. The result is kept on the disk, so that the next process has it at once.
+
+    What calls the kernels is compiled to C++ too; on CUDA it is one CUDA graph, as in torch's mode "reduce-overhead".
     """
-    on_cuda = any(x.is_cuda for x in arguments)
-    options = {"fallback_random": True, "triton.cudagraphs": on_cuda}
     import torch._inductor  # here, because it takes a second and 50 MiB that nobody else needs
 
-    graph = torch._inductor.compile(traced, list(arguments), options=options)
+    on_cuda = any(x.is_cuda for x in arguments)
+    patches = {"fallback_random": True, "cpp_wrapper": not on_cuda, "triton.cudagraphs": on_cuda}
+    graph = torch._inductor.standalone_compile(
+        traced, list(arguments), dynamic_shapes="from_example_inputs", options={"config_patches": patches}
+    )
     # What a CUDA graph returns is overwritten at its next call.
     return (lambda *x: [y.clone() for y in graph(*x)]) if on_cuda else graph
 

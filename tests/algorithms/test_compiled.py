@@ -95,7 +95,7 @@ def collected(compile, action_space, observation_space=None, **parameters):
 @pytest.mark.parametrize(
     "action_space",
     [
-        spaces.Discrete(3),
+        pytest.param(spaces.Discrete(3), marks=pytest.mark.compiler),
         pytest.param(spaces.Box(-1, 1, (2,)), marks=pytest.mark.compiler),
         spaces.MultiDiscrete([2, 3]),
         spaces.MultiBinary(2),
