@@ -189,8 +189,10 @@ def check_common_arguments(model: OnPolicyAlgorithm) -> None:
     suitable = suitable and not issubclass(policy, RecurrentActorCriticPolicy)
     name = getattr(policy, "__name__", policy)
     require(suitable, "policy", name, "an ActorCriticPolicy class that is not recurrent")
-    own = {method for method in ("forward", "evaluate_actions", "get_distribution") if _overrides(policy, method)}
-    require(not own or "get_distribution" in own, "policy", name, f"one that overrides get_distribution with {own}")
+    methods = ("forward", "evaluate_actions", "get_distribution")
+    own = [method for method in methods if _overrides(policy, method)]
+    whole = len(own) in (0, len(methods))
+    require(whole, "policy", name, f"one that overrides all of {', '.join(methods)}, or none, not {own} alone")
     require_fraction("gamma", model.gamma)
     require_fraction("gae_lambda", model.gae_lambda)
     require_number("ent_coef", model.ent_coef, "a finite number")

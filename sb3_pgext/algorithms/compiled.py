@@ -36,7 +36,7 @@ def compiled_acting(policy: ActorCriticPolicy) -> Callable[[PyTorchObs], Sequenc
 
         def forward(*tensors: th.Tensor) -> Any:
             observations = pytree.tree_unflatten(tensors[:n], structure)
-            return functional_call(policy, dict(zip(names, tensors[n:], strict=True)), (observations,))
+            return _call(policy, dict(zip(names, tensors[n:], strict=True)), observations)
 
         return graph_of(
             policy, ("acting", policy.device, shapes), forward, [*leaves, *parameters], "acting", draws=True
@@ -82,6 +82,9 @@ def compiled_step(
     device = adam.parameters.device
     learning_rate = th.tensor(adam.options["lr"], dtype=th.float64)
     state = [adam.parameters, adam.exp_avg, adam.exp_avg_sq]
+    moved = {id(p) for p in parameters}
+    # Not moved, but not constant either: the policy's while the critic is fitted, or what is frozen for some time.
+    others = [p.detach() for p in policy.parameters() if id(p) not in moved]
     numbers: dict[float, th.Tensor] = {}
     shapes: Hashable = None
     graph: Graph | None = None
@@ -95,17 +98,16 @@ def compiled_step(
 
     def graph_for(arguments: list[th.Tensor], structure: pytree.TreeSpec) -> Graph | None:
         options = tuple(sorted((name, value) for name, value in adam.options.items() if name != "lr"))
-        moved = {id(p) for p in parameters}
         of_policy = tuple(name for name, p in policy.named_parameters() if id(p) in moved)
         full_key = (key, max_norm, options, adam.decoupled, of_policy, device, shapes)
-        update = _update(policy, parameters, adam, loss_function, max_norm, structure)
+        update = _update(policy, parameters, adam, loss_function, max_norm, structure, len(others))
         return graph_of(policy, full_key, update, arguments, "this update")
 
     def step(*minibatch: Any) -> tuple[Any, th.Tensor | None, bool]:
         nonlocal shapes, graph
         leaves, structure = pytree.tree_flatten(minibatch)
         leaves = [tensor(x) for x in leaves]
-        arguments = [*state, adam.count.double() + 1, learning_rate, *leaves]
+        arguments = [*state, adam.count.double() + 1, learning_rate, *others, *leaves]
         if shapes is None:
             shapes = _shapes(leaves)
             graph = graph_for(arguments, structure)
@@ -141,19 +143,24 @@ def _update(
     loss_function: LossFunction,
     max_norm: float | None,
     structure: pytree.TreeSpec,
+    n_others: int,
 ) -> Callable[..., Any]:
-    """(θ, first moment, second moment, step count, learning rate, minibatch) → the new ones, the norm, what is left."""
+    """
+    (θ, first moment, second moment, step count, learning rate, other parameters, minibatch) → the new ones, the norm,
+    what is left.
+    """
     loss = _Loss(policy, loss_function)
     name_of = {id(p): name for name, p in loss.named_parameters()}
     names = [name_of[id(p)] for p in parameters]
+    other_names = [name for name in name_of.values() if name not in set(names)]
     beta1, beta2, eps, weight_decay = (adam.options[name] for name in ("beta1", "beta2", "eps", "weight_decay"))
 
     def update(
-        flat: th.Tensor, exp_avg: th.Tensor, exp_avg_sq: th.Tensor, count: th.Tensor, lr: th.Tensor, *leaves: th.Tensor
+        flat: th.Tensor, exp_avg: th.Tensor, exp_avg_sq: th.Tensor, count: th.Tensor, lr: th.Tensor, *tensors: th.Tensor
     ) -> tuple[Any, ...]:
         def loss_of(values: tuple[th.Tensor, ...]) -> tuple[th.Tensor, Any]:
-            minibatch = pytree.tree_unflatten(leaves, structure)
-            return functional_call(loss, dict(zip(names, values, strict=True)), minibatch)
+            own = dict(zip([*names, *other_names], [*values, *tensors[:n_others]], strict=True))
+            return _call(loss, own, *pytree.tree_unflatten(tensors[n_others:], structure))
 
         gradients, left = grad(loss_of, has_aux=True)(tuple(views(flat, parameters)))
         gradient = concatenated(gradients)
@@ -172,6 +179,14 @@ def _update(
         return flat - lr / (1 - beta1**count) * exp_avg / denominator, exp_avg, exp_avg_sq, norm, left
 
     return update
+
+
+def _call(module: th.nn.Module, parameters: dict[str, th.Tensor], *arguments: Any) -> Any:
+    """
+    With other parameters. A module that has several names, such as SB3's shared features extractor, has its parameters
+    under the first of them; where ``functional_call`` looks for the others too, it leaves tensors in their place.
+    """
+    return functional_call(module, parameters, arguments, tie_weights=False)
 
 
 def _shapes(tensors: Sequence[th.Tensor]) -> Hashable:

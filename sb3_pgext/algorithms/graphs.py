@@ -6,6 +6,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch as th
+from stable_baselines3.common.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -44,6 +45,8 @@ def graph_of(
     :return: the graph, or None where there is none; a warning says why when that is found out
     """
     graphs = _graphs.setdefault(policy, {})
+    parameters = tuple((name, p.shape, p.dtype) for name, p in policy.named_parameters())
+    key = (key, parameters, tuple(map(type, policy.modules())))
     if key not in graphs:
         graphs[key] = _compiled(policy, function, arguments, what, draws)
     return graphs[key]
@@ -63,6 +66,10 @@ def _compiled(
     if stateful:
         _warn(policy, what, f"{stateful[0]} keeps tensors that are no parameters, such as running statistics")
         return None
+    of_modules = [id(p) for module in policy.modules() for p in module._parameters.values() if p is not None]
+    if len(of_modules) > len(set(of_modules)):
+        _warn(policy, what, "two modules of the policy share a parameter")
+        return None
     try:
         with th.random.fork_rng():
             before = th.get_rng_state()
@@ -71,11 +78,18 @@ def _compiled(
             if not draws and not th.equal(before, th.get_rng_state()):
                 _warn(policy, what, "the policy draws random numbers, such as dropout does")
                 return None
+            if any(_is_constant(traced, node) for node in traced.graph.nodes):
+                _warn(policy, what, "it looks at tensors that are no parameters of the policy")
+                return None
             graph = _compile(traced, arguments)
             graph(*arguments)
     except Exception as error:  # whatever a policy, the tracer or a C++ compiler may raise: there is an eager function
         _warn(policy, what, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
         return None
+    finally:
+        distribution = getattr(policy, "action_dist", None)
+        if isinstance(distribution, Distribution):  # what the tracing has left in it stands for no observation
+            distribution.distribution = None  # type: ignore[assignment]
     return lambda *tensors: pytree.tree_unflatten(graph(*tensors), structure)
 
 
@@ -107,6 +121,14 @@ def _multinomial(
 
 
 _DECOMPOSITIONS = {th.ops.aten.multinomial.default: _multinomial}
+
+
+def _is_constant(traced: th.fx.GraphModule, node: th.fx.Node) -> bool:
+    """Whether a node is a tensor from elsewhere, which would always be as it was while it was traced."""
+    if node.op != "get_attr" or not getattr(traced, str(node.target)).is_floating_point():
+        return False
+    literals = (th.ops.aten.lift_fresh.default, th.ops.aten.lift_fresh_copy.default)  # made in the function itself
+    return any(user.target not in literals for user in node.users)
 
 
 def _state_of(module: th.nn.Module) -> list[Any]:

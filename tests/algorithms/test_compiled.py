@@ -5,9 +5,11 @@ import warnings
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_pgext import REINFORCE, ClippedCriticPPO
+from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
 from sb3_pgext.algorithms import graphs as module
 from tests.environments import AnySpaces
 
@@ -130,6 +132,95 @@ def test_acting_with_gsde_is_not_compiled():
     )
     assert model.policy not in module._graphs
     assert th.equal(wanted.actions, found.actions)
+
+
+class Learnable(FlattenExtractor):
+    """SB3's policies share it between actor and critic, under three names."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.linear = th.nn.Linear(self.features_dim, self.features_dim)
+
+    def forward(self, observations):
+        return self.linear(super().forward(observations))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options"),
+    [
+        (ClippedCriticPPO, {"n_steps": 64, "batch_size": 32, "n_epochs": 2}),
+        (VPG, {"n_steps": 64, "batch_size": 32}),
+        (NPG, {"n_steps": 64, "batch_size": 32}),
+        (REINFORCE, {"n_episodes": 2, "critic_batch_size": 16}),
+        (ISPG, {"n_episodes": 2, "critic_batch_size": 16}),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+@pytest.mark.filterwarnings("error:compile=True")
+def test_a_features_extractor_that_learns_and_is_shared(algorithm, options):
+    found = []
+    for compile in (False, True):
+        kwargs = {"features_extractor_class": Learnable}
+        model = algorithm(
+            "MlpPolicy", "CartPole-v1", compile=compile, seed=0, device="cpu", policy_kwargs=kwargs, **options
+        )
+        parameters, start = list(model.policy.parameters()), model.policy.features_extractor.linear.weight.clone()
+        model.learn(192)
+        assert list(map(id, model.policy.parameters())) == list(map(id, parameters))
+        assert not th.equal(model.policy.features_extractor.linear.weight, start)
+        found.append(th.cat([p.detach().flatten() for p in parameters]))
+    assert th.allclose(*found, rtol=0, atol=1e-5)
+
+
+class MoreNoise(BaseCallback):
+    def _on_rollout_start(self):
+        with th.no_grad():
+            self.model.policy.log_std += 0.5
+
+    def _on_step(self):
+        return True
+
+
+@pytest.mark.compiler
+@pytest.mark.filterwarnings("error:compile=True")
+def test_what_is_frozen_may_change_all_the_same():
+    found = []
+    for compile in (False, True):
+        model = ClippedCriticPPO("MlpPolicy", "Pendulum-v1", compile=compile, **SETTINGS)
+        model.policy.log_std.requires_grad_(False)
+        model.learn(3 * 64, callback=MoreNoise())
+        found.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
+    assert th.allclose(*found, rtol=0, atol=1e-5)
+
+
+def test_parameters_that_modules_share_are_not_compiled():
+    model = ClippedCriticPPO("MlpPolicy", "Pendulum-v1", compile=True, **SETTINGS)
+    extractor = model.policy.mlp_extractor
+    extractor.value_net[2].weight = extractor.policy_net[2].weight
+    with pytest.warns(UserWarning, match="two modules of the policy share a parameter"):
+        model.learn(64)
+
+
+class Looking(th.nn.Tanh):
+    scale = [th.tensor(2.0)]  # noqa: RUF012  out of sight of whoever looks at the attributes of the modules
+
+    def forward(self, x):
+        return super().forward(self.scale[0] * x)
+
+
+def test_tensors_from_elsewhere_are_no_constants():
+    kwargs = {"activation_fn": Looking}
+    with pytest.warns(UserWarning, match="tensors that are no parameters of the policy"):
+        ClippedCriticPPO("MlpPolicy", "Pendulum-v1", compile=True, policy_kwargs=kwargs, **SETTINGS).learn(64)
+
+
+def test_another_network_has_a_graph_of_its_own():
+    model, _, _ = collected(True, spaces.Box(-9, 9, (2,)))
+    with th.no_grad():
+        model.policy.action_net.bias += 5.0
+    model.policy.action_net = th.nn.Sequential(model.policy.action_net, th.nn.Hardtanh())
+    model.collect_rollouts(model.env, model._init_callback(None), model.rollout_buffer, model.n_steps)
+    assert abs(model.rollout.actions.mean() - 1.0) < 0.5, "the network without the Hardtanh has 5"
 
 
 def test_whole_episodes_are_acted_compiled():

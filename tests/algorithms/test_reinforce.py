@@ -462,9 +462,15 @@ class ForwardOnly(ActorCriticPolicy):
         return super().forward(obs, deterministic)
 
 
-def test_policies_whose_distribution_would_be_bypassed_are_refused():
-    with pytest.raises(ValueError, match=r"policy='ForwardOnly'.*get_distribution"):
-        model_on(policy=ForwardOnly)
+class DistributionOnly(ActorCriticPolicy):
+    def get_distribution(self, obs):
+        return super().get_distribution(obs)
+
+
+@pytest.mark.parametrize("policy", [ForwardOnly, DistributionOnly])
+def test_policies_that_would_act_and_learn_by_different_methods_are_refused(policy):
+    with pytest.raises(ValueError, match=rf"policy='{policy.__name__}'.*all of forward, evaluate_actions, get_dist"):
+        model_on(policy=policy)
 
 
 def test_recurrent_policies_are_refused():
