@@ -390,6 +390,18 @@ def test_save_load_and_the_replay(tmp_path):
     assert [b.number for b in narrower.replay_buffer.batches] == [b.number for b in model.replay_buffer.batches[-2:]]
 
 
+def test_the_replay_is_saved_with_the_model_where_that_is_asked_for(tmp_path):
+    """As SB3's off-policy algorithms do it."""
+    model = model_on(make_vec_env("CartPole-v1", 2, seed=0), replay_batches=2, min_ess=0.0).learn(300)
+    model.save(tmp_path / "model", include=["replay_buffer"])
+    loaded, narrower = (ISPG.load(tmp_path / "model", device="cpu", replay_batches=k) for k in (2, 1))
+    for m in (loaded, narrower):
+        m.set_logger(model.logger)
+    assert len(loaded.replay_buffer.batches) == 3
+    assert th.equal(loaded.estimate_gradient(), model.estimate_gradient())
+    assert [b.number for b in narrower.replay_buffer.batches] == [b.number for b in model.replay_buffer.batches[-2:]]
+
+
 def test_checkpoints_hold_the_replay_if_they_are_asked_to(tmp_path):
     """SB3's callback looks for an attribute of SB3's name."""
     callback = CheckpointCallback(300, str(tmp_path), save_replay_buffer=True)
