@@ -5,6 +5,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import A2C
 from stable_baselines3.common import callbacks as sb3_callbacks
 from stable_baselines3.common.callbacks import (
@@ -20,7 +21,7 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from tests.conformance.models import (
     UPDATE,
@@ -31,6 +32,8 @@ from tests.conformance.models import (
     vector_of,
 )
 from tests.environments import ACTIONS, VECTOR, AnySpaces
+
+SMALL_DICT = spaces.Dict({"vector": VECTOR, "kind": spaces.Discrete(3)})
 
 # --- counting --------------------------------------------------------------------------------------------------------
 
@@ -117,6 +120,18 @@ def test_a_seed_starts_the_episodes_of_sb3(algorithm):
         return np.array([np.concatenate(step) for step in steps])
 
     np.testing.assert_array_equal(played(algorithm), played(A2C))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@every_algorithm
+def test_sub_environments_in_other_processes(algorithm):
+    """The run is the same to the bit."""
+    here = make_env(SMALL_DICT, ACTIONS["box"])
+    there = make_env(SMALL_DICT, ACTIONS["box"], vec_env_cls=SubprocVecEnv, vec_env_kwargs={"start_method": "fork"})
+    assert there.env_is_wrapped(Monitor) == [True, True]
+    found, expected = (vector_of(small(algorithm, env, "MultiInputPolicy").learn(2 * UPDATE)) for env in (there, here))
+    there.close()
+    assert th.equal(found, expected)
 
 
 # --- logs ------------------------------------------------------------------------------------------------------------
@@ -250,6 +265,7 @@ class Recorder(BaseCallback):
         self.calls.append((event, self.model.num_timesteps, self.n_calls))
         self.seen.setdefault(event, {name: np.shape(value) for name, value in self.locals.items() if name in SHAPED})
         self.seen.setdefault(f"names at {event}", set(self.locals))
+        self.seen.setdefault(f"recorded at {event}", [self.locals.get("n_steps"), self.model.rollout_buffer.size()])
 
     def _init_callback(self):
         self.calls.append("init")
@@ -289,6 +305,8 @@ def test_callbacks_are_told_what_sb3_tells_them(algorithm, actions, stop_after):
     assert ours.seen["step"].keys() == set(SHAPED)
     assert theirs.seen["names at training start"] <= ours.seen["names at training start"]
     assert theirs.seen["names at step"] <= ours.seen["names at step"]
+    for event in ("step", "rollout end"):
+        assert ours.seen.get(f"recorded at {event}") == theirs.seen.get(f"recorded at {event}")
 
 
 @every_algorithm

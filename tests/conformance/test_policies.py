@@ -12,7 +12,13 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecFrameStack,
+    VecNormalize,
+    VecTransposeImage,
+    is_vecenv_wrapped,
+)
 
 from tests.algorithms.policies import SharedTrunk, moved_parameters
 from tests.conformance.models import UPDATE, collected, error_of, every_algorithm, make_env, sampled, small, vector_of
@@ -94,6 +100,18 @@ def test_stacked_observations(algorithm, kind):
     stacked = model.observation_space["image"] if isinstance(space, spaces.Dict) else model.observation_space
     assert stacked.shape == ((9,) if kind == "float64" else (9, 36, 36))
     assert_learns_and_predicts(model)
+
+
+@every_algorithm
+@pytest.mark.parametrize("kind", ["unbounded", "dict_float64"])
+def test_normalized_observations(algorithm, kind):
+    """The statistics are of what was observed, and the network gets what is within the clip."""
+    env = VecNormalize(make_env(OBSERVATIONS[kind]), norm_obs_keys=["a"] if "dict" in kind else None, clip_obs=0.5)
+    model = small(algorithm, env, policy_for(OBSERVATIONS[kind]))
+    assert_learns_and_predicts(model)
+    found, statistics = (x["a"] if "dict" in kind else x for x in (model._last_obs, env.obs_rms))
+    assert np.abs(found).max() <= 0.5
+    assert statistics.count == pytest.approx(2 * UPDATE + 2, abs=0.01), "each step and one reset"
 
 
 @every_algorithm
@@ -261,13 +279,30 @@ def test_an_optimizer_of_the_users_own(algorithm):
     assert len(model.policy.optimizer.state) > 0, "it has taken steps"
 
 
+@every_algorithm
+def test_a_policy_compiled_by_torch(algorithm, tmp_path):
+    """It learns the same, and is saved by the names that it has uncompiled."""
+    expected = vector_of(small(algorithm).learn(2 * UPDATE))
+    model = small(algorithm)
+    model.policy = th.compile(model.policy, backend="eager")
+    model.learn(2 * UPDATE).save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", device="cpu")
+    th.testing.assert_close(vector_of(loaded), expected, rtol=1e-4, atol=1e-5)
+
+
 # --- generalized state-dependent exploration -------------------------------------------------------------------------
 
 
 @every_algorithm
 @pytest.mark.parametrize(
     "kwargs",
-    [{}, {"squash_output": True}, {"full_std": False}, {"use_expln": True, "log_std_init": -1.0}],
+    [
+        {},
+        {"squash_output": True},
+        {"full_std": False},
+        {"use_expln": True, "log_std_init": -1.0},
+        {"net_arch": [], "features_extractor_class": SharedTrunk},
+    ],
     ids=repr,
 )
 def test_gsde(algorithm, kwargs):

@@ -1,7 +1,10 @@
 """Claim: parameters, files and environments go in and out of each algorithm as they do of SB3's PPO and A2C."""
 
+import base64
 import inspect
 import io
+import json
+import warnings
 import zipfile
 
 import gymnasium as gym
@@ -43,6 +46,7 @@ def assert_same(model, other):
         for name, value in state.items():
             assert th.equal(th.as_tensor(value), th.as_tensor(theirs["state"][key][name])), name
     assert (other.num_timesteps, other._n_updates) == (model.num_timesteps, model._n_updates)
+    assert other._stats_window_size == model._stats_window_size
     for name in constructor_arguments(type(model)):
         assert constant(getattr(other, name)) == constant(getattr(model, name)), name
     predictions = []
@@ -141,6 +145,7 @@ def test_a_policy_is_saved_by_itself(algorithm, tmp_path):
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:Path .*new' does not exist. Will create it")
 @every_algorithm
 @pytest.mark.parametrize("where", ["name", "path", "with_ending", "new_folder", "open_file", "memory"])
 def test_saved_and_loaded(algorithm, where, tmp_path):
@@ -216,8 +221,8 @@ def a2c_file(folder):
 @every_algorithm
 def test_files_that_are_none(algorithm, tmp_path):
     (tmp_path / "text.zip").write_text("no model")
-    for name in ("missing", "text.zip"):
-        found, expected = (error_of(lambda cls=cls: cls.load(tmp_path / name)) for cls in (algorithm, A2C))
+    for path in (tmp_path / "missing", tmp_path / "text.zip"):
+        found, expected = (error_of(lambda cls=cls, path=path: cls.load(path)) for cls in (algorithm, A2C))
         assert found == expected
         assert expected is not None
 
@@ -247,17 +252,32 @@ def test_from_device_to_device(algorithm, device, tmp_path):
     back.learn(UPDATE)
 
 
+def with_unreadable(path, name):
+    """The same file, in which one attribute is of a class that no longer exists."""
+    with zipfile.ZipFile(path) as file:
+        parts = {part: file.read(part) for part in file.namelist()}
+    data = json.loads(parts["data"])
+    data[name] = {":type:": "gone", ":serialized:": base64.b64encode(b"cbuiltins\nno_such_class\n.").decode()}
+    with zipfile.ZipFile(path, "w") as file:
+        for part, content in {**parts, "data": json.dumps(data)}.items():
+            file.writestr(part, content)
+
+
 @every_algorithm
 def test_custom_objects_take_the_place_of_what_was_saved(algorithm, tmp_path):
-    """Which is not even read: here it could not be."""
-    model = trained(algorithm, learning_rate=lambda progress: 1e-3 * progress)
-    model.save(tmp_path / "model")
-    objects = {"learning_rate": 0.25, "lr_schedule": lambda _: 0.25, "no_such_attribute": 1}
-    loaded = algorithm.load(tmp_path / "model", env=make_env(), custom_objects=objects)
-    assert loaded.learning_rate == 0.25
+    """Which is not even read; what the file does not have is not added."""
+    trained(algorithm).save(tmp_path / "model")
+    with_unreadable(tmp_path / "model.zip", "learning_rate")
+    with pytest.warns(UserWarning, match="Could not deserialize object learning_rate"):
+        loaded = algorithm.load(tmp_path / "model")
+    assert loaded.learning_rate == inspect.signature(algorithm.__init__).parameters["learning_rate"].default
+    objects = {"learning_rate": 0.25, "no_such_attribute": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = algorithm.load(tmp_path / "model", env=make_env(), custom_objects=objects)
     assert not hasattr(loaded, "no_such_attribute")
     loaded.learn(UPDATE)
-    assert loaded.logger.name_to_value["train/learning_rate"] == 0.25
+    assert loaded.policy.optimizer.param_groups[0]["lr"] == loaded.learning_rate == 0.25
 
 
 @every_algorithm
