@@ -307,7 +307,7 @@ def test_a_policy_compiled_by_torch(algorithm, tmp_path):
 )
 def test_gsde(algorithm, kwargs):
     env = make_env(action_space=ACTIONS["box"])
-    model = small(algorithm, env, use_sde=True, policy_kwargs=kwargs)
+    model = small(algorithm, env, use_sde=True, ent_coef=0.01, policy_kwargs=kwargs)
     assert model.policy.squash_output == kwargs.get("squash_output", False)
     assert_learns_and_predicts(model)
     observations = sampled(VECTOR, 4)

@@ -182,6 +182,18 @@ def test_a_file_has_the_parts_of_sb3s(algorithm, tmp_path):
 
 
 @every_algorithm
+def test_a_file_holds_nothing_of_the_last_rollout(algorithm):
+    model, sizes = trained(algorithm), []
+    for _ in range(2):
+        file = io.BytesIO()
+        model.save(file)
+        sizes.append(len(file.getvalue()))
+        for name in ("rollout", "episodes", "rollout_buffer", "replay_buffer"):
+            vars(model).pop(name, None)
+    assert sizes[1] == pytest.approx(sizes[0], abs=100)
+
+
+@every_algorithm
 @pytest.mark.parametrize("policy", ["CnnPolicy", "MultiInputPolicy", "gSDE"])
 def test_other_policies_are_saved(algorithm, policy, tmp_path):
     env = {
