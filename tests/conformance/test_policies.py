@@ -216,6 +216,16 @@ def test_features_extractors(algorithm, share, policy):
     assert_learns_and_predicts(model)
 
 
+@every_algorithm
+@pytest.mark.parametrize("policy", POLICIES)
+def test_policies_are_sb3s(algorithm, policy):
+    """The same class, filled with the same numbers by a seed."""
+    ours, theirs = (small(cls, make_env(POLICIES[policy]), policy).policy for cls in (algorithm, A2C))
+    assert type(ours) is type(theirs)
+    for name, tensor in theirs.state_dict().items():
+        assert th.equal(ours.state_dict()[name], tensor), name
+
+
 NET_ARCHS = [None, [], [8], [8, 4], {"pi": [8], "vf": []}, {"pi": [8, 8]}, {"vf": [4]}, [{"pi": [4], "vf": [8]}]]
 
 
