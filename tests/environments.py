@@ -109,6 +109,18 @@ class AnySpaces(gym.Env):
         return self.observation_space.sample(), 1.0, self.t == 5, False, {}
 
 
+class RewardsAndLimits(AnySpaces):
+    """Rewards that vary, and every second episode is truncated."""
+
+    episodes = 0
+
+    def step(self, action):
+        observation, _, terminated, _, info = super().step(action)
+        self.episodes += terminated
+        truncated = terminated and self.episodes % 2 == 0
+        return observation, float(self.t + np.sum(action)), terminated and not truncated, truncated, info
+
+
 class ActionIsReward(AnySpaces):
     """Episodes of 5 steps; action 1 pays 1, action 0 nothing."""
 

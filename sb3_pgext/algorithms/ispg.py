@@ -213,7 +213,14 @@ class ISPG(REINFORCE):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.replay_buffer = EpisodeReplay(self.replay_batches + 1)
+        # A file that was saved with `include=["replay_buffer"]` has brought one.
+        self._take_over(getattr(self, "replay_buffer", EpisodeReplay(1)))
+
+    def _take_over(self, replay: EpisodeReplay) -> None:
+        """Keep as many of its batches as this model may."""
+        replay.n_batches = self.replay_batches + 1
+        replay.keep(replay.batches[-replay.n_batches :])
+        self.replay_buffer = replay
 
     def collect_rollouts(
         self,
@@ -488,9 +495,7 @@ class ISPG(REINFORCE):
             if file is not path:
                 file.close()
         require(isinstance(replay, EpisodeReplay), "replay buffer", replay, "one that save_replay_buffer has saved")
-        replay.n_batches = self.replay_batches + 1
-        replay.keep(replay.batches[-replay.n_batches :])
-        self.replay_buffer = replay
+        self._take_over(replay)
 
     def _check_arguments(self) -> None:
         super()._check_arguments()

@@ -112,9 +112,10 @@ class FixedLengthAlgorithm(ActingAlgorithm):
         for e in np.flatnonzero(~dones):
             rollout_buffer.add_continuation(int(e), observation_of(last_obs, int(e)), values[e])
         self.rollout = rollout_buffer.rollout()
-        rollout_buffer.reset()
+        n_steps = n_rollout_steps
         callback.update_locals(locals())
         callback.on_rollout_end()
+        rollout_buffer.reset()
         return True
 
     def _excluded_save_params(self) -> list[str]:
