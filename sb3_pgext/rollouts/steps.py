@@ -112,7 +112,7 @@ class FixedLengthAlgorithm(ActingAlgorithm):
         for e in np.flatnonzero(~dones):
             rollout_buffer.add_continuation(int(e), observation_of(last_obs, int(e)), values[e])
         self.rollout = rollout_buffer.rollout()
-        n_steps = n_rollout_steps
+        n_steps = n_rollout_steps  # what callbacks find in SB3
         callback.update_locals(locals())
         callback.on_rollout_end()
         rollout_buffer.reset()
