@@ -18,12 +18,14 @@ from sb3_pgext.algorithms.base import (
     critic_parameters,
     policy_parameters,
     require,
+    require_bool,
     require_count,
     require_fraction,
     require_one_of,
     require_positive,
 )
 from sb3_pgext.algorithms.reinforce import REINFORCE, Baseline
+from sb3_pgext.algorithms.whole_updates import whole_update
 from sb3_pgext.estimators.importance import (
     WEIGHTS,
     effective_sample_size,
@@ -233,8 +235,14 @@ class ISPG(REINFORCE):
         self.replay_buffer.keep(self._live_batches())
         self.logger.record("train/batches_used", len(self.replay_buffer.batches))
         # The first step is safe: the policy has not moved since it played the new episodes.
-        self._update(self._off_policy_batch(self.replay_buffer.batches), self.episodes, at_least=1)
+        try:
+            self._update(self._off_policy_batch(self.replay_buffer.batches), self.episodes, at_least=1)
+        except BaseException:
+            # What has spoilt this update is not to spoil the next ones.
+            self.replay_buffer.keep(self.replay_buffer.batches[:-1])
+            raise
 
+    @whole_update
     def _update(self, batch: _OffPolicyBatch, new: EpisodeBatch, at_least: int) -> bool:
         """
         :param batch: the episodes to take steps with
@@ -493,15 +501,15 @@ class ISPG(REINFORCE):
         self.replay_buffer = replay
 
     def _check_arguments(self) -> None:
-        super()._check_arguments()
         require_count("n_gradient_steps", self.n_gradient_steps)
         require_one_of("weights", self.weights, WEIGHTS)
         if self.weight_clip is not None:
             require_positive("weight_clip", self.weight_clip)
-        require(isinstance(self.self_normalize, bool), "self_normalize", self.self_normalize, "True or False")
+        require_bool("self_normalize", self.self_normalize)
         require_count("replay_batches", self.replay_batches, at_least=0)
         require_one_of("mixture", self.mixture, ("balance", "own"))
         require_fraction("min_ess", self.min_ess)
+        super()._check_arguments()
         if self.use_sde and self.weights != "per_step":
             # Noise that several steps share makes the likelihood of an episode another than the product of its steps'.
             reason = f"1 with use_sde=True and weights={self.weights!r}"
