@@ -409,6 +409,12 @@ class CompilingAlgorithm(ActingAlgorithm):
         """
         check_common_arguments(self)
 
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        """SB3's, of a schedule that is a number everywhere."""
+        progress = self._current_progress_remaining
+        require_schedule(f"learning_rate at progress {progress:.3g}", self.lr_schedule(progress))
+        super()._update_learning_rate(optimizers)
+
     def _acting_policy(self) -> Callable[[PyTorchObs], Sequence[th.Tensor]]:
         """Compiled, or not: gSDE draws its noise beforehand and keeps it outside the networks' parameters."""
         return compiled_acting(self.policy) if self.compile and not self.use_sde else super()._acting_policy()

@@ -37,6 +37,7 @@ from sb3_pgext.estimators.importance import (
 )
 from sb3_pgext.estimators.returns import discount_weights, discounted_sum_to_go, last_steps
 from sb3_pgext.rollouts import EpisodeBatch, EpisodeBuffer, EpisodeDataset, EpisodeReplay, ReplayedBatch
+from sb3_pgext.rollouts.acting import unvalidated_distributions
 from sb3_pgext.rollouts.dataset import require_suitable
 from sb3_pgext.rollouts.files import replacing
 from sb3_pgext.rollouts.replay import concatenated
@@ -447,7 +448,7 @@ class ISPG(REINFORCE):
     def _log_prob(self, episodes: EpisodeBatch) -> th.Tensor:
         """log π(a_t|s_t) of the policy as it acts, without dropout, ``(M,)``, constant."""
         self.policy.set_training_mode(False)
-        with th.no_grad():
+        with th.no_grad(), unvalidated_distributions():
             return self.policy.get_distribution(episodes.observations).log_prob(episodes.actions)
 
     def _log_prob_under(self, episodes: EpisodeBatch, policy: dict[str, th.Tensor]) -> th.Tensor:

@@ -39,7 +39,6 @@ from sb3_pgext.estimators.natural import (
 )
 from sb3_pgext.estimators.surrogates import unclipped_surrogate
 from sb3_pgext.rollouts import StepBuffer
-from sb3_pgext.rollouts.acting import unvalidated_distributions
 
 __all__ = ["NPG"]
 
@@ -220,8 +219,7 @@ class NPG(ActorCriticAlgorithm):
         self._begin_update()
         parameters = list(policy_parameters(self.policy).values())
         if parameters:  # not all frozen
-            with unvalidated_distributions():
-                self._natural_step(self._steps(), parameters)
+            self._natural_step(self._steps(), parameters)
         self._fit_critic_to_rollout()
 
     def _natural_step(self, steps: Steps, parameters: list[th.nn.Parameter]) -> None:

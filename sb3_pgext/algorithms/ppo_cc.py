@@ -47,7 +47,6 @@ from sb3_pgext.estimators.surrogates import (
     value_loss,
 )
 from sb3_pgext.rollouts import FixedLengthAlgorithm, StepBuffer
-from sb3_pgext.rollouts.acting import unvalidated_distributions
 
 __all__ = ["ClippedCriticPPO"]
 
@@ -255,7 +254,7 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
         terms: list[Terms] = []
         gradient_norms: list[th.Tensor] = []
 
-        with unvalidated_distributions(), self._descending(parameters) as descend:
+        with self._descending(parameters) as descend:
             for minibatch in self._minibatches(steps):
                 measured, gradient_norm, taken = descend(minibatch, coefficients)
                 terms.append(measured)

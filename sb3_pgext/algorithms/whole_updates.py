@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from sb3_pgext.rollouts.acting import unvalidated_distributions
+
 __all__ = ["require_finite_state", "whole_update"]
 
 Update = TypeVar("Update", bound=Callable[..., Any])
@@ -30,8 +32,9 @@ def whole_update(update: Update) -> Update:
         state, groups = _contents(model.policy.optimizer)
         n_updates = model._n_updates
         try:
-            result = update(model, *arguments, **options)
-            require_finite_state(model)
+            with unvalidated_distributions():  # what is not finite is named by its place in the update
+                result = update(model, *arguments, **options)
+                require_finite_state(model)
         except BaseException:
             model.policy.load_state_dict(policy)
             optimizer = model.policy.optimizer

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from gymnasium.vector.utils import concatenate
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -160,7 +161,8 @@ def require_step(env: VecEnv, observations: Any, rewards: np.ndarray, n_steps: i
 def _require_shapes(what: str, array: Any, space: spaces.Space, before: tuple[int, ...], where: str) -> None:
     if isinstance(space, spaces.Dict):
         if not isinstance(array, dict) or array.keys() < space.spaces.keys():
-            raise ValueError(f"{what}={array!r} of {where}: allowed is a dict of {', '.join(map(repr, space.spaces))}")
+            present = list(array) if isinstance(array, dict) else type(array).__name__
+            raise ValueError(f"keys of {what}={present} of {where}: allowed are {list(space.spaces)}")
         for key, part in space.spaces.items():
             _require_shapes(f"{what} {key!r}", array[key], part, before, where)
         return
@@ -205,9 +207,9 @@ def raise_named(error: Exception, n_steps: int) -> None:
     if not frames:
         return
     last, codes = frames[-1], {frame.f_code: frame for frame in frames}
-    if last.f_code is _STACK_OBSERVATIONS:
-        observations, space = last.f_locals["obs_list"], last.f_locals["space"]
-        for e, observation in enumerate(observations):
+    if last.f_code in _OF_ALL:
+        for e, observation in enumerate(last.f_locals[_OF_ALL[last.f_code]]):
+            space = last.f_locals["space"]
             _require_shapes("observation", observation, space, (), f"sub-environment {e} at vector step {n_steps}")
     of_dummy = next((codes[code] for code in _OF_DUMMY_VEC_ENV if code in codes), None)
     if of_dummy is None or last.f_code not in (*_OF_DUMMY_VEC_ENV, *_OF_MONITOR):
@@ -225,7 +227,8 @@ def raise_named(error: Exception, n_steps: int) -> None:
 
 _OF_DUMMY_VEC_ENV = (DummyVecEnv._save_obs.__code__, DummyVecEnv.step_wait.__code__, DummyVecEnv.reset.__code__)
 _OF_MONITOR = (Monitor.step.__code__, Monitor.reset.__code__)
-_STACK_OBSERVATIONS = _stack_obs.__code__
+_OF_ALL = {_stack_obs.__code__: "obs_list", concatenate.dispatch(spaces.Box).__code__: "items"}
+"""What puts the observations of all sub-environments together, of SB3 and of gymnasium, and its name for them."""
 
 
 @contextmanager
