@@ -6,6 +6,7 @@ from sb3_pgext.algorithms.base import (
     PolicyGradientAlgorithm,
     check_step_buffer,
     require,
+    require_bool,
     require_count,
     require_one_of,
     standardize,
@@ -53,9 +54,8 @@ class ActorCriticAlgorithm(PolicyGradientAlgorithm, FixedLengthAlgorithm):
         for argument in ("n_steps", "batch_size", "n_critic_updates"):
             require_count(argument, getattr(self, argument))
         require_one_of("critic_target", self.critic_target, ("mc", "td", "lambda"))
-        normalize = self.normalize_advantage
-        require(isinstance(normalize, bool), "normalize_advantage", normalize, "True or False")
-        if normalize:
+        require_bool("normalize_advantage", self.normalize_advantage)
+        if self.normalize_advantage:
             enough = self.n_steps * self.n_envs > 1
             require(enough, "n_steps", self.n_steps, "at least 2 steps in a rollout with normalize_advantage=True")
         check_step_buffer(self)

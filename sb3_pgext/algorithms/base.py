@@ -1,12 +1,14 @@
 """What the algorithms of the family share: whose parameter is whose, the two gradient steps, checks and logging."""
 
 import math
+import os
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium.vector.utils import concatenate, create_empty_array
@@ -18,8 +20,8 @@ from stable_baselines3.common.policies import (
     BasePolicy,
     MultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.type_aliases import PyTorchObs
-from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, obs_as_tensor
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, get_device, obs_as_tensor
 from torch.nn import functional as F
 
 from sb3_pgext.algorithms.compiled import compiled_acting
@@ -32,6 +34,24 @@ __all__ = ["CompilingAlgorithm", "PolicyGradientAlgorithm", "critic_parameters",
 
 _dependencies: "WeakKeyDictionary[ActorCriticPolicy, dict[str, tuple[Hashable, list[str]]]]" = WeakKeyDictionary()
 """Policy → output → its parameters when they were last asked for, and the names of those that the output depends on."""
+
+MAX_COUNT = 2**31 - 1
+"""Of steps, episodes, passes, …"""
+
+MAX_NUMBER = 1e38
+"""What single precision can hold, in which networks compute."""
+
+_UNCHECKED_BY_SB3: dict[str, Any] = {
+    "policy_kwargs": None,
+    "rollout_buffer_kwargs": None,
+    "stats_window_size": 100,
+    "tensorboard_log": None,
+    "verbose": 0,
+    "seed": None,
+    "device": "auto",
+    "use_sde": False,
+}
+"""Arguments that SB3's constructors use, or keep, without looking at them, and their defaults."""
 
 
 def policy_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
@@ -121,16 +141,20 @@ def require(condition: bool, argument: str, value: Any, allowed: str) -> None:
 
 
 def require_one_of(argument: str, value: Any, allowed: Collection[str | bool | None]) -> None:
-    """:func:`require` for a choice."""
-    require(value in allowed, argument, value, "one of " + ", ".join(map(repr, allowed)))
+    """:func:`require` for a choice. 1 is not True, nor an array one of its entries."""
+    require(any(_same(value, choice) for choice in allowed), argument, value, "one of " + ", ".join(map(repr, allowed)))
+
+
+def require_bool(argument: str, value: Any) -> None:
+    """:func:`require` for a switch."""
+    require(isinstance(value, bool), argument, value, "True or False")
 
 
 def require_number(
     argument: str, value: Any, allowed: str, at_least: float = -math.inf, at_most: float = math.inf
 ) -> None:
     """:func:`require` for a finite number within limits; ``allowed`` is what the message says."""
-    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
-    require(is_number and at_least <= value <= at_most, argument, value, allowed)
+    require(_is_number(value) and at_least <= python_number(value) <= at_most, argument, value, allowed)
 
 
 def require_fraction(argument: str, value: Any) -> None:
@@ -138,10 +162,10 @@ def require_fraction(argument: str, value: Any) -> None:
     require_number(argument, value, "a number in [0, 1]", 0.0, 1.0)
 
 
-def require_count(argument: str, value: Any, at_least: int = 1) -> None:
+def require_count(argument: str, value: Any, at_least: int = 1, at_most: int = MAX_COUNT) -> None:
     """:func:`require` for a whole number."""
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    require(whole and value >= at_least, argument, value, f"a whole number >= {at_least}")
+    allowed = f"a whole number >= {at_least}" + (f" and <= {at_most}" if _is_whole(value) and value > at_most else "")
+    require(_is_whole(value) and at_least <= value <= at_most, argument, value, allowed)
 
 
 def require_positive(argument: str, value: Any) -> None:
@@ -149,15 +173,47 @@ def require_positive(argument: str, value: Any) -> None:
     require_number(argument, value, "a finite number > 0", at_least=math.ulp(0.0))
 
 
-def require_positive_schedule(argument: str, value: Any) -> None:
+def require_schedule(argument: str, value: Any, above_0: bool = False) -> None:
     """
-    :func:`require` for a number above 0 or a function of the remaining progress that starts with one. A function may
-    start with 0: rl_zoo3 puts such a one in the place of every schedule of an agent that is only to act.
+    :func:`require` for a number, not negative, or a function of the remaining progress that starts with one.
+
+    :param argument: its name
+    :param value: its value
+    :param above_0: whether a number must be above 0. A function may start with 0 all the same: rl_zoo3 puts such a one
+        in the place of every schedule of an agent that is only to act
+    :raises ValueError: naming the argument, its value and what is allowed
     """
-    start = value(1.0) if callable(value) else value
-    number = isinstance(start, (int, float, np.number)) and not isinstance(start, bool) and math.isfinite(start)
-    enough = number and (start >= 0.0 if callable(value) else start > 0.0)
-    require(enough, argument, value, "a finite number > 0, or a schedule of them")
+    allowed = f"a finite number {'>' if above_0 else '>='} 0, or a schedule of them"
+    try:
+        start = value(1.0) if callable(value) else value
+    except Exception as error:  # whatever a function may raise that is no schedule
+        raise ValueError(f"{argument}={value!r}: allowed is {allowed}; of 1.0 it raises {error!r}") from error
+    enough = _is_number(start) and (start > 0.0 if above_0 and not callable(value) else start >= 0.0)
+    require(enough, argument, value, allowed)
+
+
+def _is_number(value: Any) -> bool:
+    """Finite, and no more than a float can hold; numpy's too."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return False
+    # Of numpy's, a small type would round the limits to its own.
+    return bool(-MAX_NUMBER <= python_number(value) <= MAX_NUMBER)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Equal, and of one kind: a comparison with an array is an array, and 1 equals True."""
+    if _is_number(value) and _is_number(other):
+        return bool(value == other)
+    return isinstance(value, type(other)) and bool(value == other)
+
+
+def python_number(value: Any) -> Any:
+    """A number of numpy's as one of Python's, which SB3 and gymnasium ask for; anything else as it is."""
+    return value.item() if isinstance(value, (np.integer, np.floating)) else value
 
 
 def require_effective(model: OnPolicyAlgorithm, arguments: dict[str, tuple[Any, str]]) -> None:
@@ -168,13 +224,36 @@ def require_effective(model: OnPolicyAlgorithm, arguments: dict[str, tuple[Any, 
     """
     for argument, (only, reason) in arguments.items():
         value = getattr(model, argument)
-        require(_constant(value) == only, argument, value, f"{only!r} {reason}")
+        require(_same(_constant(value), only), argument, value, f"{only!r} {reason}")
 
 
 def _constant(value: Any) -> Any:
     """The number that one of SB3's schedules always has; anything else as it is."""
     schedule = value.value_schedule if isinstance(value, FloatSchedule) else value
     return schedule.val if isinstance(schedule, ConstantSchedule) else value
+
+
+def check_constructor_arguments(arguments: Mapping[str, Any]) -> None:
+    """
+    :param arguments: those of ``_UNCHECKED_BY_SB3``: name → value
+    :raises ValueError: naming the argument, its value and what is allowed
+    """
+    device, seed, log = (arguments[name] for name in ("device", "seed", "tensorboard_log"))
+    try:
+        suitable = isinstance(device, (str, th.device)) and math.isfinite(th.zeros(1, device=get_device(device)).item())
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise ValueError(f"device={device!r}: allowed is one that torch finds here, or 'auto'. {error}") from error
+    require(suitable, "device", device, "one of torch's, or 'auto'")
+    if seed is not None:
+        require_count("seed", seed, at_least=0, at_most=2**32 - 1)
+    require(log is None or isinstance(log, (str, os.PathLike)), "tensorboard_log", log, "None or a folder")
+    require_count("verbose", arguments["verbose"], at_least=0)
+    require_count("stats_window_size", arguments["stats_window_size"])
+    require_bool("use_sde", arguments["use_sde"])
+    for argument in ("policy_kwargs", "rollout_buffer_kwargs"):
+        value = arguments[argument]
+        named = isinstance(value, dict) and all(isinstance(name, str) for name in value)
+        require(value is None or named, argument, value, "None or a dict of arguments by name")
 
 
 def check_common_arguments(model: OnPolicyAlgorithm) -> None:
@@ -195,12 +274,12 @@ def check_common_arguments(model: OnPolicyAlgorithm) -> None:
     require(whole, "policy", name, f"one that overrides all of {', '.join(methods)}, or none, not {own} alone")
     require_fraction("gamma", model.gamma)
     require_fraction("gae_lambda", model.gae_lambda)
+    require_schedule("learning_rate", model.learning_rate)
     require_number("ent_coef", model.ent_coef, "a finite number")
-    compiles = model.compile  # type: ignore[attr-defined]
-    require(isinstance(compiles, bool), "compile", compiles, "True or False")
+    require_bool("compile", model.compile)  # type: ignore[attr-defined]
     if model.max_grad_norm is not None:
         require_number("max_grad_norm", model.max_grad_norm, "None or a number > 0", at_least=math.ulp(0.0))
-    if model.sde_sample_freq != -1:
+    if not _same(model.sde_sample_freq, -1):
         require_count("sde_sample_freq", model.sde_sample_freq)
         require(model.use_sde, "sde_sample_freq", model.sde_sample_freq, "-1 without use_sde=True")
 
@@ -213,8 +292,21 @@ def check_step_buffer(model: OnPolicyAlgorithm) -> None:
     :raises ValueError: it is not one that hands out whole rollouts
     """
     buffer = model.rollout_buffer_class
-    suitable = buffer is None or issubclass(buffer, StepBuffer)
+    suitable = buffer is None or (isinstance(buffer, type) and issubclass(buffer, StepBuffer))
     require(suitable, "rollout_buffer_class", buffer, "None or a subclass of StepBuffer")
+
+
+def require_finite_losses(what: str, losses: th.Tensor, update: int) -> None:
+    """
+    :param what: name of the loss, for the message
+    :param losses: of the gradient steps of an update, one after the other, ``(K,)``
+    :param update: its number, for the message
+    :raises ValueError: naming the first step whose loss is not finite
+    """
+    finite = losses.isfinite()
+    if not finite.all():
+        k = int((~finite).nonzero()[0])
+        require(False, what, losses[k].item(), f"a finite number (update {update}, gradient step {k})")
 
 
 def flat_gradient(output: th.Tensor, parameters: list[th.nn.Parameter]) -> th.Tensor:
@@ -279,7 +371,51 @@ def rows(data: Any, indices: th.Tensor | slice) -> Any:
 class CompilingAlgorithm(ActingAlgorithm):
     """What ``compile=True`` means for acting."""
 
+    batch_argument: ClassVar[str]
     compile: bool = False
+    max_grad_norm: float | None  # type: ignore[assignment]
+
+    def __init__(self, policy: str | type[BasePolicy], env: GymEnv | str | None, **arguments: Any):
+        name = getattr(policy, "__name__", policy)
+        require(isinstance(policy, (str, type)), "policy", name, "a name or an ActorCriticPolicy class")
+        if isinstance(policy, str):
+            require_one_of("policy", policy, self.policy_aliases)
+        check_constructor_arguments(_UNCHECKED_BY_SB3 | arguments)
+        require_count(self.batch_argument, arguments["n_steps"])
+        arguments = {name: python_number(value) for name, value in arguments.items()}
+        try:
+            super().__init__(policy, env, **arguments)  # type: ignore[arg-type]
+        except gym.error.DependencyNotInstalled:
+            raise
+        except gym.error.Error as error:
+            raise ValueError(f"env={env!r}: allowed is an environment or the id of one. {error}") from error
+
+    def _setup_model(self) -> None:
+        require(hasattr(self, "observation_space"), "env", None, "an environment or the id of one")
+        self._check_arguments()
+        try:
+            super()._setup_model()
+        except Exception as error:  # whatever a policy, torch or an optimizer may raise
+            if not (self.policy_kwargs or self.rollout_buffer_kwargs):
+                raise
+            raise ValueError(
+                f"policy={self.policy_class.__name__!r}, policy_kwargs={self.policy_kwargs!r}, rollout_buffer_kwargs="
+                f"{self.rollout_buffer_kwargs!r}: allowed is what can be built together. {error}"
+            ) from error
+
+    def _check_arguments(self) -> None:
+        """
+        Subclasses extend this with their own arguments.
+
+        :raises ValueError: naming the argument, its value and what is allowed
+        """
+        check_common_arguments(self)
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        """SB3's, of a schedule that is a number everywhere."""
+        progress = self._current_progress_remaining
+        require_schedule(f"learning_rate at progress {progress:.3g}", self.lr_schedule(progress))
+        super()._update_learning_rate(optimizers)
 
     def _acting_policy(self) -> Callable[[PyTorchObs], Sequence[th.Tensor]]:
         """Compiled, or not: gSDE draws its noise beforehand and keeps it outside the networks' parameters."""
@@ -301,20 +437,6 @@ class PolicyGradientAlgorithm(CompilingAlgorithm):
     }
     suboptions: ClassVar[Mapping[str, str]] = {}
     """Arguments that belong to single values of another one: name → that other one."""
-
-    max_grad_norm: float | None  # type: ignore[assignment]
-
-    def _setup_model(self) -> None:
-        self._check_arguments()
-        super()._setup_model()
-
-    def _check_arguments(self) -> None:
-        """
-        Subclasses extend this with their own arguments.
-
-        :raises ValueError: naming the argument, its value and what is allowed
-        """
-        check_common_arguments(self)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         """SB3's, but never below 0: the last batch may go past the end, where a linear schedule would be negative."""
@@ -397,9 +519,9 @@ class PolicyGradientAlgorithm(CompilingAlgorithm):
                 for start in range(0, len(targets), batch_size):
                     loss, _, _ = descend(*rows(shuffled, slice(start, start + batch_size)))
                     losses.append(loss)
-        value_loss = th.stack(losses).mean().item()
-        require(math.isfinite(value_loss), "value loss", value_loss, f"a finite number (update {self._n_updates})")
-        self.logger.record("train/value_loss", value_loss)
+        of_steps = th.stack(losses)
+        require_finite_losses("value loss", of_steps, self._n_updates)
+        self.logger.record("train/value_loss", of_steps.mean().item())
         self.logger.record("train/explained_variance", explained_variance(values, targets).item())
 
     def _step(self, parameters: list[th.nn.Parameter], gradients: Collection[th.Tensor]) -> None:

@@ -18,12 +18,14 @@ from sb3_pgext.algorithms.base import (
     critic_parameters,
     policy_parameters,
     require,
+    require_bool,
     require_count,
     require_fraction,
     require_one_of,
     require_positive,
 )
 from sb3_pgext.algorithms.reinforce import REINFORCE, Baseline
+from sb3_pgext.algorithms.whole_updates import whole_update
 from sb3_pgext.estimators.importance import (
     WEIGHTS,
     effective_sample_size,
@@ -35,6 +37,7 @@ from sb3_pgext.estimators.importance import (
 )
 from sb3_pgext.estimators.returns import discount_weights, discounted_sum_to_go, last_steps
 from sb3_pgext.rollouts import EpisodeBatch, EpisodeBuffer, EpisodeDataset, EpisodeReplay, ReplayedBatch
+from sb3_pgext.rollouts.acting import unvalidated_distributions
 from sb3_pgext.rollouts.dataset import require_suitable
 from sb3_pgext.rollouts.files import replacing
 from sb3_pgext.rollouts.replay import concatenated
@@ -240,8 +243,14 @@ class ISPG(REINFORCE):
         self.replay_buffer.keep(self._live_batches())
         self.logger.record("train/batches_used", len(self.replay_buffer.batches))
         # The first step is safe: the policy has not moved since it played the new episodes.
-        self._update(self._off_policy_batch(self.replay_buffer.batches), self.episodes, at_least=1)
+        try:
+            self._update(self._off_policy_batch(self.replay_buffer.batches), self.episodes, at_least=1)
+        except BaseException:
+            # What has spoilt this update is not to spoil the next ones.
+            self.replay_buffer.keep(self.replay_buffer.batches[:-1])
+            raise
 
+    @whole_update
     def _update(self, batch: _OffPolicyBatch, new: EpisodeBatch, at_least: int) -> bool:
         """
         :param batch: the episodes to take steps with
@@ -446,7 +455,7 @@ class ISPG(REINFORCE):
     def _log_prob(self, episodes: EpisodeBatch) -> th.Tensor:
         """log π(a_t|s_t) of the policy as it acts, without dropout, ``(M,)``, constant."""
         self.policy.set_training_mode(False)
-        with th.no_grad():
+        with th.no_grad(), unvalidated_distributions():
             return self.policy.get_distribution(episodes.observations).log_prob(episodes.actions)
 
     def _log_prob_under(self, episodes: EpisodeBatch, policy: dict[str, th.Tensor]) -> th.Tensor:
@@ -498,15 +507,15 @@ class ISPG(REINFORCE):
         self._take_over(replay)
 
     def _check_arguments(self) -> None:
-        super()._check_arguments()
         require_count("n_gradient_steps", self.n_gradient_steps)
         require_one_of("weights", self.weights, WEIGHTS)
         if self.weight_clip is not None:
             require_positive("weight_clip", self.weight_clip)
-        require(isinstance(self.self_normalize, bool), "self_normalize", self.self_normalize, "True or False")
+        require_bool("self_normalize", self.self_normalize)
         require_count("replay_batches", self.replay_batches, at_least=0)
         require_one_of("mixture", self.mixture, ("balance", "own"))
         require_fraction("min_ess", self.min_ess)
+        super()._check_arguments()
         if self.use_sde and self.weights != "per_step":
             # Noise that several steps share makes the likelihood of an episode another than the product of its steps'.
             reason = f"1 with use_sde=True and weights={self.weights!r}"

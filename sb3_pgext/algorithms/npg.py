@@ -17,6 +17,7 @@ from sb3_pgext.algorithms.base import (
     flat_gradient,
     policy_parameters,
     require,
+    require_bool,
     require_count,
     require_effective,
     require_number,
@@ -29,6 +30,7 @@ from sb3_pgext.algorithms.distributions import (
     fisher_metric,
     kl_divergence,
 )
+from sb3_pgext.algorithms.whole_updates import whole_update
 from sb3_pgext.estimators.natural import (
     conjugate_gradients,
     euclidean_metric,
@@ -37,7 +39,6 @@ from sb3_pgext.estimators.natural import (
 )
 from sb3_pgext.estimators.surrogates import unclipped_surrogate
 from sb3_pgext.rollouts import StepBuffer
-from sb3_pgext.rollouts.acting import unvalidated_distributions
 
 __all__ = ["NPG"]
 
@@ -178,10 +179,10 @@ class NPG(ActorCriticAlgorithm):
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
             vf_coef=0.0,
-            max_grad_norm=None,  # type: ignore[arg-type]
+            max_grad_norm=None,
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
-            rollout_buffer_class=rollout_buffer_class,  # type: ignore[arg-type]
+            rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
@@ -212,13 +213,13 @@ class NPG(ActorCriticAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
+    @whole_update
     def train(self) -> None:
         """One natural step with the policy, then the fit of the critic."""
         self._begin_update()
         parameters = list(policy_parameters(self.policy).values())
         if parameters:  # not all frozen
-            with unvalidated_distributions():
-                self._natural_step(self._steps(), parameters)
+            self._natural_step(self._steps(), parameters)
         self._fit_critic_to_rollout()
 
     def _natural_step(self, steps: Steps, parameters: list[th.nn.Parameter]) -> None:
@@ -356,7 +357,7 @@ class NPG(ActorCriticAlgorithm):
         )
         factor = self.line_search_shrinking_factor
         require_number("line_search_shrinking_factor", factor, "a number in (0, 1)", math.ulp(0.0), 1 - 2**-53)
-        require(isinstance(self.line_search, bool), "line_search", self.line_search, "True or False")
+        require_bool("line_search", self.line_search)
         require_effective(self, self.ineffective_arguments())
 
     def ineffective_arguments(self) -> dict[str, tuple[Any, str]]:

@@ -13,24 +13,28 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorch
 
 from sb3_pgext.algorithms.base import (
     CompilingAlgorithm,
-    check_common_arguments,
     check_step_buffer,
     critic_parameters,
     evaluation_mode,
     explained_variance,
     minibatch_mean,
     policy_parameters,
+    python_number,
     require,
+    require_bool,
     require_count,
     require_effective,
+    require_finite_losses,
+    require_number,
     require_one_of,
     require_positive,
-    require_positive_schedule,
+    require_schedule,
     rows,
     standardize,
 )
 from sb3_pgext.algorithms.descent import Step, descending
 from sb3_pgext.algorithms.distributions import distribution_parameters, kl_divergence
+from sb3_pgext.algorithms.whole_updates import require_finite_state, whole_update
 from sb3_pgext.estimators.returns import rollout_advantages
 from sb3_pgext.estimators.surrogates import (
     adapted_kl_coef,
@@ -43,7 +47,6 @@ from sb3_pgext.estimators.surrogates import (
     value_loss,
 )
 from sb3_pgext.rollouts import FixedLengthAlgorithm, StepBuffer
-from sb3_pgext.rollouts.acting import unvalidated_distributions
 
 __all__ = ["ClippedCriticPPO"]
 
@@ -150,7 +153,6 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
     clip_range: Any
     clip_range_vf: Any
     normalize_advantage: bool | str  # type: ignore[assignment]
-    max_grad_norm: float | None  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -188,7 +190,7 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
         recompute_advantage: bool = False,
         compile: bool = False,
     ):
-        require_count("batch_size", batch_size)
+        require_count("batch_size", batch_size)  # SB3 divides by it
         super().__init__(
             policy,
             env,
@@ -198,15 +200,15 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
             n_epochs=n_epochs,
             gamma=gamma,
             gae_lambda=gae_lambda,
-            clip_range=clip_range,
-            clip_range_vf=clip_range_vf,
+            clip_range=python_number(clip_range),
+            clip_range_vf=python_number(clip_range_vf),
             normalize_advantage=False,  # Ours is set, and checked, below.
             ent_coef=ent_coef,
             vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
+            max_grad_norm=max_grad_norm,
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
-            rollout_buffer_class=rollout_buffer_class,  # type: ignore[arg-type]
+            rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs,
             target_kl=target_kl,
             stats_window_size=stats_window_size,
@@ -230,16 +232,16 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
             self._setup_model()
 
     def _setup_model(self) -> None:
-        self._check_arguments()
+        super()._setup_model()
         if self.value_clip == "none":
             self.clip_range_vf = None
-        super()._setup_model()
 
     @property
     def penalizes_kl(self) -> bool:
         """Whether the surrogate contains a divergence."""
         return self.surrogate in ("kl", "adaptive_kl")
 
+    @whole_update
     def train(self) -> None:
         """Epochs of minibatch steps along the surrogate of the rollout just collected, the critic's loss beside it."""
         self.policy.set_training_mode(True)
@@ -252,7 +254,7 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
         terms: list[Terms] = []
         gradient_norms: list[th.Tensor] = []
 
-        with unvalidated_distributions(), self._descending(parameters) as descend:
+        with self._descending(parameters) as descend:
             for minibatch in self._minibatches(steps):
                 measured, gradient_norm, taken = descend(minibatch, coefficients)
                 terms.append(measured)
@@ -260,8 +262,8 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
                     break
                 gradient_norms.append(gradient_norm)  # type: ignore[arg-type]
 
-        last_loss = terms[-1].loss.item()
-        require(math.isfinite(last_loss), "loss", last_loss, f"a finite number (update {self._n_updates})")
+        require_finite_losses("loss", th.stack([t.loss for t in terms]), self._n_updates)
+        require_finite_state(self)
         kl = self._mean_kl(old_distribution)
         self._log(steps, terms, gradient_norms, coefficients, kl)
         if self.surrogate == "adaptive_kl":
@@ -440,8 +442,7 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _check_arguments(self) -> None:
-        """:raises ValueError: naming the argument, its value and what is allowed"""
-        check_common_arguments(self)
+        super()._check_arguments()
         for argument in ("n_steps", "batch_size", "n_epochs"):
             require_count(argument, getattr(self, argument))
         check_step_buffer(self)
@@ -451,10 +452,11 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
         require_one_of("normalize_advantage", self.normalize_advantage, ("minibatch", True, "rollout", False))
         if self.normalize_advantage in (True, "minibatch"):
             require_count("batch_size", self.batch_size, at_least=2)
-        require(math.isfinite(self.vf_coef), "vf_coef", self.vf_coef, "a finite number")
-        require_positive_schedule("clip_range", self.clip_range)
+        require_number("vf_coef", self.vf_coef, "a finite number")
+        require_bool("recompute_advantage", self.recompute_advantage)
+        require_schedule("clip_range", self.clip_range, above_0=True)
         if self.value_clip != "none":
-            require_positive_schedule("clip_range_vf", self.clip_range_vf)
+            require_schedule("clip_range_vf", self.clip_range_vf, above_0=True)
         require_positive("kl_coef", self.kl_coef)
         require_positive("kl_target", self.kl_target)
         if self.target_kl is not None:

@@ -13,11 +13,13 @@ from sb3_pgext.algorithms.base import (
     flat_gradient,
     policy_parameters,
     require,
+    require_bool,
     require_count,
     require_effective,
     require_one_of,
     standardize,
 )
+from sb3_pgext.algorithms.whole_updates import whole_update
 from sb3_pgext.estimators.baselines import constant_baseline, time_baseline
 from sb3_pgext.estimators.returns import (
     critic_targets,
@@ -147,7 +149,7 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
             vf_coef=0.0,
-            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
+            max_grad_norm=max_grad_norm,
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
             stats_window_size=stats_window_size,
@@ -185,6 +187,7 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
         """Whether an episode cut by a time limit is continued by V(s_T)."""
         return self.has_critic if self.truncation is None else self.truncation == "bootstrap"
 
+    @whole_update
     def train(self) -> None:
         """One step along the policy gradient of the episodes just collected, then the fit of the baseline."""
         self._begin_update()
@@ -325,7 +328,7 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
         require_one_of("critic_target", self.critic_target, ("mc", "td", "lambda"))
         require_one_of("truncation", self.truncation, (None, "bootstrap", "terminal"))
         for argument in ("leave_one_out", "discount_weighting", "normalize_advantage"):
-            require(isinstance(getattr(self, argument), bool), argument, getattr(self, argument), "True or False")
+            require_bool(argument, getattr(self, argument))
         for argument in ("critic_epochs", "critic_batch_size", "max_episode_steps"):
             if getattr(self, argument) is not None:
                 require_count(argument, getattr(self, argument))

@@ -16,6 +16,7 @@ from sb3_pgext.algorithms.base import (
     require_effective,
     require_one_of,
 )
+from sb3_pgext.algorithms.whole_updates import whole_update
 from sb3_pgext.estimators.returns import monte_carlo_advantages, n_step_advantages, td_errors
 from sb3_pgext.rollouts import StepBuffer
 
@@ -121,10 +122,10 @@ class VPG(ActorCriticAlgorithm):
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
             vf_coef=0.0,
-            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
+            max_grad_norm=max_grad_norm,
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
-            rollout_buffer_class=rollout_buffer_class,  # type: ignore[arg-type]
+            rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
@@ -146,6 +147,7 @@ class VPG(ActorCriticAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
+    @whole_update
     def train(self) -> None:
         """One step along the policy gradient of the rollout just collected, then the fit of the critic."""
         self._begin_update()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -14,14 +13,18 @@ import yaml
 from rl_zoo3 import ALGOS
 
 import sb3_pgext
+from sb3_pgext.algorithms.base import MAX_NUMBER
 from sb3_pgext.zoo import check_environment, check_name, configs_folder, read_config
-from sb3_pgext.zoo.configs import check_keys
+from sb3_pgext.zoo.configs import MAX_TIMESTEPS, check_keys, check_values, is_whole
 from sb3_pgext.zoo.names import import_environments
 
 VERSIONS = {"sb3-pgext": sb3_pgext.__version__} | {
     package: version(package) for package in ("stable-baselines3", "sb3-contrib", "torch", "gymnasium")
 }
 """Of what its result depends on most, besides its settings. Part of the name of its folder."""
+
+MAX_SEEDS = 10_000
+"""Given as a number."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,7 @@ def _template(label: str, settings: object, env_id: str, content: Mapping[str, A
     if "n_timesteps" in params:
         raise ValueError(f"{where}: params: n_timesteps={params['n_timesteps']!r} is a key of the study, for all runs")
     config = merge(read_config(algo, env_id), params)
+    check_values(algo, config, where)
     n_timesteps = _by_environment(content, "n_timesteps", env_id, content["environments"])
     n_timesteps = _positive("n_timesteps", config["n_timesteps"] if n_timesteps is None else n_timesteps)
     return {
@@ -233,7 +237,8 @@ def merge(config: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any
 def _thresholds(content: Mapping[str, Any], environments: list[str]) -> dict[str, float]:
     thresholds = {env_id: _by_environment(content, "threshold", env_id, environments) for env_id in environments}
     for threshold in thresholds.values():
-        number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and math.isfinite(threshold)
+        number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+        number = number and -MAX_NUMBER <= threshold <= MAX_NUMBER
         if threshold is not None and not number:
             raise ValueError(f"threshold must be a return, not {threshold!r}")
     return {env_id: threshold for env_id, threshold in thresholds.items() if threshold is not None}
@@ -255,6 +260,8 @@ def _evaluation(content: object, n_timesteps: int, env_id: str, environments: Co
 def _seeds(seeds: object) -> list[int]:
     """A count of seeds means 0, 1, ...; a list is taken as it is."""
     if not isinstance(seeds, list):
+        if is_whole(seeds, MAX_SEEDS + 1, MAX_TIMESTEPS):
+            raise ValueError(f"seeds must be at most {MAX_SEEDS}, or a list, not {seeds!r}")
         return list(range(_positive("seeds", seeds)))
     for seed in _distinct("seeds", seeds):
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
@@ -303,6 +310,6 @@ def _distinct(what: str, content: object) -> list[Any]:
 
 def _positive(what: str, value: object) -> int:
     """Refuse what is not a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < math.inf or value % 1:
+    if not is_whole(value, 1, MAX_TIMESTEPS):
         raise ValueError(f"{what} must be a whole number of at least 1, not {value!r}")
-    return int(value)
+    return int(value)  # type: ignore[call-overload]

@@ -3,20 +3,35 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import wraps
+from traceback import walk_tb
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from gymnasium.vector.utils import concatenate
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
 
 __all__ = [
     "ActingAlgorithm",
+    "afresh_after_failure",
     "copy_of",
+    "drawing_actions",
     "environment_actions",
     "observation_of",
     "require_finite",
+    "require_observation",
+    "require_observations",
+    "require_step",
+    "step_of",
     "unvalidated_distributions",
 ]
 
@@ -35,6 +50,23 @@ class ActingAlgorithm(OnPolicyAlgorithm):
         """
         with th.no_grad():
             return self.policy.predict_values(observations).flatten()
+
+    def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
+        """SB3's, which resets the environment."""
+        try:
+            return super()._setup_learn(*arguments, **options)
+        except _MISFITS as error:
+            raise_named(error, 0)
+            raise
+
+    def _require_finite_parameters(self) -> None:
+        """
+        :raises ValueError: naming a parameter of the policy that is NaN or infinite
+        """
+        parameters = dict(self.policy.named_parameters())
+        if not th.nn.utils.parameters_to_vector(parameters.values()).isfinite().all():
+            name = next(name for name, parameter in parameters.items() if not parameter.isfinite().all())
+            raise ValueError(f"parameter {name} of the policy is NaN or infinite: allowed are finite numbers only")
 
 
 def environment_actions(model: OnPolicyAlgorithm, actions: np.ndarray) -> np.ndarray:
@@ -92,6 +124,155 @@ def require_finite(what: str, array: Any, n_steps: int, env_index: int | None = 
                 f"{what}={rows[e]!r} of sub-environment {e if env_index is None else env_index} at vector step "
                 f"{n_steps} of this rollout: allowed are finite numbers only"
             )
+
+
+def require_observations(env: VecEnv, observations: Any, n_steps: int) -> None:
+    """
+    :param env: which they are of
+    :param observations: ``(E, *observation shape)``, or a dict of such arrays
+    :param n_steps: vector steps since the start of the rollout, for the message
+    :raises ValueError: they have another shape, or are not finite
+    """
+    _require_shapes("observation", observations, env.observation_space, (env.num_envs,), f"vector step {n_steps}")
+    require_finite("observation", observations, n_steps)
+
+
+def require_observation(space: spaces.Space, observation: Any, n_steps: int, env_index: int) -> None:
+    """:func:`require_observations` for the last one of an episode of a sub-environment."""
+    where = f"sub-environment {env_index} at vector step {n_steps}"
+    _require_shapes("terminal observation", observation, space, (), where)
+    require_finite("terminal observation", observation, n_steps, env_index)
+
+
+def require_step(env: VecEnv, observations: Any, rewards: np.ndarray, n_steps: int) -> None:
+    """
+    :param env: the environment
+    :param observations: what a step has led to, ``(E, *observation shape)``, or a dict of such arrays
+    :param rewards: what it has paid, ``(E,)``
+    :param n_steps: vector steps before it in the rollout, for the message
+    :raises ValueError: one of them has another shape, or is not finite
+    """
+    if rewards.shape != (env.num_envs,):
+        raise ValueError(f"shape of rewards={rewards.shape} at vector step {n_steps}: allowed is ({env.num_envs},)")
+    require_finite("reward", rewards, n_steps)
+    require_observations(env, observations, n_steps + 1)
+
+
+def _require_shapes(what: str, array: Any, space: spaces.Space, before: tuple[int, ...], where: str) -> None:
+    if isinstance(space, spaces.Dict):
+        if not isinstance(array, dict) or array.keys() < space.spaces.keys():
+            present = list(array) if isinstance(array, dict) else type(array).__name__
+            raise ValueError(f"keys of {what}={present} of {where}: allowed are {list(space.spaces)}")
+        for key, part in space.spaces.items():
+            _require_shapes(f"{what} {key!r}", array[key], part, before, where)
+        return
+    if np.shape(array) != (*before, *space.shape):  # type: ignore[misc]
+        allowed = (*before, *space.shape)  # type: ignore[misc]
+        raise ValueError(
+            f"shape of {what}={np.shape(array)} of {where}: allowed is {allowed}, as the observation space says"
+        )
+
+
+_MISFITS = (AssertionError, IndexError, KeyError, TypeError, ValueError)
+"""What numpy and the vectorised environments raise where something does not fit into their arrays."""
+
+
+def step_of(env: VecEnv, actions: np.ndarray, n_steps: int) -> VecEnvStepReturn:
+    """
+    :param env: the environment
+    :param actions: ``(E, …)``
+    :param n_steps: vector steps before it in the rollout, for the message
+    :return: what its ``step`` does
+    :raises ValueError: a sub-environment has returned what does not fit into the arrays of all
+    """
+    try:
+        return env.step(actions)
+    except _MISFITS as error:
+        raise_named(error, n_steps)
+        raise
+
+
+def raise_named(error: Exception, n_steps: int) -> None:
+    """
+    Name the sub-environment whose observation, reward or tuple was what SB3's or gymnasium's vectorised environment
+    failed with. Nothing happens where it was something else that failed, such as the environment itself.
+
+    :param error: what ``step`` or ``reset`` has raised
+    :param n_steps: vector steps before it in the rollout, for the message
+    :raises ValueError: from ``error``
+    """
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    while frames and frames[-1].f_globals.get("__name__", "").partition(".")[0] == "numpy":
+        frames.pop()
+    if not frames:
+        return
+    last, codes = frames[-1], {frame.f_code: frame for frame in frames}
+    if last.f_code in _OF_ALL:
+        for e, observation in enumerate(last.f_locals[_OF_ALL[last.f_code]]):
+            space = last.f_locals["space"]
+            _require_shapes("observation", observation, space, (), f"sub-environment {e} at vector step {n_steps}")
+    of_dummy = next((codes[code] for code in _OF_DUMMY_VEC_ENV if code in codes), None)
+    if of_dummy is None or last.f_code not in (*_OF_DUMMY_VEC_ENV, *_OF_MONITOR):
+        return
+    where = f"sub-environment {of_dummy.f_locals['env_idx']} at vector step {n_steps}"
+    if last.f_code is DummyVecEnv._save_obs.__code__:
+        observation, space = last.f_locals["obs"], last.f_locals["self"].observation_space
+        _require_shapes("observation", observation, space, (), where)
+        raise ValueError(f"observation={observation!r} of {where}: allowed is one of {space}. {error}") from error
+    raise ValueError(
+        f"what {where} has returned: allowed is (observation, reward, terminated, truncated, info) of a step, with a "
+        f"number as reward, and (observation, info) of a reset. {error}"
+    ) from error
+
+
+_OF_DUMMY_VEC_ENV = (DummyVecEnv._save_obs.__code__, DummyVecEnv.step_wait.__code__, DummyVecEnv.reset.__code__)
+_OF_MONITOR = (Monitor.step.__code__, Monitor.reset.__code__)
+_OF_ALL = {_stack_obs.__code__: "obs_list", concatenate.dispatch(spaces.Box).__code__: "items"}
+"""What puts the observations of all sub-environments together, of SB3 and of gymnasium, and its name for them."""
+
+
+@contextmanager
+def drawing_actions(policy: ActorCriticPolicy, observations: PyTorchObs, n_steps: int) -> Iterator[None]:
+    """
+    Without a graph, and :func:`unvalidated_distributions`: from probabilities that are NaN torch draws nothing, and
+    does not say whose they are.
+
+    :param policy: whose actions are drawn meanwhile
+    :param observations: ``(E, *observation shape)``
+    :param n_steps: vector steps since the start of the rollout, for the message
+    :return: context
+    :raises ValueError: naming the first sub-environment whose log-probabilities are not finite
+    """
+    with th.no_grad(), unvalidated_distributions():
+        try:
+            yield
+        except RuntimeError:
+            distribution = policy.get_distribution(observations)
+            log_prob = distribution.log_prob(distribution.mode())
+            require_finite("log-probability", log_prob.cpu().numpy(), n_steps)
+            raise
+
+
+Collection = TypeVar("Collection", bound=Callable[..., bool])
+
+
+def afresh_after_failure(collect_rollouts: Collection) -> Collection:
+    """
+    After an error, or Ctrl-C, the sub-environments may be anywhere: the next training is to begin with new episodes.
+
+    :param collect_rollouts: of an algorithm
+    :return: the same method
+    """
+
+    @wraps(collect_rollouts)
+    def collect(model: OnPolicyAlgorithm, *arguments: Any, **options: Any) -> bool:
+        try:
+            return collect_rollouts(model, *arguments, **options)
+        except BaseException:
+            model._last_obs = None
+            raise
+
+    return collect  # type: ignore[return-value]
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import time
 from typing import Any, ClassVar
 
 import numpy as np
-import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
@@ -19,10 +18,14 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_pgext.rollouts.acting import (
     ActingAlgorithm,
     copy_of,
+    drawing_actions,
     environment_actions,
     observation_of,
     require_finite,
-    unvalidated_distributions,
+    require_observation,
+    require_observations,
+    require_step,
+    step_of,
 )
 from sb3_pgext.rollouts.buffers import EpisodeBatch, EpisodeBuffer
 
@@ -174,7 +177,7 @@ class EpisodicAlgorithm(ActingAlgorithm):
             self._last_obs = env.reset()  # type: ignore[assignment]
         # Whatever ends this rollout early, what follows must not take the middle of an episode for its start.
         self._last_episode_starts = np.zeros(env.num_envs, dtype=bool)
-        require_finite("observation", self._last_obs, 0)
+        require_observations(env, self._last_obs, 0)
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
 
@@ -189,7 +192,7 @@ class EpisodicAlgorithm(ActingAlgorithm):
 
             # The environment may write its next observation into the same memory, hence the copy.
             obs_tensor = obs_as_tensor(copy_of(self._last_obs), self.device)
-            with th.no_grad(), unvalidated_distributions():
+            with drawing_actions(self.policy, obs_tensor, n_steps):
                 if values_in_locals:
                     action_tensor, values, log_probs = policy(obs_tensor)
                 else:
@@ -199,11 +202,10 @@ class EpisodicAlgorithm(ActingAlgorithm):
             require_finite("action", actions, n_steps)
             clipped_actions = environment_actions(self, actions)
 
-            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            new_obs, rewards, dones, infos = step_of(env, clipped_actions, n_steps)
 
             self.num_timesteps += env.num_envs
-            require_finite("reward", rewards, n_steps)
-            require_finite("observation", new_obs, n_steps + 1)
+            require_step(env, new_obs, rewards, n_steps)
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
@@ -242,15 +244,6 @@ class EpisodicAlgorithm(ActingAlgorithm):
         learnable = len(list(self.policy.features_extractor.parameters())) > 0
         return self.has_critic and self.policy.share_features_extractor and learnable
 
-    def _require_finite_parameters(self) -> None:
-        """
-        :raises ValueError: naming a parameter of the policy that is NaN or infinite
-        """
-        parameters = dict(self.policy.named_parameters())
-        if not th.nn.utils.parameters_to_vector(parameters.values()).isfinite().all():
-            name = next(name for name, parameter in parameters.items() if not parameter.isfinite().all())
-            raise ValueError(f"parameter {name} of the policy is NaN or infinite: allowed are finite numbers only")
-
     def _finish_episodes(self, ended: np.ndarray, cut: np.ndarray, new_obs: Any, infos: list[dict[str, Any]]) -> None:
         """Note the statistics of the batch's episodes that ended, and the last observation of those truncated."""
         # Episodes of idling sub-environments stay out of the statistics: the short ones among them finish more often.
@@ -264,7 +257,7 @@ class EpisodicAlgorithm(ActingAlgorithm):
                 final = infos[e]["terminal_observation"]
             else:
                 continue
-            require_finite("terminal observation", final, self.rollout_buffer.size(), int(e))
+            require_observation(self.observation_space, final, self.rollout_buffer.size(), int(e))
             self.rollout_buffer.add_final_observation(int(e), copy_of(final))
         self._update_info_buffer(of_finished, ended[finished])
 

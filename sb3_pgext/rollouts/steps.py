@@ -8,18 +8,22 @@ into storage and transfers.
 from typing import ClassVar
 
 import numpy as np
-import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.rollouts.acting import (
     ActingAlgorithm,
+    afresh_after_failure,
     copy_of,
+    drawing_actions,
     environment_actions,
     observation_of,
     require_finite,
-    unvalidated_distributions,
+    require_observation,
+    require_observations,
+    require_step,
+    step_of,
 )
 from sb3_pgext.rollouts.buffers import Rollout, StepBuffer
 
@@ -44,11 +48,12 @@ class FixedLengthAlgorithm(ActingAlgorithm):
             self.rollout_buffer_class = StepBuffer  # type: ignore[assignment]
         super()._setup_model()
 
-    def collect_rollouts(
+    @afresh_after_failure
+    def collect_rollouts(  # type: ignore[override]
         self,
         env: VecEnv,
         callback: BaseCallback,
-        rollout_buffer: StepBuffer,  # type: ignore[override]
+        rollout_buffer: StepBuffer,
         n_rollout_steps: int,
     ) -> bool:
         """
@@ -66,7 +71,8 @@ class FixedLengthAlgorithm(ActingAlgorithm):
         assert self._last_obs is not None, "No previous observation was provided"
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
-        require_finite("observation", self._last_obs, 0)
+        self._require_finite_parameters()
+        require_observations(env, self._last_obs, 0)
         # Before anything is drawn for this rollout: a checkpoint that is written here has all of it still to come.
         callback.on_rollout_start()
         if self.use_sde:
@@ -79,18 +85,17 @@ class FixedLengthAlgorithm(ActingAlgorithm):
 
             # The environment may write its next observation into the same memory, hence the copy.
             obs_tensor = obs_as_tensor(copy_of(self._last_obs), self.device)
-            with th.no_grad(), unvalidated_distributions():
+            with drawing_actions(self.policy, obs_tensor, n_steps):
                 action_tensor, values, log_probs = policy(obs_tensor)
             actions = action_tensor.cpu().numpy()
             require_finite("action", actions, n_steps)
             clipped_actions = environment_actions(self, actions)
 
-            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            new_obs, rewards, dones, infos = step_of(env, clipped_actions, n_steps)
 
             self.num_timesteps += env.num_envs
             # Before the callbacks: who saves on a step must not save what a NaN has spoilt.
-            require_finite("reward", rewards, n_steps)
-            require_finite("observation", new_obs, n_steps + 1)
+            require_step(env, new_obs, rewards, n_steps)
             callback.update_locals(locals())
             if not callback.on_step():
                 self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
@@ -102,7 +107,7 @@ class FixedLengthAlgorithm(ActingAlgorithm):
             for e in np.flatnonzero(dones):
                 if infos[e].get("TimeLimit.truncated", False) and infos[e].get("terminal_observation") is not None:
                     final_obs = infos[e]["terminal_observation"]
-                    require_finite("terminal observation", final_obs, n_steps + 1, int(e))
+                    require_observation(self.observation_space, final_obs, n_steps + 1, int(e))
                     value = self._values(self.policy.obs_to_tensor(final_obs)[0])[0]
                     rollout_buffer.add_continuation(int(e), final_obs, value)
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]

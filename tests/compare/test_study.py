@@ -44,10 +44,16 @@ def test_a_runs_settings_are_the_zoos_with_the_studys_on_top(tmp_path: Path) -> 
 
 
 def test_a_parameter_set_to_null_is_taken_out_of_the_configuration(tmp_path: Path) -> None:
-    runs = {"no critic": {"algo": "reinforce", "params": {"baseline": "none", "n_episodes": None}}}
-    run = _read(tmp_path, runs=runs).runs[0]
+    runs = {
+        "no critic": {
+            "algo": "reinforce",
+            "params": {"baseline": "none", "critic_epochs": None, "critic_batch_size": None},
+        }
+    }
+    run = _read(tmp_path, runs=runs, environments=["Acrobot-v1"]).runs[0]
     assert run.config["baseline"] == "none"
-    assert "n_episodes" not in run.config
+    assert "critic_epochs" in read_config("reinforce", "Acrobot-v1")
+    assert "critic_epochs" not in run.config
     assert merge({"a": 1, "b": 2}, {"b": None, "c": 3, "d": None}) == {"a": 1, "c": 3}
 
 
