@@ -1,16 +1,17 @@
 """One step of acting, as every collection needs it: finite numbers, actions within bounds, nothing validated twice."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from traceback import walk_tb
+from types import CodeType
 from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from gymnasium.vector.utils import concatenate
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -18,7 +19,6 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
-from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
 
 __all__ = [
     "ActingAlgorithm",
@@ -207,8 +207,9 @@ def raise_named(error: Exception, n_steps: int) -> None:
     if not frames:
         return
     last, codes = frames[-1], {frame.f_code: frame for frame in frames}
-    if last.f_code in _OF_ALL:
-        for e, observation in enumerate(last.f_locals[_OF_ALL[last.f_code]]):
+    of_all = _putting_together()
+    if last.f_code in of_all:
+        for e, observation in enumerate(last.f_locals[of_all[last.f_code]]):
             space = last.f_locals["space"]
             _require_shapes("observation", observation, space, (), f"sub-environment {e} at vector step {n_steps}")
     of_dummy = next((codes[code] for code in _OF_DUMMY_VEC_ENV if code in codes), None)
@@ -227,8 +228,23 @@ def raise_named(error: Exception, n_steps: int) -> None:
 
 _OF_DUMMY_VEC_ENV = (DummyVecEnv._save_obs.__code__, DummyVecEnv.step_wait.__code__, DummyVecEnv.reset.__code__)
 _OF_MONITOR = (Monitor.step.__code__, Monitor.reset.__code__)
-_OF_ALL = {_stack_obs.__code__: "obs_list", concatenate.dispatch(spaces.Box).__code__: "items"}
-"""What puts the observations of all sub-environments together, of SB3 and of gymnasium, and its name for them."""
+
+
+def _putting_together() -> dict[CodeType, str]:
+    """
+    What puts the observations of all sub-environments together, of SB3 and of gymnasium, and its name for them. Neither
+    is public: where one is gone, an error is as it was raised.
+    """
+    found = {}
+    with contextlib.suppress(ImportError, AttributeError):
+        from stable_baselines3.common.vec_env.subproc_vec_env import _stack_obs
+
+        found[_stack_obs.__code__] = "obs_list"
+    with contextlib.suppress(ImportError, AttributeError):
+        from gymnasium.vector.utils import concatenate
+
+        found[concatenate.dispatch(spaces.Box).__code__] = "items"
+    return found
 
 
 @contextmanager
