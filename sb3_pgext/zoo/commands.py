@@ -79,11 +79,11 @@ def enjoy(arguments: Sequence[str]) -> None:
     """
     Watch a trained agent with rl_zoo3's ``enjoy``; it is looked for where ``train`` leaves it by default.
 
-    :param arguments: rl_zoo3's flags, and ``--trust`` for a run whose configuration holds code
-    :raises ValueError: an unknown algorithm or environment; no such trained agent; code in its configuration
+    :param arguments: rl_zoo3's flags, and ``--trust`` for a run that holds code or is to be downloaded
+    :raises ValueError: an unknown algorithm or environment; no such trained agent; code in its configuration, or an
+        agent that would be downloaded
     """
-    # rl_zoo3 downloads an agent of its own folder when it is missing.
-    _run_with_trained(zoo_enjoy, "enjoy", arguments, may_be_missing_in="rl-trained-agents")
+    _run_with_trained(zoo_enjoy, "enjoy", arguments, downloads_into="rl-trained-agents")
 
 
 def record_video(arguments: Sequence[str]) -> None:
@@ -101,17 +101,28 @@ def record_video(arguments: Sequence[str]) -> None:
 
 
 def _run_with_trained(
-    command: Callable[[], None], name: str, arguments: Sequence[str], may_be_missing_in: str | None = None
+    command: Callable[[], None], name: str, arguments: Sequence[str], downloads_into: str | None = None
 ) -> None:
-    """Run a command of rl_zoo3 on an agent that is looked for where ``train`` leaves it by default."""
+    """
+    Run a command of rl_zoo3 on an agent that is looked for where ``train`` leaves it by default.
+
+    Where the folder's name contains ``downloads_into``, rl_zoo3 downloads an agent that is missing, and runs what is in
+    it.
+    """
     if _asks_for_help(arguments):
         return _run(command, name, arguments)
     own, arguments = _trust_flag().parse_known_args(arguments)
     flags = _known_flags(_trained_flags(), arguments)
-    if may_be_missing_in is None or may_be_missing_in not in flags.folder:
-        folder = _check_trained(flags) / flags.env
+    try:
+        folder = _check_trained(flags)
+    except ValueError as error:
+        if downloads_into is None or downloads_into not in flags.folder:
+            raise
         if not own.trust:
-            _check_saved(folder)
+            raise ValueError(f"{error}; rl_zoo3 would download it and run what is in it: --trust allows that") from error
+    else:
+        if not own.trust:
+            _check_saved(folder / EnvironmentName(flags.env))
     _run(command, name, ["--algo", flags.algo, "--env", flags.env, "--folder", flags.folder, *arguments])
 
 
@@ -196,9 +207,11 @@ def _check_trained(flags: argparse.Namespace) -> Path:
 
 
 def _check_saved(folder: Path) -> None:
-    """Refuse a saved run whose configuration rl_zoo3 would run."""
+    """Refuse a saved run whose configuration rl_zoo3 would run, or that has none where rl_zoo3 looks for it."""
+    if not (folder / "config.yml").is_file():
+        raise ValueError(f"{folder / 'config.yml'}: there is no such file (--trust goes without)")
     for name, read in (("config.yml", plain_config), ("args.yml", plain_yaml)):
-        if (folder / name).is_file():
+        if (folder / name).exists():
             try:
                 read(folder / name)
             except ValueError as error:

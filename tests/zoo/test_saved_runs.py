@@ -116,3 +116,34 @@ def test_a_run_that_is_trusted_is_read_as_rl_zoo3_reads_it(run):
     with pytest.raises(ValueError, match=r"some\.package\.Callback would be run"):
         read_run(run)
     assert read_run(run, trust=True)[0] == {"callback": "some.package.Callback"}
+
+
+@pytest.mark.parametrize("command", ["enjoy", "record-video"])
+@pytest.mark.parametrize(
+    ("folder", "env_id", "name"),
+    [("logs", "sb3_pgext/Chain-v0", "sb3_pgext-Chain-v0"), ("rl-trained-agents", "CartPole-v1", "CartPole-v1")],
+)
+def test_it_is_the_files_that_rl_zoo3_opens_that_are_read(command, folder, env_id, name, capsys):
+    """Also of a namespaced environment, and where rl_zoo3 keeps what it downloads."""
+    saved_run = Path(folder, "reinforce", f"{name}_1")
+    (saved_run / name).mkdir(parents=True)
+    (saved_run / f"{name}.zip").touch()
+    arguments = [command, "--folder", folder, "--env", env_id, "--no-render"]
+    assert main(arguments) == 2
+    assert f"{name}/config.yml: there is no such file" in capsys.readouterr().err
+    for file in ("config.yml", "args.yml"):
+        (saved_run / name / "config.yml").write_text("normalize: false")
+        (saved_run / name / file).write_text(f"gamma: {_OBJECT}")
+        assert main(arguments) == 2
+        assert f"{name}/{file}: allowed are plain values" in capsys.readouterr().err
+    assert not Path("has_run").exists()
+
+
+def test_a_download_needs_trust(monkeypatch, capsys):
+    arguments = ["enjoy", "--folder", "rl-trained-agents", "--no-render"]
+    assert main(arguments) == 2
+    assert "rl_zoo3 would download it and run what is in it: --trust allows that" in capsys.readouterr().err
+    ran = []
+    monkeypatch.setattr("sb3_pgext.zoo.commands.zoo_enjoy", lambda: ran.append(True))
+    assert main([*arguments, "--trust"]) == 0
+    assert ran
