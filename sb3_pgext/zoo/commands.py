@@ -19,7 +19,7 @@ from sb3_pgext.zoo.configs import check_config, config_path
 from sb3_pgext.zoo.names import check_environment, check_name, import_environments
 from sb3_pgext.zoo.registration import ALGORITHMS
 from sb3_pgext.zoo.saved_runs import plain_config, plain_yaml, read_run
-from sb3_pgext.zoo.trainings import continued, trainings
+from sb3_pgext.zoo.trainings import STARTED_WITH, continued, trainings
 from sb3_pgext.zoo.vec_envs import VEC_ENVS
 
 _CHECKPOINT_EVERY = 10_000
@@ -42,12 +42,16 @@ def train(arguments: Sequence[str]) -> None:
     own, arguments = _own_flags().parse_known_args(arguments)
     if own.resume is not None:
         return _resume(own, arguments)
+    if own.trust:
+        raise ValueError("--trust without --resume: allowed is a saved run to trust")
     if own.vec_env is not None:
         check_name("--vec-env", own.vec_env, VEC_ENVS)
     flags = _known_flags(_train_flags(), arguments)
     of_family = flags.algo in ALGORITHMS
     if own.checkpoint_every is not None and not of_family:
         raise ValueError(f"--checkpoint-every with --algo {flags.algo}: allowed is {', '.join(ALGORITHMS)}")
+    if own.checkpoint_every is not None and flags.optimize_hyperparameters:
+        raise ValueError("--checkpoint-every with --optimize-hyperparameters: allowed is one of them")
     if flags.algo in ALGORITHMS and flags.conf_file is None:
         flags.conf_file = str(config_path(flags.algo))
         arguments = ["--conf-file", flags.conf_file, *arguments]
@@ -64,12 +68,16 @@ def _resume(own: argparse.Namespace, arguments: Sequence[str]) -> None:
     flags, unknown = _flags().parse_known_args(arguments)
     given = [argument for argument in arguments if argument.startswith("-") and argument != "--gym-packages"]
     given += ["--vec-env"] if own.vec_env is not None else []
+    given += ["--checkpoint-every"] if own.checkpoint_every is not None else []
     if given or unknown:
         raise ValueError(f"{' '.join(given or unknown)} with --resume: allowed are --trust and --gym-packages alone")
     import_environments(flags.gym_packages)
     config, args = read_run(own.resume, own.trust)
     if "checkpoint_every" not in args:
         raise ValueError(f"--resume {own.resume}: this training wrote no checkpoints")
+    missing = sorted(STARTED_WITH - args.keys())
+    if missing:
+        raise ValueError(f"--resume {own.resume}: {', '.join(missing)} missing in args.yml")
     if args["num_threads"] > 0:
         torch.set_num_threads(args["num_threads"])
     continued(own.resume, config, args, own.trust or None)
@@ -170,6 +178,7 @@ def _train_flags() -> argparse.ArgumentParser:
     parser.add_argument("-conf", "--conf-file")
     parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict)
     parser.add_argument("-i", "--trained-agent", default="")
+    parser.add_argument("-optimize", "--optimize-hyperparameters", action="store_true")
     return parser
 
 
