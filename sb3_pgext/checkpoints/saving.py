@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.checkpoints.encoding import Decoder, Encoder
 from sb3_pgext.checkpoints.environments import adopt, pickled
-from sb3_pgext.checkpoints.files import CUSTOM, ENVIRONMENT, MODEL, TENSORS, Damaged, Stored, found, read, write
+from sb3_pgext.checkpoints.files import CUSTOM, ENVIRONMENT, MANIFEST, MODEL, TENSORS, Damaged, Stored, found, read, write
 from sb3_pgext.checkpoints.state import model_of, restore_generators, restore_normalization, state_of
 
 __all__ = ["contents", "load", "resume", "save"]
@@ -137,6 +137,8 @@ def _last_good(path: Path) -> Stored:
         raise ValueError(f"path={str(path)!r}: allowed is a checkpoint, or a folder of checkpoints")
     candidates = found(path)
     if not candidates:
+        if not (path / MANIFEST).is_file():
+            raise Damaged(f"path={str(path)!r}: there is no checkpoint, for {MANIFEST} is missing")
         return read(path)
     for candidate in candidates:
         try:
