@@ -91,7 +91,7 @@ def resume(
         model = model_of(state, decoder, saved_env if env is None else env, device)
         assert model.env is not None
         if saved_env is not None and env is not None and not adopt(model.env, saved_env):
-            saved_env, reason = None, "is of another make than the one given"
+            saved_env, reason = None, "is, or may be, of another make than the one given"
         if saved_env is None:
             restore_normalization(model, decoder.decode(state["normalization"]))
             _restart_episodes(model)
