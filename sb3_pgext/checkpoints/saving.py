@@ -40,7 +40,8 @@ def load(
     path: str | Path, env: GymEnv | None = None, device: th.device | str = "auto", trust: bool = False
 ) -> OnPolicyAlgorithm:
     """
-    Load a model to predict with, or to learn on from. Unless it is trusted, nothing in the file is run.
+    Load a model to predict with, or to learn on from. Unless it is trusted, nothing in the file is run, and
+    ``tensorboard_log``, where it says that logs are to be written, is left out.
 
     :param path: a checkpoint, or a folder of checkpoints, of which the last good one is loaded
     :param env: the environment that the model is to have, if any. Its VecNormalize gets the statistics that the model
@@ -55,6 +56,8 @@ def load(
     with _naming(stored):
         state, decoder = _opened(stored, trust)
         model = model_of(state, decoder, env, device)
+        if not trust:
+            model.tensorboard_log = None
         if env is not None:
             restore_normalization(model, decoder.decode(state["normalization"]))
             model._last_obs = None
@@ -89,6 +92,8 @@ def resume(
             raise ValueError(f"env=None: allowed is an environment, for the saved one {reason}")
         device = decoder.decode(state["device"]) if device is None else device
         model = model_of(state, decoder, saved_env if env is None else env, device)
+        if not trusted:
+            model.tensorboard_log = None
         assert model.env is not None
         if saved_env is not None and env is not None and not adopt(model.env, saved_env):
             saved_env, reason = None, "is, or may be, of another make than the one given"

@@ -178,6 +178,17 @@ def test_known_classes_need_no_trust(tmp_path):
     assert {"torch.nn.modules.activation.Tanh", "torch.optim.adam.Adam"} <= CLASSES.keys()
 
 
+def test_a_stranger_does_not_say_where_logs_are_written(checkpoint):
+    state = json.loads((checkpoint / files.MODEL).read_text())
+    elsewhere = checkpoint.parent / "elsewhere"
+    state["attributes"]["tensorboard_log"] = str(elsewhere)
+    path = rewritten(checkpoint, files.MODEL, json.dumps(state).encode())
+    for function in (load, resume):
+        function(path, env=small(VPG).get_env()).learn(64, reset_num_timesteps=False)
+        assert not elsewhere.exists()
+    assert load(path, trust=True).tensorboard_log == resume(path, trust=True).tensorboard_log == str(elsewhere)
+
+
 def test_the_environment_of_a_stranger_is_not_opened(checkpoint):
     with pytest.raises(ValueError, match=r"env=None.*may be opened with trust=True only"):
         resume(checkpoint)

@@ -43,6 +43,12 @@ def saved(text):
         ("vec_env_wrapper: os.mkdir", "vec_env_wrapper: os.mkdir"),
         ("policy: subprocess.Popen", "policy: subprocess.Popen"),
         ("env_wrapper: gymnasium.no_such_module.Wrapper", "env_wrapper: gymnasium.no_such_module.Wrapper"),
+        ("policy: sb3_pgext.no_such_module.Policy", "policy: sb3_pgext.no_such_module.Policy"),
+        # Known, but they write, and delete, where they are told to.
+        ("callback: [{sb3_pgext.CheckpointCallback: {every: 1, path: elsewhere, keep: 1}}]", "CheckpointCallback"),
+        ("env_wrapper: [{gymnasium.wrappers.RecordVideo: {video_folder: elsewhere}}]", "RecordVideo"),
+        ("env_wrapper: !!python/tuple [stable_baselines3.common.monitor.Monitor]", "Monitor"),
+        ("vec_env_wrapper: {stable_baselines3.common.vec_env.VecMonitor: {filename: elsewhere}}", "VecMonitor"),
         (f"gamma: {_OBJECT}", "os.mkdir"),
         ("gamma: !!python/name:os.mkdir ''", "os.mkdir"),
         ("gamma: !!python/module:os ''", "os"),
@@ -64,7 +70,7 @@ def test_what_rl_zoo3_writes_is_read():
   - [policy, MlpPolicy]
   - [policy_kwargs, "dict(log_std_init=-2.7, activation_fn=nn.ReLU, net_arch=dict(pi=[256, 256], vf=[64]))"]
   - [env_wrapper, [{gymnasium.wrappers.TimeAwareObservation: {}}]]
-  - [callback, rl_zoo3.callbacks.RawStatisticsCallback]
+  - [vec_env_wrapper, [{stable_baselines3.common.vec_env.VecFrameStack: {n_stack: 4}}]]
   - [train_freq, !!python/tuple [1, episode]]
 """
     config = plain_config(saved(text))
