@@ -128,6 +128,7 @@ def _layers(env: VecEnv) -> Iterator[VecEnv]:
 def _make(layers: list[VecEnv]) -> list[Any] | None:
     """What distinguishes environments, apart from their state; None where nobody can tell."""
     *wrappers, base = layers
+    inside: list[Any]
     if isinstance(base, GymnasiumVecEnv):
         inside = [base.env, *(base.envs if isinstance(base.env.unwrapped, SyncVectorEnv) else [])]
     else:
@@ -154,7 +155,9 @@ def _gym_make(env: Any) -> list[Any] | None:
         wrapped = [(wrapper.name, repr(wrapper.kwargs)) for wrapper in spec.additional_wrappers]
         return [*layers, type(env), spec.id, repr(spec.kwargs), spec.max_episode_steps, wrapped]
     arguments = _arguments(env)
-    return None if arguments.keys() != inspect.signature(type(env)).parameters.keys() else [*layers, type(env), arguments]
+    return (
+        None if arguments.keys() != inspect.signature(type(env)).parameters.keys() else [*layers, type(env), arguments]
+    )
 
 
 def _arguments(obj: Any) -> dict[str, str]:

@@ -102,7 +102,8 @@ def read(path: Path) -> Stored:
         intact = raw == _sealed({key: manifest[key] for key in (*FORMAT, "files", "signature")})
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise Damaged(f"{path / MANIFEST} is torn or altered ({error!r})") from error
-    if not intact or not isinstance(listed, dict) or not {MODEL, TENSORS} <= listed.keys() <= {MODEL, TENSORS, CUSTOM, ENVIRONMENT}:
+    required, known = {MODEL, TENSORS}, {MODEL, TENSORS, CUSTOM, ENVIRONMENT}
+    if not intact or not isinstance(listed, dict) or not required <= listed.keys() <= known:
         raise Damaged(f"{path / MANIFEST} is torn or altered")
     if {key: manifest[key] for key in FORMAT} != FORMAT:
         raise Damaged(f"{path / MANIFEST}: version={manifest['version']!r}: allowed is {FORMAT['version']}")

@@ -18,7 +18,18 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.checkpoints.encoding import Decoder, Encoder
 from sb3_pgext.checkpoints.environments import adopt, pickled
-from sb3_pgext.checkpoints.files import CUSTOM, ENVIRONMENT, MANIFEST, MODEL, TENSORS, Damaged, Stored, found, read, write
+from sb3_pgext.checkpoints.files import (
+    CUSTOM,
+    ENVIRONMENT,
+    MANIFEST,
+    MODEL,
+    TENSORS,
+    Damaged,
+    Stored,
+    found,
+    read,
+    write,
+)
 from sb3_pgext.checkpoints.state import model_of, restore_generators, restore_normalization, state_of
 
 __all__ = ["contents", "load", "resume", "save"]

@@ -127,7 +127,9 @@ def _run_with_trained(
         if downloads_into is None or downloads_into not in flags.folder:
             raise
         if not own.trust:
-            raise ValueError(f"{error}; rl_zoo3 would download it and run what is in it: --trust allows that") from error
+            raise ValueError(
+                f"{error}; rl_zoo3 would download it and run what is in it: --trust allows that"
+            ) from error
     else:
         if not own.trust:
             _check_saved(folder / EnvironmentName(flags.env))

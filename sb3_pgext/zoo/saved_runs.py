@@ -19,7 +19,7 @@ __all__ = ["plain_config", "plain_yaml", "read_run"]
 _EVALUATED = ("normalize", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "monitor_kwargs")
 """Keys of a configuration whose strings rl_zoo3 evaluates."""
 
-_HARMLESS = {
+_HARMLESS: dict[str, dict[str, tuple[str, ...]]] = {
     "env_wrapper": {
         "sb3_contrib.common.wrappers": ("TimeFeatureWrapper",),
         "stable_baselines3.common.atari_wrappers": ("AtariWrapper",),

@@ -73,7 +73,7 @@ class VecEnvFactory:
         keywords = tuple(self.monitor_kwargs.get("info_keywords", ()))
         file = None if self.log_folder is None else self.log_folder / "0.monitor.csv"
         if file is None or self.monitor_kwargs.get("override_existing", True) or not file.exists():
-            return VecMonitor(env, file and str(file), keywords)
+            return VecMonitor(env, None if file is None else str(file), keywords)
         monitor = VecMonitor(env, info_keywords=keywords)  # a file of its own it would begin anew
         monitor.results_writer = ResultsWriter(str(file), extra_keys=keywords, override_existing=False)
         return monitor
