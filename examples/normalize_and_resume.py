@@ -4,15 +4,14 @@ usage: python examples/normalize_and_resume.py [--timesteps 50000]
 """
 
 import argparse
-from pathlib import Path
 
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_pgext import NPG, CheckpointCallback, load, resume
+from sb3_pgext import NPG, CheckpointCallback, has_checkpoint, load, resume
 
-CHECKPOINTS = Path("pendulum")
+CHECKPOINTS = "pendulum"
 
 
 def main() -> None:
@@ -21,7 +20,7 @@ def main() -> None:
     parser.add_argument("--timesteps", type=int, default=50_000)
     arguments = parser.parse_args()
 
-    if CHECKPOINTS.exists():
+    if has_checkpoint(CHECKPOINTS):
         model = resume(CHECKPOINTS)  # with its environment, in the middle of its episodes
         print(f"going on from step {model.num_timesteps}")
     else:

@@ -5,6 +5,7 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,8 @@ class Encoder:
     Makes JSON of values.
 
     The tensors of the values encoded so far lie in ``tensors``, and the values that need pickle in ``custom``, both by
-    their entry: the path to them, such as ``"attributes/policy_kwargs/features_extractor_class"``.
+    their entry: the path to them, such as ``"attributes/policy_kwargs/features_extractor_class"``, and a number where
+    two keys are spelled alike.
     """
 
     def __init__(self) -> None:
@@ -108,9 +110,10 @@ class Encoder:
             return self._mapping(value, entry)
         if isinstance(value, th.Tensor):
             return self._tensor("tensor", value, entry)
-        if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
-            name = "array" if isinstance(value, np.ndarray) else "scalar"
-            return self._tensor(name, th.as_tensor(np.array(value, order="C")), entry)
+        if (kind is np.ndarray or isinstance(value, np.generic)) and _fits_a_tensor(value.dtype):
+            name = "array" if kind is np.ndarray else "scalar"
+            native = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
+            return self._tensor(name, th.as_tensor(native), entry)
         if isinstance(value, type) and CLASSES.get(_name(value)) is value:
             return _tagged("class", _name(value))
         if kind in _SPACES:
@@ -119,8 +122,14 @@ class Encoder:
         if _name(kind) in RECORDS:
             attributes = {name: getattr(value, name) for name in RECORDS[_name(kind)]}
             return _tagged("record", _name(kind)) | {"attributes": self._mapping(attributes, entry)}
+        entry = self._free(entry)
         self.custom[entry] = value
         return _tagged("custom", entry) | {"type": _name(value if isinstance(value, type) else kind)}
+
+    def _free(self, entry: str) -> str:
+        """The entry, numbered if there is one of this name: that of another key that is spelled like this one."""
+        numbered = (f"{entry} ({n})" for n in count(2))
+        return next(name for name in chain([entry], numbered) if name not in self.tensors and name not in self.custom)
 
     def _items(self, values: Any, entry: str) -> list[Any]:
         return [self.encode(value, f"{entry}/{i}") for i, value in enumerate(values)]
@@ -131,6 +140,7 @@ class Encoder:
         return _tagged("dict", [self._items(pair, f"{entry}/{pair[0]}") for pair in values.items()])
 
     def _tensor(self, kind: str, tensor: th.Tensor, entry: str) -> dict[str, Any]:
+        entry = self._free(entry)
         self.tensors[entry] = tensor.detach().cpu().clone(memory_format=th.contiguous_format)
         return _tagged(kind, entry)
 
@@ -209,6 +219,10 @@ class Decoder:
                 "trust=True only"
             )
         return self._custom[entry]
+
+
+def _fits_a_tensor(dtype: np.dtype) -> bool:
+    return dtype.kind in "biuf" and dtype.itemsize <= 8
 
 
 def _tagged(kind: str, content: Any) -> dict[str, Any]:

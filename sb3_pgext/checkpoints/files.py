@@ -18,6 +18,7 @@ from typing import Any
 __all__ = [
     "CUSTOM",
     "ENVIRONMENT",
+    "MANIFEST",
     "MODEL",
     "TENSORS",
     "Damaged",
@@ -25,6 +26,7 @@ __all__ = [
     "add_checkpoint",
     "found",
     "good_checkpoints",
+    "has_checkpoint",
     "num_timesteps_at",
     "prune",
     "read",
@@ -38,6 +40,7 @@ FORMAT = {"format": "sb3-pgext checkpoint", "version": 1}
 _NAME = re.compile(r"(\d{6,})-step-(\d+)")
 """Checkpoints of a training: how many were written before, and at which step."""
 _TEMPORARY = ".writing-"
+_KEY_LENGTH = 32
 
 
 class Damaged(ValueError):
@@ -99,7 +102,8 @@ def read(path: Path) -> Stored:
         intact = raw == _sealed({key: manifest[key] for key in (*FORMAT, "files", "signature")})
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise Damaged(f"{path / MANIFEST} is torn or altered ({error!r})") from error
-    if not intact or not {MODEL, TENSORS} <= listed.keys() <= {MODEL, TENSORS, CUSTOM, ENVIRONMENT}:
+    required, known = {MODEL, TENSORS}, {MODEL, TENSORS, CUSTOM, ENVIRONMENT}
+    if not intact or not isinstance(listed, dict) or not required <= listed.keys() <= known:
         raise Damaged(f"{path / MANIFEST} is torn or altered")
     if {key: manifest[key] for key in FORMAT} != FORMAT:
         raise Damaged(f"{path / MANIFEST}: version={manifest['version']!r}: allowed is {FORMAT['version']}")
@@ -108,7 +112,7 @@ def read(path: Path) -> Stored:
         if hashlib.sha256(content).hexdigest() != listed[name]:
             raise Damaged(f"{path / name} is torn or altered: its checksum is not that of {MANIFEST}")
     signature, expected = manifest["signature"], _signature(listed)
-    own = isinstance(signature, str) and expected is not None and hmac.compare_digest(signature, expected)
+    own = isinstance(signature, str) and expected is not None and _same(signature, expected)
     return Stored(path, files, own)
 
 
@@ -164,6 +168,24 @@ def good_checkpoints(folder: Path) -> Iterator[Path]:
             yield path
 
 
+def has_checkpoint(path: str | Path) -> bool:
+    """
+    Whether there is something to go on from. A folder may be there without, where the very first checkpoint was not
+    finished.
+
+    :param path: a folder of checkpoints, or a single checkpoint; it need not be there
+    :return: whether :func:`~sb3_pgext.resume` finds a good checkpoint there
+    """
+    folder = Path(path)
+    if found(folder):
+        return any(True for _ in good_checkpoints(folder))
+    try:
+        read(folder)
+    except Damaged:
+        return False
+    return True
+
+
 def num_timesteps_at(path: Path) -> int:
     """
     :param path: a checkpoint of a training
@@ -197,23 +219,45 @@ def _signature(checksums: Mapping[str, str]) -> str | None:
     return None if key is None else hmac.new(key, _spelled(checksums), "sha256").hexdigest()
 
 
+def _same(signature: str, expected: str) -> bool:
+    return hmac.compare_digest(signature.encode(errors="replace"), expected.encode())
+
+
 def _own_key() -> bytes | None:
-    """A secret of this user, made when it is first needed."""
-    folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "sb3-pgext"
-    path = folder / "key"
-    with contextlib.suppress(OSError):
+    """A secret of this user, made when it is first needed; None where it cannot be kept, or others could know it."""
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the user has no home directory
+        folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "sb3-pgext"
+        path = folder / "key"
         if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / uuid.uuid4().hex
-            with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-                file.write(secrets.token_bytes(32))
-            try:
-                with contextlib.suppress(FileExistsError):  # of another process, which was faster
-                    os.link(temporary, path)
-            finally:
-                temporary.unlink()
-        return path.read_bytes()
+            _make_key(path)
+        key = path.read_bytes()
+        if len(key) == _KEY_LENGTH and _is_for_nobody_else(path):
+            return key
     return None
+
+
+def _make_key(path: Path) -> None:
+    """As a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(uuid.uuid4().hex)
+    with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+        file.write(secrets.token_bytes(_KEY_LENGTH))
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        with contextlib.suppress(FileExistsError):  # of another process, which was faster
+            os.link(temporary, path)
+    finally:
+        temporary.unlink()
+    _sync(path.parent)
+
+
+def _is_for_nobody_else(path: Path) -> bool:
+    """Windows keeps the folders of a user for that user."""
+    if os.name == "nt":
+        return True
+    status = path.stat()
+    return status.st_uid == os.getuid() and status.st_mode & 0o077 == 0
 
 
 def _content(path: Path) -> bytes:

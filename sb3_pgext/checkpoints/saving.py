@@ -18,7 +18,18 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.checkpoints.encoding import Decoder, Encoder
 from sb3_pgext.checkpoints.environments import adopt, pickled
-from sb3_pgext.checkpoints.files import CUSTOM, ENVIRONMENT, MODEL, TENSORS, Damaged, Stored, found, read, write
+from sb3_pgext.checkpoints.files import (
+    CUSTOM,
+    ENVIRONMENT,
+    MANIFEST,
+    MODEL,
+    TENSORS,
+    Damaged,
+    Stored,
+    found,
+    read,
+    write,
+)
 from sb3_pgext.checkpoints.state import model_of, restore_generators, restore_normalization, state_of
 
 __all__ = ["contents", "load", "resume", "save"]
@@ -40,7 +51,8 @@ def load(
     path: str | Path, env: GymEnv | None = None, device: th.device | str = "auto", trust: bool = False
 ) -> OnPolicyAlgorithm:
     """
-    Load a model to predict with, or to learn on from. Unless it is trusted, nothing in the file is run.
+    Load a model to predict with, or to learn on from. Unless it is trusted, nothing in the file is run, and
+    ``tensorboard_log``, where it says that logs are to be written, is left out.
 
     :param path: a checkpoint, or a folder of checkpoints, of which the last good one is loaded
     :param env: the environment that the model is to have, if any. Its VecNormalize gets the statistics that the model
@@ -55,6 +67,8 @@ def load(
     with _naming(stored):
         state, decoder = _opened(stored, trust)
         model = model_of(state, decoder, env, device)
+        if not trust:
+            model.tensorboard_log = None
         if env is not None:
             restore_normalization(model, decoder.decode(state["normalization"]))
             model._last_obs = None
@@ -89,9 +103,11 @@ def resume(
             raise ValueError(f"env=None: allowed is an environment, for the saved one {reason}")
         device = decoder.decode(state["device"]) if device is None else device
         model = model_of(state, decoder, saved_env if env is None else env, device)
+        if not trusted:
+            model.tensorboard_log = None
         assert model.env is not None
         if saved_env is not None and env is not None and not adopt(model.env, saved_env):
-            saved_env, reason = None, "is of another make than the one given"
+            saved_env, reason = None, "is, or may be, of another make than the one given"
         if saved_env is None:
             restore_normalization(model, decoder.decode(state["normalization"]))
             _restart_episodes(model)
@@ -137,6 +153,8 @@ def _last_good(path: Path) -> Stored:
         raise ValueError(f"path={str(path)!r}: allowed is a checkpoint, or a folder of checkpoints")
     candidates = found(path)
     if not candidates:
+        if not (path / MANIFEST).is_file():
+            raise Damaged(f"path={str(path)!r}: there is no checkpoint, for {MANIFEST} is missing")
         return read(path)
     for candidate in candidates:
         try:

@@ -19,7 +19,7 @@ from sb3_pgext.zoo.configs import check_config, config_path
 from sb3_pgext.zoo.names import check_environment, check_name, import_environments
 from sb3_pgext.zoo.registration import ALGORITHMS
 from sb3_pgext.zoo.saved_runs import plain_config, plain_yaml, read_run
-from sb3_pgext.zoo.trainings import continued, trainings
+from sb3_pgext.zoo.trainings import STARTED_WITH, continued, trainings
 from sb3_pgext.zoo.vec_envs import VEC_ENVS
 
 _CHECKPOINT_EVERY = 10_000
@@ -42,12 +42,16 @@ def train(arguments: Sequence[str]) -> None:
     own, arguments = _own_flags().parse_known_args(arguments)
     if own.resume is not None:
         return _resume(own, arguments)
+    if own.trust:
+        raise ValueError("--trust without --resume: allowed is a saved run to trust")
     if own.vec_env is not None:
         check_name("--vec-env", own.vec_env, VEC_ENVS)
     flags = _known_flags(_train_flags(), arguments)
     of_family = flags.algo in ALGORITHMS
     if own.checkpoint_every is not None and not of_family:
         raise ValueError(f"--checkpoint-every with --algo {flags.algo}: allowed is {', '.join(ALGORITHMS)}")
+    if own.checkpoint_every is not None and flags.optimize_hyperparameters:
+        raise ValueError("--checkpoint-every with --optimize-hyperparameters: allowed is one of them")
     if flags.algo in ALGORITHMS and flags.conf_file is None:
         flags.conf_file = str(config_path(flags.algo))
         arguments = ["--conf-file", flags.conf_file, *arguments]
@@ -64,12 +68,16 @@ def _resume(own: argparse.Namespace, arguments: Sequence[str]) -> None:
     flags, unknown = _flags().parse_known_args(arguments)
     given = [argument for argument in arguments if argument.startswith("-") and argument != "--gym-packages"]
     given += ["--vec-env"] if own.vec_env is not None else []
+    given += ["--checkpoint-every"] if own.checkpoint_every is not None else []
     if given or unknown:
         raise ValueError(f"{' '.join(given or unknown)} with --resume: allowed are --trust and --gym-packages alone")
     import_environments(flags.gym_packages)
     config, args = read_run(own.resume, own.trust)
     if "checkpoint_every" not in args:
         raise ValueError(f"--resume {own.resume}: this training wrote no checkpoints")
+    missing = sorted(STARTED_WITH - args.keys())
+    if missing:
+        raise ValueError(f"--resume {own.resume}: {', '.join(missing)} missing in args.yml")
     if args["num_threads"] > 0:
         torch.set_num_threads(args["num_threads"])
     continued(own.resume, config, args, own.trust or None)
@@ -79,11 +87,11 @@ def enjoy(arguments: Sequence[str]) -> None:
     """
     Watch a trained agent with rl_zoo3's ``enjoy``; it is looked for where ``train`` leaves it by default.
 
-    :param arguments: rl_zoo3's flags, and ``--trust`` for a run whose configuration holds code
-    :raises ValueError: an unknown algorithm or environment; no such trained agent; code in its configuration
+    :param arguments: rl_zoo3's flags, and ``--trust`` for a run that holds code or is to be downloaded
+    :raises ValueError: an unknown algorithm or environment; no such trained agent; code in its configuration, or an
+        agent that would be downloaded
     """
-    # rl_zoo3 downloads an agent of its own folder when it is missing.
-    _run_with_trained(zoo_enjoy, "enjoy", arguments, may_be_missing_in="rl-trained-agents")
+    _run_with_trained(zoo_enjoy, "enjoy", arguments, downloads_into="rl-trained-agents")
 
 
 def record_video(arguments: Sequence[str]) -> None:
@@ -101,17 +109,30 @@ def record_video(arguments: Sequence[str]) -> None:
 
 
 def _run_with_trained(
-    command: Callable[[], None], name: str, arguments: Sequence[str], may_be_missing_in: str | None = None
+    command: Callable[[], None], name: str, arguments: Sequence[str], downloads_into: str | None = None
 ) -> None:
-    """Run a command of rl_zoo3 on an agent that is looked for where ``train`` leaves it by default."""
+    """
+    Run a command of rl_zoo3 on an agent that is looked for where ``train`` leaves it by default.
+
+    Where the folder's name contains ``downloads_into``, rl_zoo3 downloads an agent that is missing, and runs what is in
+    it.
+    """
     if _asks_for_help(arguments):
         return _run(command, name, arguments)
     own, arguments = _trust_flag().parse_known_args(arguments)
     flags = _known_flags(_trained_flags(), arguments)
-    if may_be_missing_in is None or may_be_missing_in not in flags.folder:
-        folder = _check_trained(flags) / flags.env
+    try:
+        folder = _check_trained(flags)
+    except ValueError as error:
+        if downloads_into is None or downloads_into not in flags.folder:
+            raise
         if not own.trust:
-            _check_saved(folder)
+            raise ValueError(
+                f"{error}; rl_zoo3 would download it and run what is in it: --trust allows that"
+            ) from error
+    else:
+        if not own.trust:
+            _check_saved(folder / EnvironmentName(flags.env))
     _run(command, name, ["--algo", flags.algo, "--env", flags.env, "--folder", flags.folder, *arguments])
 
 
@@ -159,6 +180,7 @@ def _train_flags() -> argparse.ArgumentParser:
     parser.add_argument("-conf", "--conf-file")
     parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict)
     parser.add_argument("-i", "--trained-agent", default="")
+    parser.add_argument("-optimize", "--optimize-hyperparameters", action="store_true")
     return parser
 
 
@@ -196,9 +218,11 @@ def _check_trained(flags: argparse.Namespace) -> Path:
 
 
 def _check_saved(folder: Path) -> None:
-    """Refuse a saved run whose configuration rl_zoo3 would run."""
+    """Refuse a saved run whose configuration rl_zoo3 would run, or that has none where rl_zoo3 looks for it."""
+    if not (folder / "config.yml").is_file():
+        raise ValueError(f"{folder / 'config.yml'}: there is no such file (--trust goes without)")
     for name, read in (("config.yml", plain_config), ("args.yml", plain_yaml)):
-        if (folder / name).is_file():
+        if (folder / name).exists():
             try:
                 read(folder / name)
             except ValueError as error:

@@ -10,7 +10,7 @@ import torch
 import yaml
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_pgext.zoo.names import check_environment, check_name
 from sb3_pgext.zoo.vec_envs import VEC_ENVS, VecEnvFactory, vec_env_class
@@ -52,6 +52,15 @@ class Experiment(ExperimentManager):
             factory = VecEnvFactory(self.env_name.gym_id, kwargs, self.env_wrapper, self.monitor_kwargs, log_folder)
             self.vec_env_class = vec_env_class(self._vec_env, factory)  # type: ignore[assignment]
         return super().create_envs(n_envs, eval_env, no_log)
+
+    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
+        if self.trained_agent:
+            return super()._maybe_normalize(env, eval_env)
+        # Without a trained agent rl_zoo3 would unpickle statistics that happen to lie in the current folder.
+        if not self.normalize:
+            return env
+        for_evaluation = {"norm_reward": False, "training": False} if eval_env else {}
+        return VecNormalize(env, **{**self.normalize_kwargs, **for_evaluation})
 
 
 def experiment(algo: str, env_id: str, config: Mapping[str, Any], seed: int, folder: Path) -> Experiment:

@@ -6,12 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import yaml
 from rl_zoo3 import ALGOS
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.vec_env import VecEnvWrapper
 from torch import nn
 
 from sb3_pgext.checkpoints.encoding import CLASSES
@@ -22,15 +19,31 @@ __all__ = ["plain_config", "plain_yaml", "read_run"]
 _EVALUATED = ("normalize", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "monitor_kwargs")
 """Keys of a configuration whose strings rl_zoo3 evaluates."""
 
-_IMPORTED: dict[str, tuple[type, ...]] = {
-    "env_wrapper": (gym.Wrapper,),
-    "vec_env_wrapper": (VecEnvWrapper,),
-    "callback": (BaseCallback,),
-    "policy": (BasePolicy,),
+_HARMLESS: dict[str, dict[str, tuple[str, ...]]] = {
+    "env_wrapper": {
+        "sb3_contrib.common.wrappers": ("TimeFeatureWrapper",),
+        "stable_baselines3.common.atari_wrappers": ("AtariWrapper",),
+        "rl_zoo3.wrappers": (
+            *("ActionNoiseWrapper", "ActionSmoothingWrapper", "DelayedRewardWrapper", "FrameSkip", "HistoryWrapper"),
+            *("HistoryWrapperObsDict", "MaskVelocityWrapper", "TruncatedOnSuccessWrapper"),
+            "YAMLCompatResizeObservation",
+        ),
+        "gymnasium.wrappers": (
+            *("AtariPreprocessing", "ClipAction", "ClipReward", "DelayObservation", "DtypeObservation"),
+            *("FilterObservation", "FlattenObservation", "FrameStackObservation", "GrayscaleObservation"),
+            *("MaxAndSkipObservation", "NormalizeObservation", "NormalizeReward", "RepeatAction", "RescaleAction"),
+            *("RescaleObservation", "ReshapeObservation", "ResizeObservation", "StickyAction"),
+            *("TimeAwareObservation", "TimeLimit"),
+        ),
+    },
+    "vec_env_wrapper": {
+        "stable_baselines3.common.vec_env": ("VecCheckNan", "VecExtractDictObs", "VecFrameStack", "VecTransposeImage"),
+    },
+    "callback": {},
 }
-"""Keys that name what rl_zoo3 imports and calls, and what that may be."""
+"""Keys that name what rl_zoo3 imports and calls, and what that may be: nothing that writes where it is told to."""
 
-_KNOWN_PACKAGES = ("stable_baselines3", "sb3_contrib", "rl_zoo3", "gymnasium", "sb3_pgext")
+_KNOWN_PACKAGES = ("stable_baselines3", "sb3_contrib", "sb3_pgext")
 
 
 def read_run(folder: Path, trust: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -68,10 +81,14 @@ def plain_config(path: Path) -> dict[str, Any]:
     for key in _EVALUATED:
         if isinstance(config.get(key), str):
             config[key] = _plain_value(config[key], f"{path}: {key}")
-    for key, kinds in _IMPORTED.items():
+    for key, modules in _HARMLESS.items():
+        allowed = [f"{module}.{name}" for module, names in modules.items() for name in names]
         for name in _names_in(config.get(key)):
-            if key != "policy" or "." in name:
-                _check_import(name, kinds, f"{path}: {key}")
+            if name not in allowed:
+                raise ValueError(f"{path}: {key}: {name} would be run: allowed is {', '.join(allowed) or 'none'}")
+    for name in _names_in(config.get("policy")):
+        if "." in name:
+            _check_policy(name, f"{path}: policy")
     return config
 
 
@@ -144,14 +161,16 @@ def _names_in(value: Any) -> Iterator[str]:
         yield value
     elif isinstance(value, Mapping):
         yield from map(str, value)
-    elif isinstance(value, list):
+    elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _names_in(item)
+    elif value is not None:
+        yield str(value)
 
 
-def _check_import(name: str, kinds: tuple[type, ...], where: str) -> None:
+def _check_policy(name: str, where: str) -> None:
     """
-    :raises ValueError: it is no class of these kinds in a package that we know
+    :raises ValueError: it is no policy of a package that we know
     """
     module, _, attribute = name.rpartition(".")
     cls = None
@@ -160,6 +179,5 @@ def _check_import(name: str, kinds: tuple[type, ...], where: str) -> None:
             cls = getattr(importlib.import_module(module), attribute, None)
         except ImportError as error:
             raise ValueError(f"{where}: {name} cannot be imported: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, kinds)):
-        allowed = ", ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"{where}: {name} would be run: allowed is a {allowed} of {', '.join(_KNOWN_PACKAGES)}")
+    if not (isinstance(cls, type) and issubclass(cls, BasePolicy)):
+        raise ValueError(f"{where}: {name} would be run: allowed is a BasePolicy of {', '.join(_KNOWN_PACKAGES)}")

@@ -15,7 +15,14 @@ from stable_baselines3.common.callbacks import CallbackList, EvalCallback
 from sb3_pgext.checkpoints import CheckpointCallback, resume
 from sb3_pgext.zoo.experiments import Experiment
 
-__all__ = ["checkpoints_folder", "continued", "trainings"]
+__all__ = ["STARTED_WITH", "checkpoints_folder", "continued", "trainings"]
+
+STARTED_WITH = {
+    *("algo", "env", "n_timesteps", "seed", "num_threads", "device", "verbose", "progress", "vec_env"),
+    *("log_folder", "tensorboard_log", "log_interval", "save_freq", "save_replay_buffer"),
+    *("eval_freq", "eval_episodes", "n_eval_envs", "env_kwargs", "eval_env_kwargs", "checkpoint_every"),
+}
+"""The arguments of a training that its continuation depends on."""
 
 
 def checkpoints_folder(run: Path) -> Path:
@@ -50,7 +57,7 @@ def continued(folder: Path, config: dict[str, Any], args: dict[str, Any], trust:
 
     :param folder: of the run
     :param config: its configuration
-    :param args: the arguments that it was started with
+    :param args: the arguments that it was started with, all of :data:`STARTED_WITH`
     :param trust: see :func:`sb3_pgext.resume`
     :raises ValueError: there is no checkpoint, or it does not fit
     """

@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 
 from sb3_pgext.rollouts import EnvPoolVecEnv, GymnasiumVecEnv
@@ -63,14 +64,19 @@ class VecEnvFactory:
 
     def _monitored(self, env: VecEnv) -> VecMonitor:
         """In the place of the Monitor of each sub-environment."""
-        unknown = self.monitor_kwargs.keys() - {"info_keywords"}
+        unknown = self.monitor_kwargs.keys() - {"info_keywords", "override_existing"}
         if unknown:
             raise ValueError(
-                f"monitor_kwargs: {', '.join(sorted(unknown))}: allowed is info_keywords where all sub-environments "
-                f"are stepped at once, as {env.unwrapped} does"
+                f"monitor_kwargs: {', '.join(sorted(unknown))}: allowed are info_keywords and override_existing where "
+                f"all sub-environments are stepped at once, as {env.unwrapped} does"
             )
-        file = None if self.log_folder is None else str(self.log_folder / "0")
-        return VecMonitor(env, file, **self.monitor_kwargs)
+        keywords = tuple(self.monitor_kwargs.get("info_keywords", ()))
+        file = None if self.log_folder is None else self.log_folder / "0.monitor.csv"
+        if file is None or self.monitor_kwargs.get("override_existing", True) or not file.exists():
+            return VecMonitor(env, None if file is None else str(file), keywords)
+        monitor = VecMonitor(env, info_keywords=keywords)  # a file of its own it would begin anew
+        monitor.results_writer = ResultsWriter(str(file), extra_keys=keywords, override_existing=False)
+        return monitor
 
 
 VEC_ENVS = ("dummy", "subproc", "gymnasium", "envpool")

@@ -3,6 +3,7 @@
 import random
 import shutil
 import threading
+import warnings
 from collections import OrderedDict
 
 import gymnasium as gym
@@ -188,11 +189,31 @@ def test_monitor_files_are_continued(tmp_path):
     model = resume(checkpoint)
     model.learn(500 - model.num_timesteps, reset_num_timesteps=False)
     model.get_env().close()
-    lines = [path.read_text().splitlines() for path in sorted((tmp_path / "interrupted").glob("*.csv"))]
-    episodes = [line for file in lines for line in file]
-    assert 0 < len(episodes) < len(expected)
+    continued = load_results(str(tmp_path / "interrupted"))  # in new files with a header of their own
+    assert 0 < len(continued) < len(expected)
     known = {(int(row.l), row.r) for row in expected.itertuples()}
-    assert all((int(length), float(r)) in known for r, length, _ in (line.split(",") for line in episodes))
+    assert all((int(row.l), row.r) in known for row in continued.itertuples())
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_episodes_after_the_checkpoint_are_not_in_the_monitor_file_twice(times, tmp_path):
+    env = VecMonitor(DummyVecEnv([lambda: gym.make("CartPole-v1")]), str(tmp_path / "at_once"))
+    trained(VPG("MlpPolicy", env, seed=1, n_steps=32, device="cpu"), tmp_path / "a", total=500)
+    env.close()
+    file = tmp_path / "at_once.monitor.csv"
+    expected = file.read_text()
+    checkpoint = a_checkpoint(tmp_path / "a")
+    for _ in range(times):
+        before = file.read_text()
+        model = resume(checkpoint)
+        assert file.read_text() == before, "only learning changes it"
+        model.learn(500 - model.num_timesteps, reset_num_timesteps=False)
+        model.get_env().close()
+        assert [row[:-1] for row in rows(file.read_text())] == [row[:-1] for row in rows(expected)], "but for the time"
+
+
+def rows(text):
+    return [line.split(",") for line in text.splitlines()[2:]]
 
 
 class WithLock(gym.Wrapper):
@@ -241,6 +262,90 @@ def test_an_environment_of_another_make_restarts_its_episodes(tmp_path):
         other = resume(a_checkpoint(tmp_path), env=make_vec_env("Pendulum-v1", 2, env_kwargs={"g": 3.0}))
     assert other.env.envs[0].unwrapped.g == 3.0
     other.learn(64, reset_num_timesteps=False)
+
+
+def vectorised(n_envs=2, mode="vector_entry_point", **arguments):
+    return GymnasiumVecEnv(gym.make_vec("CartPole-v1", n_envs, vectorization_mode=mode, **arguments))
+
+
+class Unregistered(gym.Env):
+    observation_space, action_space = spaces.Box(-1, 1, (1,)), spaces.Discrete(2)
+
+    def __init__(self, difficulty=1, bounds=(0, 1)):
+        self.difficulty, self._bounds = difficulty, np.array(bounds)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return self.np_random.uniform(-1, 1, 1).astype(np.float32), 1.0, self.np_random.random() < 0.1, False, {}
+
+
+class Secretive(Unregistered):
+    """Does not keep its argument under its name."""
+
+    def __init__(self, level=1):
+        super().__init__()
+        self.hidden = level
+
+
+class Scaled(gym.RewardWrapper):
+    def __init__(self, env, scale):
+        super().__init__(env)
+        self.scale = scale
+
+    def reward(self, reward):
+        return self.scale * reward
+
+
+def scaled(scale, env_id="CartPole-v1"):
+    return DummyVecEnv([lambda: Scaled(gym.make(env_id), scale)])
+
+
+MAKES = {
+    "number": (vectorised, lambda: vectorised(4)),
+    "registered argument": (vectorised, lambda: vectorised(sutton_barto_reward=True)),
+    "argument of sub-environments": (
+        lambda: vectorised(mode="sync"),
+        lambda: vectorised(mode="sync", sutton_barto_reward=True),
+    ),
+    "kind": (vectorised, lambda: vectorised(mode="sync")),
+    "vectorised environment": (lambda: vectorised(mode="sync"), lambda: make_vec_env("CartPole-v1", 2)),
+    "wrapper": (vectorised, lambda: VecMonitor(vectorised())),
+    "argument of a wrapper": (lambda: scaled(1.0), lambda: scaled(2.0)),
+    "argument of an outer wrapper": (
+        lambda: VecNormalize(vectorised(), gamma=0.9),
+        lambda: VecNormalize(vectorised(), gamma=0.99),
+    ),
+    "argument of gymnasium's wrapper": (
+        lambda: DummyVecEnv([lambda: gym.wrappers.RescaleObservation(gym.make("Acrobot-v1"), -1, 1)]),
+        lambda: DummyVecEnv([lambda: gym.wrappers.RescaleObservation(gym.make("Acrobot-v1"), -1, np.float32(1))]),
+    ),
+    "unregistered": (lambda: DummyVecEnv([Unregistered]), lambda: DummyVecEnv([lambda: Unregistered(2)])),
+    "array": (lambda: DummyVecEnv([Unregistered]), lambda: DummyVecEnv([lambda: Unregistered(1, (0, 2))])),
+    "nobody knows": (lambda: DummyVecEnv([Secretive]), lambda: DummyVecEnv([Secretive])),
+}
+
+
+@pytest.mark.parametrize("difference", MAKES)
+def test_the_given_environment_is_never_replaced_by_a_different_one(difference, tmp_path):
+    make_saved, make_given = MAKES[difference]
+    model = VPG("MlpPolicy", make_saved(), n_steps=16, seed=0, device="cpu").learn(64)
+    sb3_pgext.save(model, tmp_path / "model")
+    if difference != "nobody knows":
+        same = make_saved()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert resume(tmp_path / "model", env=same).get_env() is same
+    given = make_given()
+    base = given.unwrapped
+    inside = list(vars(base)["envs"]) if isinstance(base, DummyVecEnv) else base.env
+    with pytest.warns(UserWarning, match="is, or may be, of another make"):
+        other = resume(tmp_path / "model", env=given)
+    assert (list(vars(base)["envs"]) if isinstance(base, DummyVecEnv) else base.env) == inside
+    assert other.n_envs == given.num_envs
+    other.learn(64, reset_num_timesteps=False)  # it has not been closed
 
 
 def test_an_environment_that_does_not_fit_is_refused(tmp_path):

@@ -15,7 +15,7 @@ import torch as th
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
-from sb3_pgext import ISPG, REINFORCE, VPG, CheckpointCallback, ClippedCriticPPO, load, resume, save
+from sb3_pgext import ISPG, REINFORCE, VPG, CheckpointCallback, ClippedCriticPPO, has_checkpoint, load, resume, save
 from sb3_pgext.checkpoints import files
 from sb3_pgext.checkpoints.encoding import CLASSES
 from tests.checkpoints.models import assert_same, small
@@ -178,6 +178,17 @@ def test_known_classes_need_no_trust(tmp_path):
     assert {"torch.nn.modules.activation.Tanh", "torch.optim.adam.Adam"} <= CLASSES.keys()
 
 
+def test_a_stranger_does_not_say_where_logs_are_written(checkpoint):
+    state = json.loads((checkpoint / files.MODEL).read_text())
+    elsewhere = checkpoint.parent / "elsewhere"
+    state["attributes"]["tensorboard_log"] = str(elsewhere)
+    path = rewritten(checkpoint, files.MODEL, json.dumps(state).encode())
+    for function in (load, resume):
+        function(path, env=small(VPG).get_env()).learn(64, reset_num_timesteps=False)
+        assert not elsewhere.exists()
+    assert load(path, trust=True).tensorboard_log == resume(path, trust=True).tensorboard_log == str(elsewhere)
+
+
 def test_the_environment_of_a_stranger_is_not_opened(checkpoint):
     with pytest.raises(ValueError, match=r"env=None.*may be opened with trust=True only"):
         resume(checkpoint)
@@ -200,6 +211,57 @@ def test_the_key_is_for_nobody_else(tmp_path):
     key = Path(os.environ["XDG_CONFIG_HOME"]) / "sb3-pgext" / "key"
     assert len(key.read_bytes()) == 32
     assert key.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no such modes")
+def test_a_key_that_others_could_know_signs_nothing(tmp_path):
+    save(small(VPG), tmp_path / "before")
+    key = Path(os.environ["XDG_CONFIG_HOME"]) / "sb3-pgext" / "key"
+    secret = key.read_bytes()
+    try:
+        for content, mode in ((b"", 0o600), (secret[:31], 0o600), (secret, 0o640), (secret, 0o604)):
+            key.write_bytes(content)
+            key.chmod(mode)
+            assert not files.read(tmp_path / "before").own
+            assert files._signature({}) is None
+    finally:
+        key.write_bytes(secret)
+        key.chmod(0o600)
+    assert files.read(tmp_path / "before").own
+
+
+def test_without_a_home_directory_nothing_is_signed(tmp_path, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    save(small(VPG), tmp_path / "checkpoint")
+    assert not files.read(tmp_path / "checkpoint").own
+
+
+def test_the_key_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    fsync, link = os.fsync, os.link
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (done.append("fsync"), fsync(descriptor)))
+    monkeypatch.setattr(os, "link", lambda *paths: (done.append("link"), link(*paths)))
+    assert files._own_key() is not None
+    assert done[:2] == ["fsync", "link"]
+
+
+@pytest.mark.parametrize("manifest", [{"files": ["model.json"]}, {"files": "all"}, {"signature": "ä"}])
+def test_a_manifest_of_another_shape_does_not_stop_the_one_before(manifest, tmp_path):
+    small(VPG).learn(200, callback=CheckpointCallback(100, tmp_path))
+    last, before, *_ = files.found(tmp_path)
+    sealed = json.loads((last / files.MANIFEST).read_text())
+    del sealed["sha256"]
+    (last / files.MANIFEST).write_bytes(files._sealed(sealed | manifest))
+    if "signature" in manifest:
+        assert not files.read(last).own
+        return
+    with pytest.warns(UserWarning, match=r"manifest\.json is torn or altered.*: the checkpoint before it"):
+        assert load(tmp_path).num_timesteps == files.num_timesteps_at(before)
 
 
 def test_the_one_before_is_taken_with_a_warning(tmp_path):
@@ -226,8 +288,25 @@ def test_none_is_left(tmp_path):
 def test_where_there_is_nothing(tmp_path):
     with pytest.raises(ValueError, match="allowed is a checkpoint, or a folder of checkpoints"):
         resume(tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"manifest\.json is missing"):
+    with pytest.raises(ValueError, match=r"there is no checkpoint, for manifest\.json is missing"):
         resume(tmp_path)
+
+
+def test_whether_there_is_a_checkpoint(tmp_path):
+    """Not where a process was killed while it wrote the first one: that folder has been made all the same."""
+    folder = tmp_path / "checkpoints"
+    assert not has_checkpoint(folder)
+    (folder / ".writing-0").mkdir(parents=True)
+    assert not has_checkpoint(folder)
+    small(VPG).learn(1, callback=CheckpointCallback(100, folder))
+    assert has_checkpoint(folder)
+    last, first = files.found(folder)
+    assert has_checkpoint(last)
+    (last / files.MODEL).write_text("{}")
+    assert not has_checkpoint(last)
+    assert has_checkpoint(str(folder))
+    (first / files.MODEL).write_text("{}")
+    assert not has_checkpoint(folder)
 
 
 def test_a_version_to_come_is_refused(checkpoint, monkeypatch):

@@ -43,6 +43,12 @@ def saved(text):
         ("vec_env_wrapper: os.mkdir", "vec_env_wrapper: os.mkdir"),
         ("policy: subprocess.Popen", "policy: subprocess.Popen"),
         ("env_wrapper: gymnasium.no_such_module.Wrapper", "env_wrapper: gymnasium.no_such_module.Wrapper"),
+        ("policy: sb3_pgext.no_such_module.Policy", "policy: sb3_pgext.no_such_module.Policy"),
+        # Known, but they write, and delete, where they are told to.
+        ("callback: [{sb3_pgext.CheckpointCallback: {every: 1, path: elsewhere, keep: 1}}]", "CheckpointCallback"),
+        ("env_wrapper: [{gymnasium.wrappers.RecordVideo: {video_folder: elsewhere}}]", "RecordVideo"),
+        ("env_wrapper: !!python/tuple [stable_baselines3.common.monitor.Monitor]", "Monitor"),
+        ("vec_env_wrapper: {stable_baselines3.common.vec_env.VecMonitor: {filename: elsewhere}}", "VecMonitor"),
         (f"gamma: {_OBJECT}", "os.mkdir"),
         ("gamma: !!python/name:os.mkdir ''", "os.mkdir"),
         ("gamma: !!python/module:os ''", "os"),
@@ -64,7 +70,7 @@ def test_what_rl_zoo3_writes_is_read():
   - [policy, MlpPolicy]
   - [policy_kwargs, "dict(log_std_init=-2.7, activation_fn=nn.ReLU, net_arch=dict(pi=[256, 256], vf=[64]))"]
   - [env_wrapper, [{gymnasium.wrappers.TimeAwareObservation: {}}]]
-  - [callback, rl_zoo3.callbacks.RawStatisticsCallback]
+  - [vec_env_wrapper, [{stable_baselines3.common.vec_env.VecFrameStack: {n_stack: 4}}]]
   - [train_freq, !!python/tuple [1, episode]]
 """
     config = plain_config(saved(text))
@@ -116,3 +122,34 @@ def test_a_run_that_is_trusted_is_read_as_rl_zoo3_reads_it(run):
     with pytest.raises(ValueError, match=r"some\.package\.Callback would be run"):
         read_run(run)
     assert read_run(run, trust=True)[0] == {"callback": "some.package.Callback"}
+
+
+@pytest.mark.parametrize("command", ["enjoy", "record-video"])
+@pytest.mark.parametrize(
+    ("folder", "env_id", "name"),
+    [("logs", "sb3_pgext/Chain-v0", "sb3_pgext-Chain-v0"), ("rl-trained-agents", "CartPole-v1", "CartPole-v1")],
+)
+def test_it_is_the_files_that_rl_zoo3_opens_that_are_read(command, folder, env_id, name, capsys):
+    """Also of a namespaced environment, and where rl_zoo3 keeps what it downloads."""
+    saved_run = Path(folder, "reinforce", f"{name}_1")
+    (saved_run / name).mkdir(parents=True)
+    (saved_run / f"{name}.zip").touch()
+    arguments = [command, "--folder", folder, "--env", env_id, "--no-render"]
+    assert main(arguments) == 2
+    assert f"{name}/config.yml: there is no such file" in capsys.readouterr().err
+    for file in ("config.yml", "args.yml"):
+        (saved_run / name / "config.yml").write_text("normalize: false")
+        (saved_run / name / file).write_text(f"gamma: {_OBJECT}")
+        assert main(arguments) == 2
+        assert f"{name}/{file}: allowed are plain values" in capsys.readouterr().err
+    assert not Path("has_run").exists()
+
+
+def test_a_download_needs_trust(monkeypatch, capsys):
+    arguments = ["enjoy", "--folder", "rl-trained-agents", "--no-render"]
+    assert main(arguments) == 2
+    assert "rl_zoo3 would download it and run what is in it: --trust allows that" in capsys.readouterr().err
+    ran = []
+    monkeypatch.setattr("sb3_pgext.zoo.commands.zoo_enjoy", lambda: ran.append(True))
+    assert main([*arguments, "--trust"]) == 0
+    assert ran

@@ -1,5 +1,7 @@
 """Claim: `train` leaves checkpoints in the folder of the run, and `train --resume` ends it as if it had not stopped."""
 
+import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -34,10 +36,14 @@ def result():
     return VPG.load(path), np.load(RUN / "evaluations.npz")["results"] if (RUN / "evaluations.npz").exists() else None
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-def test_resumed_is_uninterrupted(normalize):
+@pytest.mark.parametrize(
+    "options",
+    [{"normalize": False}, {"normalize": True}, {"vec_env": "gymnasium"}],
+    ids=["plain", "normalised", "vectorised"],
+)
+def test_resumed_is_uninterrupted(options):
     evaluation = ["--eval-freq", "150", "--eval-episodes", "1"]
-    assert train("--checkpoint-every", "100", *evaluation, normalize=normalize) == 0
+    assert train("--checkpoint-every", "100", *evaluation, **options) == 0
     expected, evaluations = result()
     for path in found(checkpoints_folder(RUN))[:2]:  # as if it had been killed then
         shutil.rmtree(path)
@@ -50,6 +56,44 @@ def test_resumed_is_uninterrupted(normalize):
         assert th.equal(tensor, model.policy.state_dict()[name]), name
     assert len(again) == len(evaluations), "evaluations are continued"
     assert not Path("logs/vpg/CartPole-v1_2").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*precision lowered by casting", "ignore:.*episodes")
+def test_the_episodes_of_envpool_before_the_checkpoint_stay():
+    """It cannot be saved, and its file is opened anew."""
+    pytest.importorskip("envpool")
+    assert train("--checkpoint-every", "100", "--eval-freq", "-1", vec_env="envpool") == 0
+    before = (RUN / "0.monitor.csv").read_text()
+    shutil.rmtree(found(checkpoints_folder(RUN))[0])
+    assert main(["train", "--resume", str(RUN)]) == 0
+    after = (RUN / "0.monitor.csv").read_text()
+    assert after.startswith(before)
+    assert after.count("t_start") == 1
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("has_run",)
+
+
+def test_no_statistics_are_read_from_the_current_folder():
+    """Neither by a new training nor by one that goes on: rl_zoo3 would unpickle them."""
+    Path("CartPole-v1").mkdir()
+    Path("CartPole-v1/vecnormalize.pkl").write_bytes(pickle.dumps(Malicious()))
+    assert train("--checkpoint-every", "100", "-n", "100", normalize=True) == 0
+    assert main(["train", "--resume", str(RUN)]) == 0
+    assert not Path("has_run").exists()
+
+
+@pytest.mark.parametrize("name", ["num_threads", "seed", "n_eval_envs"])
+def test_an_argument_that_is_missing_is_named(name, capsys):
+    assert train("-n", "64", "--eval-freq", "-1") == 0
+    path = RUN / "CartPole-v1" / "args.yml"
+    args = dict(yaml.unsafe_load(path.read_text()))
+    del args[name]
+    path.write_text(yaml.safe_dump(args))
+    assert main(["train", "--resume", str(RUN)]) == 2
+    assert f"{name} missing in args.yml" in capsys.readouterr().err
 
 
 class Interrupt(BaseCallback):
@@ -103,6 +147,9 @@ def test_none_are_written_where_none_are_wanted(capsys):
         (["--resume", "nothing"], "nothing: allowed is the folder of a run"),
         (["--resume", "nothing", "-n", "100"], "-n with --resume: allowed are --trust and --gym-packages alone"),
         (["--algo", "ppo", "--checkpoint-every", "100"], "--checkpoint-every with --algo ppo: allowed is reinforce,"),
+        (["--resume", "nothing", "--checkpoint-every", "7"], "--checkpoint-every with --resume: allowed are --trust"),
+        (["--optimize", "--checkpoint-every", "7"], "--checkpoint-every with --optimize-hyperparameters: allowed"),
+        (["--trust"], "--trust without --resume"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(arguments, message, capsys):

@@ -145,7 +145,7 @@ def test_a_game_that_only_envpool_has(tmp_path: Path) -> None:
         ),
         (
             {"vec_env": "gymnasium", "monitor_kwargs": {"allow_early_resets": False}},
-            "monitor_kwargs: allow_early_resets: allowed is info_keywords",
+            "monitor_kwargs: allow_early_resets: allowed are info_keywords and override_existing",
         ),
     ],
 )
