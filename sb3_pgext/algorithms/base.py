@@ -411,6 +411,11 @@ class CompilingAlgorithm(ActingAlgorithm):
         """
         check_common_arguments(self)
 
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """SB3's, but never below 0: the last batch may go past the end, where a linear schedule would be negative."""
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        self._current_progress_remaining = max(0.0, self._current_progress_remaining)
+
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         """SB3's, of a schedule that is a number everywhere."""
         progress = self._current_progress_remaining
@@ -437,11 +442,6 @@ class PolicyGradientAlgorithm(CompilingAlgorithm):
     }
     suboptions: ClassVar[Mapping[str, str]] = {}
     """Arguments that belong to single values of another one: name → that other one."""
-
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        """SB3's, but never below 0: the last batch may go past the end, where a linear schedule would be negative."""
-        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
-        self._current_progress_remaining = max(0.0, self._current_progress_remaining)
 
     def _begin_update(self) -> None:
         """Training mode and learning rate, as SB3's algorithms do first of all."""

@@ -21,7 +21,17 @@ from stable_baselines3.common.vec_env import (
 )
 
 from tests.algorithms.policies import SharedTrunk, moved_parameters
-from tests.conformance.models import UPDATE, collected, error_of, every_algorithm, make_env, sampled, small, vector_of
+from tests.conformance.models import (
+    FAMILY,
+    UPDATE,
+    collected,
+    error_of,
+    every_algorithm,
+    make_env,
+    sampled,
+    small,
+    vector_of,
+)
 from tests.environments import ACTIONS, DICT, IMAGE, VECTOR, AnySpaces
 
 POLICIES = {"MlpPolicy": VECTOR, "CnnPolicy": IMAGE, "MultiInputPolicy": DICT}
@@ -155,24 +165,28 @@ class TextActions(AnySpaces):
 
 
 UNSUITABLE = {
-    "unknown policy": lambda cls: small(cls, policy="NoPolicy"),
     "MlpPolicy for a dict": lambda cls: small(cls, make_env(DICT)),
     "CnnPolicy for a dict": lambda cls: small(cls, make_env(DICT), "CnnPolicy"),
     "CnnPolicy for a vector": lambda cls: small(cls, policy="CnnPolicy"),
     "MultiInputPolicy for a vector": lambda cls: small(cls, policy="MultiInputPolicy"),
     "nested dict": lambda cls: small(cls, make_env(spaces.Dict({"a": DICT})), "MultiInputPolicy"),
-    "unknown environment": lambda cls: small(cls, "NoEnv-v0"),
     "text actions": lambda cls: small(cls, DummyVecEnv([TextActions])),
     "actions without bounds": lambda cls: small(cls, make_env(action_space=spaces.Box(-np.inf, np.inf, (2,)))),
     "multi_binary_2d": lambda cls: small(cls, make_env(action_space=spaces.MultiBinary([2, 3]))),
     "multi_discrete_2d": lambda cls: small(cls, make_env(action_space=spaces.MultiDiscrete([[2, 3], [3, 2]]))),
     "gsde for choices": lambda cls: small(cls, use_sde=True),
-    "squashing without gsde": lambda cls: small(
+    "unknown argument": lambda cls: small(cls, no_such_argument=1),
+}
+"""What SB3 refuses of spaces, and of arguments that nobody has."""
+
+WRONG_ARGUMENTS = {
+    "policy='NoPolicy'": lambda cls: small(cls, policy="NoPolicy"),
+    "env='NoEnv-v0'": lambda cls: small(cls, "NoEnv-v0"),
+    "policy_kwargs=.*no_such_argument": lambda cls: small(cls, policy_kwargs={"no_such_argument": 1}),
+    "policy_kwargs=.*squash_output": lambda cls: small(
         cls, make_env(action_space=ACTIONS["box"]), policy_kwargs={"squash_output": True}
     ),
-    "unknown argument of the policy": lambda cls: small(cls, policy_kwargs={"no_such_argument": 1}),
-    "unknown argument": lambda cls: small(cls, no_such_argument=1),
-    "unknown device": lambda cls: small(cls, device="no_such_device"),
+    "device='no_such_device'": lambda cls: small(cls, device="no_such_device"),
 }
 
 
@@ -182,6 +196,15 @@ def test_what_does_not_fit_raises_what_sb3_raises(algorithm, case):
     found, expected = (error_of(lambda cls=cls: UNSUITABLE[case](cls), cls.__name__) for cls in (algorithm, A2C))
     assert expected is not None
     assert found == expected
+
+
+@pytest.mark.parametrize("algorithm", FAMILY, ids=lambda algorithm: algorithm.__name__)
+@pytest.mark.parametrize("named", WRONG_ARGUMENTS)
+def test_what_sb3_refuses_in_words_of_its_own_is_named(algorithm, named):
+    """Whatever SB3, gymnasium, torch or Python raises of it."""
+    assert error_of(lambda: WRONG_ARGUMENTS[named](A2C), "") is not None
+    with pytest.raises(ValueError, match=named):
+        WRONG_ARGUMENTS[named](algorithm)
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
