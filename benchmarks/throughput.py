@@ -6,8 +6,8 @@ usage: python benchmarks/throughput.py [--env CartPole-v1] [--contenders PPO "Cl
 Each contender lives in a process of its own with one thread; they take turns, a rollout with its update at a time, so
 that each has met the same machine. What is compiled is compiled before, and how long that took is reported. The ratio
 is that of the times of one turn, and the table has its median, smallest and largest; memory is the largest resident set
-of the contender's process. The floor is what no library can go below: the environments with random actions, and the
-matrix products of the networks alone.
+of the contender's process. The environment's part is what its ``step`` took; beside it stand the matrix products of the
+networks alone, as the floor.
 
 Peers that are not installed are left out: sbx-rl brings sbx's PPO.
 """
@@ -76,11 +76,13 @@ WITH_BATCHES = ("PPO", "TRPO")
 class Turn:
     """
     :param n_steps: environment steps
-    :param collection: seconds of the rollouts
+    :param environment: seconds within the environment's ``step``
+    :param collection: seconds of the rollouts, with those
     :param update: seconds of the updates
     """
 
     n_steps: int
+    environment: float
     collection: float
     update: float
 
@@ -121,12 +123,32 @@ def work(contender: Contender, env: str, setting: dict[str, int], device: str, p
         **parameters,
     )
     _, callback = model._setup_learn(10**12)
+    model.env.step = Timed(model.env.step)
     start = time.perf_counter()
     turn(model, callback, 1)
     pipe.send(time.perf_counter() - start)
     while (n_steps := pipe.recv()) is not None:
         pipe.send(turn(model, callback, n_steps))
     pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+class Timed:
+    """
+    A function that adds up the seconds that it takes.
+
+    :param function: the function
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+        self.seconds = 0.0
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the function returns."""
+        start = time.perf_counter()
+        result = self._function(*arguments)
+        self.seconds += time.perf_counter() - start
+        return result
 
 
 def turn(model: Any, callback: Any, n_steps: int) -> Turn:
@@ -137,13 +159,14 @@ def turn(model: Any, callback: Any, n_steps: int) -> Turn:
     :return: what the rollouts and updates took
     """
     first, collection, update = model.num_timesteps, 0.0, 0.0
+    environment = model.env.step.seconds
     while model.num_timesteps - first < n_steps:
         start = time.perf_counter()
         model.collect_rollouts(model.env, callback, model.rollout_buffer, n_rollout_steps=model.n_steps)
         collected = time.perf_counter()
         model.train()
         collection, update = collection + collected - start, update + time.perf_counter() - collected
-    return Turn(model.num_timesteps - first, collection, update)
+    return Turn(model.num_timesteps - first, model.env.step.seconds - environment, collection, update)
 
 
 @dataclass(frozen=True)
@@ -200,32 +223,21 @@ def measure(names: list[str], env: str, setting: dict[str, int], repetitions: in
     return {name: Result(turns[name], turns[CONTENDERS[name].peer], firsts[name], memory[name]) for name in names}
 
 
-def floor(env: str, setting: dict[str, int], n_epochs: int) -> tuple[float, float, float]:
+def floor(env: str, setting: dict[str, int], n_epochs: int) -> tuple[float, float]:
     """
     :param env: id of the environment
     :param setting: see :func:`measure`
     :param n_epochs: passes of the update
-    :return: seconds per step of the environments alone, with random actions; of the matrix products of acting; and of
-        those of ``n_epochs`` passes forwards and backwards, in minibatches
+    :return: seconds per step of the matrix products of acting, and of those of ``n_epochs`` passes forwards and
+        backwards, in minibatches
     """
     venv = make_env(env, setting["n_envs"], "sb3")
-    venv.reset()
-    actions = [np.array([venv.action_space.sample() for _ in range(venv.num_envs)]) for _ in range(N_STEPS)]
-    alone = min(seconds_of_steps(venv, actions) for _ in range(20)) / (N_STEPS * venv.num_envs)
     width, n_inputs = setting["width"], int(np.prod(venv.observation_space.shape))
     n_outputs = int(getattr(venv.action_space, "n", 0) or np.prod(venv.action_space.shape))
     layers = [(n_inputs, width), (width, width)] * 2 + [(width, n_outputs), (width, 1)]
     acting = seconds_of_products(venv.num_envs, layers, backwards=False) / venv.num_envs
     update = seconds_of_products(setting["batch_size"], layers, backwards=True) / setting["batch_size"]
-    return alone, acting, n_epochs * update
-
-
-def seconds_of_steps(venv: Any, actions: list[np.ndarray]) -> float:
-    """Of stepping with each of the actions."""
-    start = time.perf_counter()
-    for action in actions:
-        venv.step(action)
-    return time.perf_counter() - start
+    return acting, n_epochs * update
 
 
 def seconds_of_products(n_rows: int, layers: list[tuple[int, int]], backwards: bool, repetitions: int = 500) -> float:
@@ -261,6 +273,7 @@ def row(env: str, setting: dict[str, int], name: str, result: Result) -> dict[st
         **setting,
         "contender": name,
         "steps/s": round(1 / result.median(lambda t: t.seconds_per_step)),
+        "environment µs/step": round(1e6 * result.median(lambda t: t.environment / t.n_steps), 1),
         "collection µs/step": round(1e6 * result.median(lambda t: t.collection / t.n_steps), 1),
         "update µs/step": round(1e6 * result.median(lambda t: t.update / t.n_steps), 1),
         "peer": CONTENDERS[name].peer,
@@ -276,32 +289,31 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     """As a table."""
     for r in rows:
         print(
-            f"{r['contender']:38s} {r['steps/s']:8,d} steps/s  collection {r['collection µs/step']:6.1f} "
+            f"{r['contender']:38s} {r['steps/s']:8,d} steps/s  environment {r['environment µs/step']:6.1f} "
+            f"collection {r['collection µs/step']:6.1f} "
             f"update {r['update µs/step']:6.1f} µs/step  {r['times as fast']:5.2f} x {r['peer']} "
             f"({r['from']:.2f} to {r['to']:.2f})  first turn {r['first turn s']:5.1f} s  {r['memory MiB']:,d} MiB"
         )
 
 
-def plot_parts(rows: list[dict[str, Any]], floors: tuple[float, float, float], path: pathlib.Path) -> None:
-    """Stacked bars: where the time of a step goes, and the floor of the PPOs."""
-    env = rows[0]["environment"]
-    figure, axes = plt.subplots(figsize=(8, 0.5 * len(rows) + 1.6), layout="constrained")
-    labels = [r["contender"] for r in rows]
-    for part, colour in (("collection", "#4477aa"), ("update", "#ee6677")):
-        left = [0.0] * len(rows) if part == "collection" else [r["collection µs/step"] for r in rows]
-        axes.barh(labels, [r[f"{part} µs/step"] for r in rows], left=left, color=colour, label=part)
-    left_end = 0.0
-    for name, seconds, colour in zip(
-        ("environments alone", "products of acting", "products of 10 epochs"),
-        floors,
-        ("#99bbdd", "#ccddaa", "#ffbbbb"),
-        strict=True,
-    ):
-        axes.barh(["floor of PPO"], [1e6 * seconds], left=[left_end], color=colour, label=name)
-        left_end += 1e6 * seconds
+def plot_parts(rows: list[dict[str, Any]], floors: tuple[float, float], path: pathlib.Path) -> None:
+    """Stacked bars: where the time of a step goes, and the matrix products of a PPO alone."""
+    figure, axes = plt.subplots(figsize=(8, 0.4 * len(rows) + 2), layout="constrained")
+    acting, update = (1e6 * seconds for seconds in floors)
+    labels = [*(r["contender"] for r in rows), "products of a PPO alone"]
+    parts = {
+        "environment's step": [*(r["environment µs/step"] for r in rows), 0.0],
+        "rest of the collection": [*(r["collection µs/step"] - r["environment µs/step"] for r in rows), acting],
+        "update": [*(r["update µs/step"] for r in rows), update],
+    }
+    left = np.zeros(len(labels))
+    for (part, widths), colour in zip(parts.items(), ("#bbbbbb", "#4477aa", "#ee6677"), strict=True):
+        axes.barh(labels, widths, left=left, color=colour, label=part)
+        left += widths
     axes.invert_yaxis()
     axes.set_xlabel("µs per environment step")
-    axes.set_title(f"{env}: {rows[0]['n_envs']} sub-environments, networks of 2 × {rows[0]['width']}, one thread")
+    setting = f"{rows[0]['n_envs']} sub-environments, networks of 2 × {rows[0]['width']}, one thread"
+    axes.set_title(f"{rows[0]['environment']}: {setting}", fontsize="medium")
     axes.legend(frameon=False, fontsize="small", loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
@@ -349,7 +361,7 @@ def main() -> None:
         print_rows(rows[-len(results) :])
     floors = floor(arguments.env, setting, PPO["n_epochs"])
     parts = ", ".join(f"{1e6 * x:.1f}" for x in floors)
-    print(f"floor, µs/step: environments alone, products of acting, products of 10 epochs of PPO: {parts}")
+    print(f"matrix products of a PPO alone, µs/step: of acting and of 10 epochs: {parts}")
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         stem = f"throughput_{arguments.env}_{arguments.scale}" if arguments.scale else f"throughput_{arguments.env}"
