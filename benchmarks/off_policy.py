@@ -24,8 +24,8 @@ def main() -> None:
             for weights, estimates in zip(WEIGHTS, samples, strict=True):
                 bias = (expectation(model, mdp, mu, weights) - exact).norm() / exact.norm()
                 measured = gradient_statistics(estimates, exact)
-                variance = measured.trace.value / exact.square().sum()
-                print(f"{seed:3} | {kl:4} | {weights:12} | {bias:10.3f} | {measured.bias_norm:13.3f} | {variance:.4f}")
+                found, variance = measured.bias_norm.value, measured.trace.value / exact.square().sum()
+                print(f"{seed:3} | {kl:4} | {weights:12} | {bias:10.3f} | {found:13.3f} | {variance:.4f}")
 
 
 if __name__ == "__main__":
