@@ -45,6 +45,7 @@ def compiled_acting(policy: ActorCriticPolicy) -> Callable[[PyTorchObs], Sequenc
     def act(observations: PyTorchObs) -> Sequence[th.Tensor]:
         nonlocal shapes, graph
         leaves, structure = pytree.tree_flatten(observations)
+        leaves = [x.contiguous() for x in leaves]  # images may come transposed, and a graph is for one order in memory
         if shapes is None:
             shapes = _shapes(leaves)
             graph = graph_for(leaves, structure)
@@ -106,7 +107,7 @@ def compiled_step(
     def step(*minibatch: Any) -> tuple[Any, th.Tensor | None, bool]:
         nonlocal shapes, graph
         leaves, structure = pytree.tree_flatten(minibatch)
-        leaves = [tensor(x) for x in leaves]
+        leaves = [tensor(x).contiguous() for x in leaves]
         arguments = [*state, adam.count.double() + 1, learning_rate, *others, *leaves]
         if shapes is None:
             shapes = _shapes(leaves)

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from sb3_pgext.algorithms.packages import package_of
+
 __all__ = ["Graph", "graph_of"]
 
 Graph = Callable[..., Any]
@@ -96,19 +98,21 @@ def _compiled(
 def _compile(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> Graph:
     """
     By torch's compiler for graphs, without the one for Python before it, whose checks at each call take as long as a
-    tiny network. The result is kept on the disk, so that the next process has it at once.
-
-    What calls the kernels is compiled to C++ too; on CUDA it is one CUDA graph, as in torch's mode "reduce-overhead".
+    tiny network. What calls the kernels is compiled, too; on CUDA it is one CUDA graph, as in torch's mode
+    "reduce-overhead".
     """
+    if not any(x.is_cuda for x in arguments):
+        run = package_of(traced, arguments)
+        return lambda *tensors: run(list(tensors))
+
     import torch._inductor  # here, because it takes a second and 50 MiB that nobody else needs
 
-    on_cuda = any(x.is_cuda for x in arguments)
-    patches = {"fallback_random": True, "cpp_wrapper": not on_cuda, "triton.cudagraphs": on_cuda}
+    patches = {"fallback_random": True, "triton.cudagraphs": True}
     graph = torch._inductor.standalone_compile(
         traced, list(arguments), dynamic_shapes="from_example_inputs", options={"config_patches": patches}
     )
     # What a CUDA graph returns is overwritten at its next call.
-    return (lambda *x: [y.clone() for y in graph(*x)]) if on_cuda else graph
+    return lambda *tensors: [y.clone() for y in graph(*tensors)]
 
 
 def _multinomial(

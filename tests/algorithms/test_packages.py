@@ -1,0 +1,63 @@
+"""Claim: a traced function is compiled once for everything that its code depends on, and is found again."""
+
+import subprocess
+
+import pytest
+import torch as th
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from sb3_pgext.algorithms import packages as module
+from sb3_pgext.algorithms.packages import package_of
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    return tmp_path / "sb3_pgext"
+
+
+def noisy(x):
+    return [x @ x.T + th.empty(3, 3).normal_() + th.tensor(2.0)]
+
+
+def test_the_same_random_numbers_and_compiled_once(folder, monkeypatch):
+    x = th.arange(12.0).reshape(3, 4)
+    package_of(make_fx(noisy)(x), [x])
+    monkeypatch.setattr(subprocess, "run", None)
+    run = package_of(make_fx(noisy)(x), [x])
+    for seed in range(2):
+        th.manual_seed(seed)
+        (wanted,) = noisy(x)
+        th.manual_seed(seed)
+        (found,) = run([x])
+        assert th.allclose(found, wanted, rtol=0, atol=1e-6)
+    assert len(list(folder.iterdir())) == 1, "the package and nothing else"
+
+
+def test_without_a_compiler(folder, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    x = th.ones(3, 4)
+    with pytest.raises(RuntimeError, match="No working C\\+\\+ compiler found"):
+        package_of(make_fx(noisy)(x), [x])
+    assert list(folder.iterdir()) == []
+
+
+def test_what_the_code_depends_on(monkeypatch):
+    x = th.ones(4, 4)
+
+    def digest(function, *arguments):
+        return module._digest(make_fx(function)(*arguments), arguments)
+
+    assert digest(noisy, th.ones(3, 4)) == digest(noisy, th.zeros(3, 4))
+    digests = [
+        digest(lambda a: [a * 2.0], x),
+        digest(lambda a: [a * 3.0], x),
+        digest(lambda a: [a * th.tensor([2.0, 2.5])[0]], x),
+        digest(lambda a: [a * th.tensor([2.0, 3.5])[0]], x),
+        digest(lambda a: [a * 2.0], x[:3]),
+        digest(lambda a: [a * 2.0], x[:3].T.contiguous().T),
+        digest(lambda a: [a * 2.0], x.double()),
+    ]
+    monkeypatch.setattr(th, "get_num_threads", lambda: 7)
+    digests.append(digest(lambda a: [a * 2.0], x))
+    assert len(set(digests)) == len(digests)
