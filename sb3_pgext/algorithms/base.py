@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from sb3_pgext.algorithms.compiled import compiled_acting
 from sb3_pgext.algorithms.descent import descending
+from sb3_pgext.algorithms.nested import minibatches
 from sb3_pgext.rollouts import StepBuffer
 from sb3_pgext.rollouts.acting import ActingAlgorithm, unvalidated_distributions
 
@@ -354,20 +355,6 @@ def minibatch_mean(x: th.Tensor, sizes: th.Tensor) -> th.Tensor:
     return (x / (len(sizes) * sizes).repeat_interleave(sizes)).sum()
 
 
-def rows(data: Any, indices: th.Tensor | slice) -> Any:
-    """
-    :param data: a tensor, or dicts and tuples of tensors, ``(M, …)`` each
-    :param indices: which rows
-    :return: the same structure of only these rows
-    """
-    if isinstance(data, dict):
-        return {key: rows(value, indices) for key, value in data.items()}
-    if isinstance(data, tuple):
-        parts = [rows(value, indices) for value in data]
-        return type(data)(*parts) if hasattr(data, "_fields") else tuple(parts)
-    return data[indices]
-
-
 class CompilingAlgorithm(ActingAlgorithm):
     """What ``compile=True`` means for acting."""
 
@@ -515,9 +502,8 @@ class PolicyGradientAlgorithm(CompilingAlgorithm):
         ) as descend:
             for _ in range(n_epochs):
                 order = th.randperm(len(targets), device=targets.device)
-                shuffled = rows((observations, targets), order)
-                for start in range(0, len(targets), batch_size):
-                    loss, _, _ = descend(*rows(shuffled, slice(start, start + batch_size)))
+                for minibatch in minibatches((observations, targets), order, batch_size):
+                    loss, _, _ = descend(*minibatch)
                     losses.append(loss)
         of_steps = th.stack(losses)
         require_finite_losses("value loss", of_steps, self._n_updates)

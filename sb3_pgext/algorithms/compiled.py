@@ -7,10 +7,10 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch.func import functional_call, grad
-from torch.utils import _pytree as pytree
 
 from sb3_pgext.algorithms.flat_adam import FlatAdam, concatenated, views
 from sb3_pgext.algorithms.graphs import Graph, graph_of
+from sb3_pgext.algorithms.nested import leaves, rebuilding
 
 __all__ = ["LossFunction", "Step", "compiled_acting", "compiled_step"]
 
@@ -28,28 +28,25 @@ def compiled_acting(policy: ActorCriticPolicy) -> Callable[[PyTorchObs], Sequenc
     :return: the function; the policy itself where it cannot be traced
     """
     names, parameters = zip(*((name, p.detach()) for name, p in policy.named_parameters()), strict=True)
-    shapes: Hashable = None
+    found_out = False
     graph: Graph | None = None
 
-    def graph_for(leaves: list[th.Tensor], structure: pytree.TreeSpec) -> Graph | None:
-        n = len(leaves)
+    def graph_for(observations: PyTorchObs, arguments: list[th.Tensor]) -> Graph | None:
+        n, rebuild = len(arguments) - len(names), rebuilding(observations)
 
         def forward(*tensors: th.Tensor) -> Any:
-            observations = pytree.tree_unflatten(tensors[:n], structure)
-            return _call(policy, dict(zip(names, tensors[n:], strict=True)), observations)
+            return _call(policy, dict(zip(names, tensors[n:], strict=True)), rebuild(iter(tensors[:n])))
 
-        return graph_of(
-            policy, ("acting", policy.device, shapes), forward, [*leaves, *parameters], "acting", draws=True
-        )
+        key = "acting", policy.device, _forms(arguments[:n])
+        return graph_of(policy, key, forward, arguments, "acting", draws=True)
 
     def act(observations: PyTorchObs) -> Sequence[th.Tensor]:
-        nonlocal shapes, graph
-        leaves, structure = pytree.tree_flatten(observations)
-        leaves = [x.contiguous() for x in leaves]  # images may come transposed, and a graph is for one order in memory
-        if shapes is None:
-            shapes = _shapes(leaves)
-            graph = graph_for(leaves, structure)
-        return policy(observations) if graph is None else graph(*leaves, *parameters)
+        nonlocal found_out, graph
+        # Images may come transposed, and a graph is for one order in memory.
+        arguments = [*(x.contiguous() for x in leaves(observations)), *parameters]
+        if not found_out:
+            graph, found_out = graph_for(observations, arguments), True
+        return policy(observations) if graph is None else graph(arguments)
 
     return act
 
@@ -82,43 +79,44 @@ def compiled_step(
     """
     device = adam.parameters.device
     learning_rate = th.tensor(adam.options["lr"], dtype=th.float64)
-    state = [adam.parameters, adam.exp_avg, adam.exp_avg_sq]
+    state = [adam.parameters, adam.exp_avg, adam.exp_avg_sq, adam.count]
     moved = {id(p) for p in parameters}
     # Not moved, but not constant either: the policy's while the critic is fitted, or what is frozen for some time.
     others = [p.detach() for p in policy.parameters() if id(p) not in moved]
+    constant = [*others, learning_rate]
     numbers: dict[float, th.Tensor] = {}
-    shapes: Hashable = None
+    shapes: list[th.Size] | None = None
     graph: Graph | None = None
 
     def tensor(x: th.Tensor | float) -> th.Tensor:
         if isinstance(x, th.Tensor):
-            return x
+            return x.contiguous()
         if x not in numbers:
             numbers[x] = th.tensor(x, device=device)
         return numbers[x]
 
-    def graph_for(arguments: list[th.Tensor], structure: pytree.TreeSpec) -> Graph | None:
+    def graph_for(minibatch: tuple[Any, ...], arguments: list[th.Tensor]) -> Graph | None:
         options = tuple(sorted((name, value) for name, value in adam.options.items() if name != "lr"))
         of_policy = tuple(name for name, p in policy.named_parameters() if id(p) in moved)
-        full_key = (key, max_norm, options, adam.decoupled, of_policy, device, shapes)
-        update = _update(policy, parameters, adam, loss_function, max_norm, structure, len(others))
+        given = arguments[len(state) + len(constant) :]
+        full_key = (key, max_norm, options, adam.decoupled, of_policy, device, _forms(given))
+        update = _update(policy, parameters, adam, loss_function, max_norm, minibatch, len(others))
         return graph_of(policy, full_key, update, arguments, "this update")
 
     def step(*minibatch: Any) -> tuple[Any, th.Tensor | None, bool]:
         nonlocal shapes, graph
-        leaves, structure = pytree.tree_flatten(minibatch)
-        leaves = [tensor(x).contiguous() for x in leaves]
-        arguments = [*state, adam.count.double() + 1, learning_rate, *others, *leaves]
+        given = [tensor(x) for x in leaves(minibatch)]
+        arguments = [*state, *constant, *given]
+        given_shapes = [x.shape for x in given]
         if shapes is None:
-            shapes = _shapes(leaves)
-            graph = graph_for(arguments, structure)
-        if graph is None or _shapes(leaves) != shapes:
+            shapes = given_shapes
+            graph = graph_for(minibatch, arguments)
+        if graph is None or given_shapes != shapes:
             return eager_step(*minibatch)
 
-        *new_state, norm, left = graph(*arguments)
+        new_state, norm, left = graph(arguments)
         if proceed is not None and not proceed(left):
             return left, None, False
-        adam.count += 1
         th._foreach_copy_(state, new_state)
         return left, norm, True
 
@@ -143,25 +141,28 @@ def _update(
     adam: FlatAdam,
     loss_function: LossFunction,
     max_norm: float | None,
-    structure: pytree.TreeSpec,
+    minibatch: tuple[Any, ...],
     n_others: int,
 ) -> Callable[..., Any]:
     """
-    (θ, first moment, second moment, step count, learning rate, other parameters, minibatch) → the new ones, the norm,
-    what is left.
+    (θ, first moment, second moment, step count, other parameters, learning rate, minibatch) → the first four anew, the
+    norm, what is left.
     """
     loss = _Loss(policy, loss_function)
     name_of = {id(p): name for name, p in loss.named_parameters()}
     names = [name_of[id(p)] for p in parameters]
     other_names = [name for name in name_of.values() if name not in set(names)]
     beta1, beta2, eps, weight_decay = (adam.options[name] for name in ("beta1", "beta2", "eps", "weight_decay"))
+    rebuild = rebuilding(minibatch)
 
     def update(
-        flat: th.Tensor, exp_avg: th.Tensor, exp_avg_sq: th.Tensor, count: th.Tensor, lr: th.Tensor, *tensors: th.Tensor
+        flat: th.Tensor, exp_avg: th.Tensor, exp_avg_sq: th.Tensor, count: th.Tensor, *tensors: th.Tensor
     ) -> tuple[Any, ...]:
+        others, lr, given = tensors[:n_others], tensors[n_others], tensors[n_others + 1 :]
+
         def loss_of(values: tuple[th.Tensor, ...]) -> tuple[th.Tensor, Any]:
-            own = dict(zip([*names, *other_names], [*values, *tensors[:n_others]], strict=True))
-            return _call(loss, own, *pytree.tree_unflatten(tensors[n_others:], structure))
+            own = dict(zip([*names, *other_names], [*values, *others], strict=True))
+            return _call(loss, own, *rebuild(iter(given)))
 
         gradients, left = grad(loss_of, has_aux=True)(tuple(views(flat, parameters)))
         gradient = concatenated(gradients)
@@ -176,8 +177,11 @@ def _update(
             gradient = gradient + weight_decay * flat
         exp_avg = exp_avg + (1 - beta1) * (gradient - exp_avg)
         exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * gradient * gradient
-        denominator = (exp_avg_sq / (1 - beta2**count)).sqrt() + eps
-        return flat - lr / (1 - beta1**count) * exp_avg / denominator, exp_avg, exp_avg_sq, norm, left
+        count = count + 1
+        steps = count.double()
+        denominator = (exp_avg_sq / (1 - beta2**steps)).sqrt() + eps
+        flat = flat - lr / (1 - beta1**steps) * exp_avg / denominator
+        return (flat, exp_avg, exp_avg_sq, count), norm, left
 
     return update
 
@@ -190,5 +194,5 @@ def _call(module: th.nn.Module, parameters: dict[str, th.Tensor], *arguments: An
     return functional_call(module, parameters, arguments, tie_weights=False)
 
 
-def _shapes(tensors: Sequence[th.Tensor]) -> Hashable:
+def _forms(tensors: Sequence[th.Tensor]) -> Hashable:
     return tuple((x.shape, x.dtype) for x in tensors)

@@ -1,7 +1,7 @@
 """Functions of a policy as compiled graphs: the networks are tiny, and the time goes into calling their parts."""
 
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -10,13 +10,13 @@ from stable_baselines3.common.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from sb3_pgext.algorithms.nested import leaves, rebuilding
 from sb3_pgext.algorithms.packages import package_of
 
 __all__ = ["Graph", "graph_of"]
 
-Graph = Callable[..., Any]
+Graph = Callable[[list[th.Tensor]], Any]
 
 _graphs: "WeakKeyDictionary[th.nn.Module, dict[Hashable, Graph | None]]" = WeakKeyDictionary()
 """Policy → what has been compiled for it; None where that failed. They hold no reference to the policy."""
@@ -44,7 +44,8 @@ def graph_of(
     :param arguments: examples
     :param what: the function in words, for the warning
     :param draws: whether it may draw random numbers
-    :return: the graph, or None where there is none; a warning says why when that is found out
+    :return: the graph, a function of the list of arguments, or None where there is none; a warning says why when that
+        is found out
     """
     graphs = _graphs.setdefault(policy, {})
     parameters = tuple((name, p.shape, p.dtype) for name, p in policy.named_parameters())
@@ -57,12 +58,13 @@ def graph_of(
 def _compiled(
     policy: th.nn.Module, function: Callable[..., Any], arguments: Sequence[th.Tensor], what: str, draws: bool
 ) -> Graph | None:
-    structure: pytree.TreeSpec
+    rebuild: Callable[[Iterator[th.Tensor]], Any]
 
     def flat_function(*tensors: th.Tensor) -> list[th.Tensor]:
-        nonlocal structure
-        results, structure = pytree.tree_flatten(function(*tensors))
-        return results
+        nonlocal rebuild
+        results = function(*tensors)
+        rebuild = rebuilding(results)
+        return leaves(results)
 
     stateful = [type(m).__name__ for m in policy.modules() if any(isinstance(x, th.Tensor) for x in _state_of(m))]
     if stateful:
@@ -84,7 +86,7 @@ def _compiled(
                 _warn(policy, what, "it looks at tensors that are no parameters of the policy")
                 return None
             graph = _compile(traced, arguments)
-            graph(*arguments)
+            graph(list(arguments))
     except Exception as error:  # whatever a policy, the tracer or a C++ compiler may raise: there is an eager function
         _warn(policy, what, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
         return None
@@ -92,7 +94,7 @@ def _compiled(
         distribution = getattr(policy, "action_dist", None)
         if isinstance(distribution, Distribution):  # what the tracing has left in it stands for no observation
             distribution.distribution = None  # type: ignore[assignment]
-    return lambda *tensors: pytree.tree_unflatten(graph(*tensors), structure)
+    return lambda tensors: rebuild(iter(graph(tensors)))
 
 
 def _compile(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> Graph:
@@ -102,8 +104,7 @@ def _compile(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> Graph
     "reduce-overhead".
     """
     if not any(x.is_cuda for x in arguments):
-        run = package_of(traced, arguments)
-        return lambda *tensors: run(list(tensors))
+        return package_of(traced, arguments)
 
     import torch._inductor  # here, because it takes a second and 50 MiB that nobody else needs
 
@@ -112,7 +113,7 @@ def _compile(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> Graph
         traced, list(arguments), dynamic_shapes="from_example_inputs", options={"config_patches": patches}
     )
     # What a CUDA graph returns is overwritten at its next call.
-    return lambda *tensors: [y.clone() for y in graph(*tensors)]
+    return lambda tensors: [y.clone() for y in graph(*tensors)]
 
 
 def _multinomial(

@@ -23,13 +23,13 @@ from sb3_pgext.algorithms.base import (
     require_number,
     require_one_of,
     require_positive,
-    rows,
 )
 from sb3_pgext.algorithms.distributions import (
     distribution_parameters,
     fisher_metric,
     kl_divergence,
 )
+from sb3_pgext.algorithms.nested import rows
 from sb3_pgext.algorithms.whole_updates import whole_update
 from sb3_pgext.estimators.natural import (
     conjugate_gradients,

@@ -29,11 +29,11 @@ from sb3_pgext.algorithms.base import (
     require_one_of,
     require_positive,
     require_schedule,
-    rows,
     standardize,
 )
 from sb3_pgext.algorithms.descent import Step, descending
 from sb3_pgext.algorithms.distributions import distribution_parameters, kl_divergence
+from sb3_pgext.algorithms.nested import minibatches
 from sb3_pgext.algorithms.whole_updates import require_finite_state, whole_update
 from sb3_pgext.estimators.returns import rollout_advantages
 from sb3_pgext.estimators.surrogates import (
@@ -341,9 +341,7 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
                 steps = steps._replace(advantages=advantages, targets=targets)
             self._n_updates += 1
             order = np.random.permutation(n_steps)  # noqa: NPY002  the generator that SB3 draws from
-            shuffled = rows(steps, th.as_tensor(order, device=self.device))
-            for start in range(0, n_steps, self.batch_size):
-                yield rows(shuffled, slice(start, start + self.batch_size))
+            yield from minibatches(steps, th.as_tensor(order, device=self.device), self.batch_size)
 
     def _loss(self, minibatch: Steps, coefficients: Coefficients) -> tuple[th.Tensor, Terms]:
         """

@@ -18,7 +18,7 @@ from tests.environments import AnySpaces
 def _traced_only(request, monkeypatch):
     """Compiling takes seconds each time, and what is to be shown here is mostly about the tracing."""
     if "compiler" not in request.keywords:
-        monkeypatch.setattr(module, "_compile", lambda traced, arguments: traced)
+        monkeypatch.setattr(module, "_compile", lambda traced, arguments: lambda tensors: traced(*tensors))
 
 
 SETTINGS = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
