@@ -20,6 +20,7 @@ from stable_baselines3.common.policies import (
     BasePolicy,
     MultiInputActorCriticPolicy,
 )
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, get_device, obs_as_tensor
 from torch.nn import functional as F
@@ -41,6 +42,9 @@ MAX_COUNT = 2**31 - 1
 
 MAX_NUMBER = 1e38
 """What single precision can hold, in which networks compute."""
+
+_DETERMINISTIC_EXTRACTORS = (FlattenExtractor, NatureCNN, CombinedExtractor)
+"""SB3's, which compute the same features of an observation each time, whichever others are in the batch."""
 
 _UNCHECKED_BY_SB3: dict[str, Any] = {
     "policy_kwargs": None,
@@ -489,26 +493,55 @@ class PolicyGradientAlgorithm(CompilingAlgorithm):
         if not parameters:  # all frozen
             return
 
+        inputs, values_of = self._inputs_of_critic(observations, parameters)
+
         def loss_function(minibatch: PyTorchObs, wanted: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-            loss = F.mse_loss(self.policy.predict_values(minibatch).flatten(), wanted)
+            loss = F.mse_loss(values_of(minibatch).flatten(), wanted)
             return loss, loss.detach()
 
         losses = []
         # A batch of whole episodes that is shorter than a minibatch has another shape each time.
-        key = "critic" if self.compile and len(targets) >= batch_size else None
+        key = ("critic", inputs is observations) if self.compile and len(targets) >= batch_size else None
         optimizer = self.policy.optimizer
         with descending(
             self.policy, optimizer, parameters, loss_function, self.max_grad_norm, fused=True, compile_key=key
         ) as descend:
             for _ in range(n_epochs):
                 order = th.randperm(len(targets), device=targets.device)
-                for minibatch in minibatches((observations, targets), order, batch_size):
+                for minibatch in minibatches((inputs, targets), order, batch_size):
                     loss, _, _ = descend(*minibatch)
                     losses.append(loss)
         of_steps = th.stack(losses)
         require_finite_losses("value loss", of_steps, self._n_updates)
         self.logger.record("train/value_loss", of_steps.mean().item())
         self.logger.record("train/explained_variance", explained_variance(values, targets).item())
+
+    def _inputs_of_critic(
+        self, observations: PyTorchObs, moved: list[th.nn.Parameter]
+    ) -> tuple[PyTorchObs, Callable[[PyTorchObs], th.Tensor]]:
+        """
+        What V is a function of while it is fitted: the features, where the fit leaves them as they are.
+
+        SB3 shares the features extractor between policy and critic, so that it is the policy's, and the same images
+        would go through it in each pass over the rollout.
+
+        :param observations: ``(M, *observation shape)``
+        :param moved: the parameters that the fit moves
+        :return: the inputs, M of them, and the function of a minibatch of them to V
+        """
+        policy = self.policy
+        extractor = policy.vf_features_extractor
+        own = any(_overrides(type(policy), method) for method in ("predict_values", "extract_features"))
+        fixed = {id(p) for p in extractor.parameters()}.isdisjoint(map(id, moved))
+        if own or not fixed or type(extractor) not in _DETERMINISTIC_EXTRACTORS:
+            return observations, policy.predict_values
+
+        def values_of(features: Any) -> th.Tensor:
+            return policy.value_net(policy.mlp_extractor.forward_critic(features))
+
+        with th.no_grad():
+            features = BasePolicy.extract_features(policy, observations, extractor)  # as predict_values does
+        return features, values_of
 
     def _step(self, parameters: list[th.nn.Parameter], gradients: Collection[th.Tensor]) -> None:
         """One optimizer step that moves these parameters and no others."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import A2C
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -13,7 +14,7 @@ from sb3_pgext.algorithms.base import critic_parameters, policy_parameters
 from sb3_pgext.envs import chain
 from sb3_pgext.rollouts import StepBuffer
 from tests.algorithms.policies import SharedTrunk, moved_parameters
-from tests.environments import ACTIONS, VECTOR, ActionIsReward, AnySpaces, Countdown, Scripted
+from tests.environments import ACTIONS, IMAGE, VECTOR, ActionIsReward, AnySpaces, Countdown, Scripted
 
 ADVANTAGES = ["mc", "td", "n_step", "gae"]
 SGD = {"optimizer_class": th.optim.SGD}
@@ -184,6 +185,30 @@ def test_each_step_moves_its_own_parameters_only(share_features_extractor):
     assert not of_policy & of_critic
     assert "log_std" in of_policy
     assert "value_net.weight" in of_critic
+
+
+@pytest.mark.parametrize("space", ["vector", "image"])
+@pytest.mark.parametrize("share_features_extractor", [True, False])
+def test_features_that_the_fit_leaves_as_they_are_are_computed_once(space, share_features_extractor, monkeypatch):
+    """With the same parameters after it. A shared NatureCNN is the policy's, a flattened vector nobody's."""
+
+    def fitted():
+        kwargs = {"share_features_extractor": share_features_extractor}
+        env = DummyVecEnv([lambda: AnySpaces(IMAGE if space == "image" else VECTOR, spaces.Discrete(3))])
+        env.seed(0)
+        policy = "CnnPolicy" if space == "image" else "MlpPolicy"
+        model = collected(model_on(env, policy, policy_kwargs=kwargs, n_critic_updates=3))
+        calls = []
+        hook = model.policy.vf_features_extractor.register_forward_hook(lambda *_: calls.append(1))
+        model._fit_critic_to_rollout()
+        hook.remove()
+        return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach(), len(calls)
+
+    parameters, n_calls = fitted()
+    monkeypatch.setattr("sb3_pgext.algorithms.base._DETERMINISTIC_EXTRACTORS", ())
+    wanted, n_calls_without = fitted()
+    assert n_calls_without - n_calls == (0 if (space, share_features_extractor) == ("image", False) else 5)
+    assert th.allclose(parameters, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("frozen", ["policy", "critic"])
