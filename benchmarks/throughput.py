@@ -3,11 +3,11 @@
 usage: python benchmarks/throughput.py [--env CartPole-v1] [--contenders PPO "ClippedCriticPPO compiled" …]
        python benchmarks/throughput.py --scale n_envs        (or width, batch_size)
 
-Each contender lives in a process of its own with one thread; they take turns, a rollout with its update at a time, so
-that each has met the same machine. What is compiled is compiled before, and how long that took is reported. The ratio
-is that of the times of one turn, and the table has its median, smallest and largest; memory is the largest resident set
-of the contender's process. The environment's part is what its ``step`` took; beside it stand the matrix products of the
-networks alone, as the floor.
+Each contender lives in a process of its own with one thread; they take turns, four rollouts with their updates at a
+time, so that each has met the same machine. What is compiled is compiled before, and how long that took is reported.
+The ratio is that of the times of one turn, and the table has its median, smallest and largest; memory is the largest
+resident set of the contender's process. The environment's part is what its ``step`` took; beside it stand the matrix
+products of the networks alone, as the floor.
 
 Peers that are not installed are left out: sbx-rl brings sbx's PPO.
 """
@@ -31,6 +31,7 @@ import torch as th
 
 SETTING = {"n_envs": 8, "width": 64, "batch_size": 64}
 N_STEPS = 256
+ROLLOUTS_PER_TURN = 4
 SCALES = {"n_envs": (1, 4, 16, 64, 256), "width": (64, 256, 1024), "batch_size": (64, 256, 1024)}
 
 
@@ -51,6 +52,7 @@ class Contender:
 
 PPO = {"n_steps": N_STEPS, "n_epochs": 10}
 TRPO = {"n_steps": N_STEPS, "n_critic_updates": 10}
+LINE_SEARCH = {"line_search": True}  # which makes NPG what TRPO is
 COMPILED = {"compile": True}
 CONTENDERS = {
     "PPO": Contender("stable_baselines3:PPO", "PPO", PPO),
@@ -61,8 +63,8 @@ CONTENDERS = {
         "sb3_pgext:ClippedCriticPPO", "PPO", PPO | COMPILED, vec_env="gymnasium"
     ),
     "TRPO": Contender("sb3_contrib:TRPO", "TRPO", TRPO),
-    "NPG": Contender("sb3_pgext:NPG", "TRPO", TRPO),
-    "NPG compiled": Contender("sb3_pgext:NPG", "TRPO", TRPO | COMPILED),
+    "NPG": Contender("sb3_pgext:NPG", "TRPO", TRPO | LINE_SEARCH),
+    "NPG compiled": Contender("sb3_pgext:NPG", "TRPO", TRPO | LINE_SEARCH | COMPILED),
     "A2C": Contender("stable_baselines3:A2C", "A2C"),
     "VPG compiled": Contender("sb3_pgext:VPG", "A2C", COMPILED),
     "REINFORCE": Contender("sb3_pgext:REINFORCE", "A2C"),
@@ -187,11 +189,9 @@ class Result:
         """Over the turns."""
         return statistics.median(map(value, self.turns))
 
-    @property
-    def ratios(self) -> list[float]:
-        """How many times the peer's steps per second, sorted."""
-        pairs = zip(self.peer, self.turns, strict=True)
-        return sorted(theirs.seconds_per_step / ours.seconds_per_step for theirs, ours in pairs)
+    def ratios(self, seconds: Callable[[Turn], float]) -> list[float]:
+        """How many times the peer's speed, sorted."""
+        return sorted(seconds(theirs) / seconds(ours) for theirs, ours in zip(self.peer, self.turns, strict=True))
 
 
 def measure(names: list[str], env: str, setting: dict[str, int], repetitions: int, device: str) -> dict[str, Result]:
@@ -214,7 +214,7 @@ def measure(names: list[str], env: str, setting: dict[str, int], repetitions: in
     turns: dict[str, list[Turn]] = {name: [] for name in names}
     for _ in range(repetitions):
         for name, pipe in pipes.items():
-            pipe.send(setting["n_envs"] * N_STEPS)
+            pipe.send(ROLLOUTS_PER_TURN * setting["n_envs"] * N_STEPS)
             turns[name].append(pipe.recv())
     memory = {}
     for name, pipe in pipes.items():
@@ -267,7 +267,7 @@ def seconds_of_products(n_rows: int, layers: list[tuple[int, int]], backwards: b
 
 def row(env: str, setting: dict[str, int], name: str, result: Result) -> dict[str, Any]:
     """One line of the table."""
-    ratios = result.ratios
+    ratios = result.ratios(lambda t: t.seconds_per_step)
     return {
         "environment": env,
         **setting,
@@ -280,6 +280,7 @@ def row(env: str, setting: dict[str, int], name: str, result: Result) -> dict[st
         "times as fast": round(statistics.median(ratios), 2),
         "from": round(ratios[0], 2),
         "to": round(ratios[-1], 2),
+        "update times as fast": round(statistics.median(result.ratios(lambda t: t.update / t.n_steps)), 2),
         "first turn s": round(result.first, 1),
         "memory MiB": round(result.memory),
     }
@@ -292,7 +293,8 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
             f"{r['contender']:38s} {r['steps/s']:8,d} steps/s  environment {r['environment µs/step']:6.1f} "
             f"collection {r['collection µs/step']:6.1f} "
             f"update {r['update µs/step']:6.1f} µs/step  {r['times as fast']:5.2f} x {r['peer']} "
-            f"({r['from']:.2f} to {r['to']:.2f})  first turn {r['first turn s']:5.1f} s  {r['memory MiB']:,d} MiB"
+            f"({r['from']:.2f} to {r['to']:.2f}), updates {r['update times as fast']:5.2f} x  "
+            f"first turn {r['first turn s']:5.1f} s  {r['memory MiB']:,d} MiB"
         )
 
 
