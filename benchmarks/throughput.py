@@ -1,7 +1,7 @@
 """Environment steps per second of whole training runs, beside the named peers, with what the time goes into.
 
-usage: python benchmarks/throughput.py [--env CartPole-v1] [--contenders PPO "ClippedCriticPPO compiled" …]
-       python benchmarks/throughput.py --scale n_envs        (or width, batch_size)
+usage: python -m benchmarks.throughput [--env CartPole-v1] [--contenders PPO "ClippedCriticPPO compiled" …]
+       python -m benchmarks.throughput --scale n_envs        (or width, batch_size)
 
 Each contender lives in a process of its own with one thread; they take turns, four rollouts with their updates at a
 time, so that each has met the same machine. What is compiled is compiled before, and how long that took is reported.
@@ -56,6 +56,7 @@ LINE_SEARCH = {"line_search": True}  # which makes NPG what TRPO is
 COMPILED = {"compile": True}
 CONTENDERS = {
     "PPO": Contender("stable_baselines3:PPO", "PPO", PPO),
+    "PPO (CleanRL's style)": Contender("benchmarks.single_file:SingleFilePPO", "PPO", PPO),
     "PPO (sbx)": Contender("sbx:PPO", "PPO", PPO),
     "ClippedCriticPPO": Contender("sb3_pgext:ClippedCriticPPO", "PPO", PPO),
     "ClippedCriticPPO compiled": Contender("sb3_pgext:ClippedCriticPPO", "PPO", PPO | COMPILED),
