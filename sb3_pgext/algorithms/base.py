@@ -531,7 +531,9 @@ class PolicyGradientAlgorithm(CompilingAlgorithm):
         """
         policy = self.policy
         extractor = policy.vf_features_extractor
-        own = any(_overrides(type(policy), method) for method in ("predict_values", "extract_features"))
+        methods = ("predict_values", "extract_features")
+        # A policy that torch has compiled as a whole is of a class of torch's.
+        own = not isinstance(policy, ActorCriticPolicy) or any(_overrides(type(policy), name) for name in methods)
         fixed = {id(p) for p in extractor.parameters()}.isdisjoint(map(id, moved))
         if own or not fixed or type(extractor) not in _DETERMINISTIC_EXTRACTORS:
             return observations, policy.predict_values
