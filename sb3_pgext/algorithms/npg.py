@@ -24,6 +24,7 @@ from sb3_pgext.algorithms.base import (
     require_one_of,
     require_positive,
 )
+from sb3_pgext.algorithms.compiled import compiled_fisher
 from sb3_pgext.algorithms.distributions import (
     distribution_parameters,
     fisher_metric,
@@ -32,6 +33,8 @@ from sb3_pgext.algorithms.distributions import (
 from sb3_pgext.algorithms.nested import rows
 from sb3_pgext.algorithms.whole_updates import whole_update
 from sb3_pgext.estimators.natural import (
+    Metric,
+    Tangents,
     conjugate_gradients,
     euclidean_metric,
     fisher_vector_product,
@@ -267,12 +270,29 @@ class NPG(ActorCriticAlgorithm):
         self, steps: Steps, parameters: list[th.nn.Parameter]
     ) -> tuple[Objective, Callable[[th.Tensor], th.Tensor]]:
         """What is to be made larger, differentiable, and v → F v."""
+        fisher = self._compiled_fisher(steps, parameters) if self.compile else None
         distribution = self.policy.get_distribution(steps.observations)
         objective = self._objective(distribution, steps)
+        if fisher is None:
+            fisher = fisher_vector_product(*self._geometry(distribution, objective.log_prob), parameters)
+        return objective, fisher
+
+    def _geometry(self, distribution: Distribution, log_prob: th.Tensor) -> tuple[Tangents, Metric]:
+        """What F is made of: z, the numbers that the action probabilities depend on, and the metric."""
         if self.fisher == "empirical":
-            return objective, fisher_vector_product((objective.log_prob,), euclidean_metric, parameters)
-        outputs = distribution_parameters(distribution)
-        return objective, fisher_vector_product(outputs, fisher_metric(distribution), parameters)
+            return (log_prob,), euclidean_metric
+        return distribution_parameters(distribution), fisher_metric(distribution)
+
+    def _compiled_fisher(
+        self, steps: Steps, parameters: list[th.nn.Parameter]
+    ) -> Callable[[th.Tensor], th.Tensor] | None:
+        """v → F v, compiled; None where that cannot be."""
+
+        def geometry(observations: PyTorchObs, actions: th.Tensor) -> tuple[Tangents, Metric]:
+            distribution = self.policy.get_distribution(observations)
+            return self._geometry(distribution, distribution.log_prob(actions))
+
+        return compiled_fisher(self.policy, parameters, geometry, (steps.observations, steps.actions), self.fisher)
 
     def _objective(self, distribution: Distribution, steps: Steps) -> Objective:
         log_prob = distribution.log_prob(steps.actions)
