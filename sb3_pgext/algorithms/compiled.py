@@ -1,4 +1,4 @@
-"""Acting, and a whole gradient step, as one compiled graph each."""
+"""Acting, a whole gradient step, and a product with the Fisher matrix, as one compiled graph each."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -11,8 +11,9 @@ from torch.func import functional_call, grad
 from sb3_pgext.algorithms.flat_adam import FlatAdam, concatenated, views
 from sb3_pgext.algorithms.graphs import Graph, graph_of
 from sb3_pgext.algorithms.nested import leaves, rebuilding
+from sb3_pgext.estimators.natural import Metric, Tangents, fisher_vector_product
 
-__all__ = ["LossFunction", "Step", "compiled_acting", "compiled_step"]
+__all__ = ["LossFunction", "Step", "compiled_acting", "compiled_fisher", "compiled_step"]
 
 LossFunction = Callable[..., tuple[th.Tensor, Any]]
 """Minibatch → its loss, a scalar, and what it leaves for the log: tensors without a graph."""
@@ -123,16 +124,55 @@ def compiled_step(
     return step
 
 
-class _Loss(th.nn.Module):
-    """The loss function as a module that contains the policy, for ``functional_call``."""
+def compiled_fisher(
+    policy: th.nn.Module,
+    parameters: Sequence[th.nn.Parameter],
+    geometry: Callable[..., tuple[Tangents, Metric]],
+    batch: tuple[Any, ...],
+    key: Hashable,
+) -> Callable[[th.Tensor], th.Tensor] | None:
+    """
+    The products of :func:`~sb3_pgext.estimators.natural.fisher_vector_product`, up to rounding, as one graph. What they
+    have in common, such as the forward pass, is computed here, once.
 
-    def __init__(self, policy: th.nn.Module, loss_function: LossFunction):
+    :param policy: the network that the geometry evaluates
+    :param parameters: θ, P numbers in all
+    :param geometry: batch → z and the metric, a function of the policy's parameters and its arguments alone
+    :param batch: its arguments
+    :param key: everything else that the geometry depends on and that may change
+    :return: v ``(P,)`` → F v ``(P,)``, as long as the parameters are not moved; None where that cannot be traced
+    """
+    module = _Function(policy, geometry)
+    named = dict(module.named_parameters())
+    name_of = {id(p): name for name, p in named.items()}
+    theta = [name_of[id(p)] for p in parameters]
+    rebuild = rebuilding(batch)
+
+    def product(*tensors: th.Tensor) -> th.Tensor:
+        own = {name: p.detach().requires_grad_(name in theta) for name, p in zip(named, tensors, strict=False)}
+        outputs, metric = _call(module, own, *rebuild(iter(tensors[len(own) :])))
+        return fisher_vector_product(outputs, metric, [own[name] for name in theta])(tensors[-1])
+
+    first = [*(p.detach() for p in named.values()), *(x.contiguous() for x in leaves(batch))]
+    v = th.cat([p.detach().flatten() for p in parameters])
+    full_key = ("fisher", key, tuple(theta), v.device, _forms(first))
+    graph = graph_of(policy, full_key, product, [*first, v], "the product with the Fisher matrix", n_first=len(first))
+    if graph is None:
+        return None
+    product_with = graph(first)
+    return lambda v: product_with([v])
+
+
+class _Function(th.nn.Module):
+    """A function as a module that contains the policy, for ``functional_call``."""
+
+    def __init__(self, policy: th.nn.Module, function: Callable[..., Any]):
         super().__init__()
         self.policy = policy
-        self._loss_function = loss_function
+        self._function = function
 
-    def forward(self, *minibatch: Any) -> tuple[th.Tensor, Any]:
-        return self._loss_function(*minibatch)
+    def forward(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
 
 
 def _update(
@@ -148,7 +188,7 @@ def _update(
     (θ, first moment, second moment, step count, other parameters, learning rate, minibatch) → the first four anew, the
     norm, what is left.
     """
-    loss = _Loss(policy, loss_function)
+    loss = _Function(policy, loss_function)
     name_of = {id(p): name for name, p in loss.named_parameters()}
     names = [name_of[id(p)] for p in parameters]
     other_names = [name for name in name_of.values() if name not in set(names)]

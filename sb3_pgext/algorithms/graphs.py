@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
+from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -32,9 +33,13 @@ def graph_of(
     arguments: Sequence[th.Tensor],
     what: str,
     draws: bool = False,
+    n_first: int = 0,
 ) -> Graph | None:
     """
     A function as one graph for arguments of these shapes. It is traced and compiled at the first call for a key.
+
+    Where many calls share their first arguments, it is a function of these to a graph for the others: what depends on
+    the first ones alone is computed once, uncompiled.
 
     It draws the same random numbers as the function, and leaves the generators alone while it is compiled.
 
@@ -44,6 +49,7 @@ def graph_of(
     :param arguments: examples
     :param what: the function in words, for the warning
     :param draws: whether it may draw random numbers
+    :param n_first: how many of the arguments are such first ones; then it may not draw
     :return: the graph, a function of the list of arguments, or None where there is none; a warning says why when that
         is found out
     """
@@ -51,14 +57,20 @@ def graph_of(
     parameters = tuple((name, p.shape, p.dtype) for name, p in policy.named_parameters())
     key = (key, parameters, tuple(map(type, policy.modules())))
     if key not in graphs:
-        graphs[key] = _compiled(policy, function, arguments, what, draws)
+        graphs[key] = _compiled(policy, function, arguments, what, draws, n_first)
     return graphs[key]
 
 
 def _compiled(
-    policy: th.nn.Module, function: Callable[..., Any], arguments: Sequence[th.Tensor], what: str, draws: bool
+    policy: th.nn.Module,
+    function: Callable[..., Any],
+    arguments: Sequence[th.Tensor],
+    what: str,
+    draws: bool,
+    n_first: int,
 ) -> Graph | None:
     rebuild: Callable[[Iterator[th.Tensor]], Any]
+    first: th.fx.GraphModule | None = None
 
     def flat_function(*tensors: th.Tensor) -> list[th.Tensor]:
         nonlocal rebuild
@@ -85,6 +97,9 @@ def _compiled(
             if any(_is_constant(traced, node) for node in traced.graph.nodes):
                 _warn(policy, what, "it looks at tensors that are no parameters of the policy")
                 return None
+            if n_first:
+                first, traced = _split(traced, arguments, n_first)
+                arguments = [*first(*arguments[:n_first]), *arguments[n_first:]]
             graph = _compile(traced, arguments)
             graph(list(arguments))
     except Exception as error:  # whatever a policy, the tracer or a C++ compiler may raise: there is an eager function
@@ -94,7 +109,47 @@ def _compiled(
         distribution = getattr(policy, "action_dist", None)
         if isinstance(distribution, Distribution):  # what the tracing has left in it stands for no observation
             distribution.distribution = None  # type: ignore[assignment]
-    return lambda tensors: rebuild(iter(graph(tensors)))
+
+    def call(tensors: list[th.Tensor]) -> Any:
+        return rebuild(iter(graph(tensors)))
+
+    if first is None:
+        return call
+
+    def call_with(tensors: list[th.Tensor]) -> Graph:
+        known = first(*tensors)
+        return lambda others: call([*known, *others])
+
+    return call_with
+
+
+def _split(
+    traced: th.fx.GraphModule, arguments: Sequence[th.Tensor], n_first: int
+) -> tuple[th.fx.GraphModule, th.fx.GraphModule]:
+    """
+    :param traced: arguments → results
+    :param arguments: examples
+    :param n_first: number of first arguments
+    :return: first arguments → all that depends on them alone and is needed further; that and the others → results
+    """
+    traced = make_fx(functionalize(traced))(*arguments)  # nothing may change in place what is computed once
+    traced.graph.eliminate_dead_code()
+    nodes = list(traced.graph.nodes)
+    placeholders = [node for node in nodes if node.op == "placeholder"]
+    late = {*placeholders[n_first:], nodes[-1]}  # the last one is the output
+    for node in nodes:  # each comes after those that it depends on
+        if late.intersection(node.all_input_nodes):
+            late.add(node)
+    between = [node for node in nodes if node not in late and late.intersection(node.users)]
+
+    first, second = th.fx.Graph(), th.fx.Graph()
+    in_first: dict[th.fx.Node, th.fx.Node] = {}
+    in_second = {node: second.placeholder(node.name) for node in between}
+    for node in nodes:
+        graph, copies = (second, in_second) if node in late else (first, in_first)
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    first.output([in_first[node] for node in between])
+    return th.fx.GraphModule(traced, first), th.fx.GraphModule(traced, second)
 
 
 def _compile(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> Graph:

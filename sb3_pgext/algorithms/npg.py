@@ -24,6 +24,7 @@ from sb3_pgext.algorithms.base import (
     require_one_of,
     require_positive,
 )
+from sb3_pgext.algorithms.compiled import compiled_fisher
 from sb3_pgext.algorithms.distributions import (
     distribution_parameters,
     fisher_metric,
@@ -32,6 +33,8 @@ from sb3_pgext.algorithms.distributions import (
 from sb3_pgext.algorithms.nested import rows
 from sb3_pgext.algorithms.whole_updates import whole_update
 from sb3_pgext.estimators.natural import (
+    Metric,
+    Tangents,
     conjugate_gradients,
     euclidean_metric,
     fisher_vector_product,
@@ -128,7 +131,8 @@ class NPG(ActorCriticAlgorithm):
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: Seed for the pseudo random generators
     :param device: Device (cpu, cuda, …) on which the code should be run; "auto" uses the GPU if possible
-    :param compile: compile acting and the steps of the critic's fit: the same results up to rounding, in less time
+    :param compile: compile acting, the products with F and the steps of the critic's fit: the same results up to
+        rounding, in less time (a product in 0.6 of it)
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: an argument is not allowed, or would have no effect beside the others
     """
@@ -267,12 +271,29 @@ class NPG(ActorCriticAlgorithm):
         self, steps: Steps, parameters: list[th.nn.Parameter]
     ) -> tuple[Objective, Callable[[th.Tensor], th.Tensor]]:
         """What is to be made larger, differentiable, and v → F v."""
+        fisher = self._compiled_fisher(steps, parameters) if self.compile else None
         distribution = self.policy.get_distribution(steps.observations)
         objective = self._objective(distribution, steps)
+        if fisher is None:
+            fisher = fisher_vector_product(*self._geometry(distribution, objective.log_prob), parameters)
+        return objective, fisher
+
+    def _geometry(self, distribution: Distribution, log_prob: th.Tensor) -> tuple[Tangents, Metric]:
+        """What F is made of: z, the numbers that the action probabilities depend on, and the metric."""
         if self.fisher == "empirical":
-            return objective, fisher_vector_product((objective.log_prob,), euclidean_metric, parameters)
-        outputs = distribution_parameters(distribution)
-        return objective, fisher_vector_product(outputs, fisher_metric(distribution), parameters)
+            return (log_prob,), euclidean_metric
+        return distribution_parameters(distribution), fisher_metric(distribution)
+
+    def _compiled_fisher(
+        self, steps: Steps, parameters: list[th.nn.Parameter]
+    ) -> Callable[[th.Tensor], th.Tensor] | None:
+        """v → F v, compiled; None where that cannot be."""
+
+        def geometry(observations: PyTorchObs, actions: th.Tensor) -> tuple[Tangents, Metric]:
+            distribution = self.policy.get_distribution(observations)
+            return self._geometry(distribution, distribution.log_prob(actions))
+
+        return compiled_fisher(self.policy, parameters, geometry, (steps.observations, steps.actions), self.fisher)
 
     def _objective(self, distribution: Distribution, steps: Steps) -> Objective:
         log_prob = distribution.log_prob(steps.actions)

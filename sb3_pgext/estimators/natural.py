@@ -73,7 +73,7 @@ def euclidean_metric(tangents: Tangents) -> Tangents:
 
 
 def fisher_vector_product(
-    outputs: Sequence[th.Tensor], metric: Metric, parameters: Sequence[th.nn.Parameter]
+    outputs: Sequence[th.Tensor], metric: Metric, parameters: Sequence[th.Tensor]
 ) -> Callable[[th.Tensor], th.Tensor]:
     r"""
     :math:`v \mapsto \frac1M J^\top (M (J v))`, without F and without J.
@@ -101,7 +101,7 @@ def fisher_vector_product(
 
 def _flat_gradients(
     outputs: Sequence[th.Tensor],
-    parameters: Sequence[th.nn.Parameter],
+    parameters: Sequence[th.Tensor],
     cotangents: Sequence[th.Tensor],
     create_graph: bool = False,
 ) -> th.Tensor:

@@ -11,7 +11,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
 from sb3_pgext.algorithms import graphs as module
-from tests.environments import AnySpaces
+from sb3_pgext.algorithms.base import policy_parameters
+from sb3_pgext.rollouts.acting import unvalidated_distributions
+from tests.algorithms.policies import SharedTrunk
+from tests.environments import ACTIONS, DICT, IMAGE, VECTOR, AnySpaces
 
 
 @pytest.fixture(autouse=True)
@@ -327,3 +330,125 @@ def test_a_warning_says_why_it_runs_uncompiled(cause, monkeypatch):
             model.learn(128)
         found.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
     assert th.equal(*found)
+
+
+# --- NPG's products with the Fisher matrix ---------------------------------------------------------------------------
+
+
+def npg(compile, action="box", observation=VECTOR, policy="MlpPolicy", **options):
+    env = DummyVecEnv([lambda: AnySpaces(observation, ACTIONS[action])] * 2)
+    env.seed(1)
+    settings = {"n_steps": 32, "batch_size": 32, "n_critic_updates": 1, "sub_sampling_factor": 3}
+    return NPG(policy, env, compile=compile, seed=0, device="cpu", **settings | options)
+
+
+def with_rollout(model):
+    _, callback = model._setup_learn(1000)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    return model
+
+
+def assert_same_products(model):
+    """With the eager ones, also after the policy has moved, for other steps, and each time that one is asked for."""
+    generator = th.Generator().manual_seed(0)
+    for _ in range(2):
+        steps, parameters = model._steps(), list(policy_parameters(model.policy).values())
+        products = []
+        for model.compile in (False, True):
+            with unvalidated_distributions():
+                objective, fisher = model._objective_and_fisher(steps, parameters)
+            assert objective.total.requires_grad
+            products.append(fisher)
+        for _ in range(2):
+            v = th.randn(sum(p.numel() for p in parameters), generator=generator)
+            wanted, found = (product(v) for product in products)
+            assert not found.requires_grad
+            assert (found - wanted).norm() < 1e-5 * wanted.norm()
+        with th.no_grad():
+            for p in model.policy.parameters():
+                p += 0.1 * th.randn(p.shape, generator=generator)
+    of_fisher = [graph for (key, *_), graph in module._graphs[model.policy].items() if key[0] == "fisher"]
+    assert len(of_fisher) == 1
+    assert None not in of_fisher
+
+
+@pytest.mark.parametrize("fisher", ["exact", "empirical"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"action": action} for action in ACTIONS),
+        {"use_sde": True},
+        {"use_sde": True, "policy_kwargs": {"squash_output": True, "full_std": False}},
+        {"policy": "MultiInputPolicy", "observation": DICT, "action": "discrete", "n_steps": 4, "batch_size": 4},
+        {"policy": "CnnPolicy", "observation": IMAGE, "n_steps": 4, "batch_size": 4},
+        {"policy_kwargs": {"features_extractor_class": SharedTrunk}},
+    ],
+    ids=lambda options: "-".join(str(value) for value in options.values() if isinstance(value, str | bool)) or "shared",
+)
+@pytest.mark.filterwarnings("error:compile=True")
+def test_the_same_products_with_the_fisher_matrix(options, fisher):
+    assert_same_products(with_rollout(npg(False, fisher=fisher, **options)))
+
+
+@pytest.mark.compiler
+@pytest.mark.filterwarnings("error:compile=True")
+def test_the_same_products_compiled():
+    assert_same_products(with_rollout(npg(False)))
+
+
+@pytest.mark.filterwarnings("error:compile=True")
+def test_products_with_the_fisher_matrix_of_what_is_not_frozen():
+    model = with_rollout(npg(False))
+    model.policy.mlp_extractor.policy_net[0].requires_grad_(False)
+    assert_same_products(model)
+    model.policy.mlp_extractor.policy_net[0].requires_grad_(True)
+    model.policy.log_std.requires_grad_(False)
+    parameters = list(policy_parameters(model.policy).values())
+    with unvalidated_distributions():
+        _, fisher = model._objective_and_fisher(model._steps(), parameters)
+    assert fisher(th.ones(sum(p.numel() for p in parameters))).isfinite().all()
+
+
+@pytest.mark.filterwarnings("error:compile=True")
+def test_the_same_natural_steps():
+    found = []
+    for compile in (False, True):
+        model = npg(compile).learn(4 * 64)
+        found.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
+    assert len(module._graphs[model.policy]) == 3, "acting, the products and the critic"
+    assert not th.equal(found[0], th.cat([p.detach().flatten() for p in npg(True).policy.parameters()]))
+    assert th.allclose(*found, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("fisher", ["exact", "empirical"])
+def test_products_that_cannot_be_compiled(fisher):
+    """Dropout; the critic's fit has it too, and the warning is about the products, which come first."""
+    found = []
+    for compile in (False, True):
+        kwargs = {"activation_fn": th.nn.Dropout}
+        model = npg(compile, fisher=fisher, policy_kwargs=kwargs)
+        if compile:
+            with pytest.warns(
+                UserWarning, match="compile=True: the product with the Fisher .* random numbers"
+            ) as caught:
+                model.learn(2 * 64)
+            assert len([w for w in caught if "compile=True" in str(w.message)]) == 1
+        else:
+            model.learn(2 * 64)
+        found.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
+    assert th.equal(*found)
+
+
+def test_what_is_computed_once_is_not_changed_by_what_follows():
+    """A sum that grows in place would be another one at the second call."""
+
+    def function(x, y):
+        total = th.zeros(3) + x
+        total += y
+        return total * x.exp()
+
+    x, y = th.arange(3.0), th.ones(3)
+    graph = module.graph_of(th.nn.Identity(), "sum", function, [x, y], "a sum", n_first=1)([x])
+    for _ in range(2):
+        assert th.allclose(graph([y]), (x + y) * x.exp())
+    assert th.allclose(graph([2 * y]), (x + 2 * y) * x.exp())
