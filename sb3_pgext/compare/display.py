@@ -51,30 +51,35 @@ def _watch(stop: threading.Event, ended: list[Outcome], runs: list[Run], folder:
         while not stopped:
             stopped = stop.wait(_REFRESH_SECONDS)
             now = time.monotonic()
-            steps = _steps_taken(ended, runs, folder)
+            steps, steps_left = _steps(ended, runs, folder)
             if steps == 0:
                 # The workers are still starting, which says nothing about their speed.
                 training_since = now
             n_ended = len({o.run.folder_name for o in ended} | {r.folder_name for r in runs if finished(r, folder)})
-            text = f"{n_ended}/{len(runs)} runs, {_speed(steps, all_steps, now - training_since)}"
+            text = f"{n_ended}/{len(runs)} runs, {_speed(steps, steps_left, now - training_since)}"
             text += f", {_clock(now - started)} elapsed"
-            bar.update(task, completed=steps, description=text)
+            bar.update(task, completed=all_steps - steps_left, description=text)
             if not console.is_terminal and (stopped or now >= next_line):
                 console.print(text, soft_wrap=True)
                 next_line = now + LINE_SECONDS
 
 
-def _steps_taken(ended: list[Outcome], runs: list[Run], folder: Path) -> int:
-    """Environment steps of the runs that have ended and, as far as reported, of those that have not."""
-    names = {outcome.run.folder_name for outcome in ended}
-    return sum(run.n_timesteps if run.folder_name in names else progress(run, folder) for run in runs)
+def _steps(ended: list[Outcome], runs: list[Run], folder: Path) -> tuple[int, int]:
+    """Environment steps that have been taken, as far as reported, and those still to be: a failed run has none left."""
+    failed = {outcome.run.folder_name for outcome in ended if outcome.error is not None}
+    successful = {outcome.run.folder_name for outcome in ended} - failed
+    taken = {
+        run.folder_name: run.n_timesteps if run.folder_name in successful else progress(run, folder) for run in runs
+    }
+    left = sum(run.n_timesteps - taken[run.folder_name] for run in runs if run.folder_name not in failed)
+    return sum(taken.values()), left
 
 
-def _speed(steps: int, all_steps: int, seconds: float) -> str:
+def _speed(steps: int, steps_left: int, seconds: float) -> str:
     if steps == 0 or seconds <= 0:
         return "starting"
     speed = steps / seconds
-    return f"{speed:,.0f} steps/s, {_clock((all_steps - steps) / speed)} left"
+    return f"{speed:,.0f} steps/s, {_clock(steps_left / speed)} left"
 
 
 def _clock(seconds: float) -> str:

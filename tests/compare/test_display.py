@@ -5,27 +5,34 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sb3_pgext.compare.display import _clock, _speed, _steps_taken, show_progress
+from sb3_pgext.compare.display import _clock, _speed, _steps, show_progress
 from sb3_pgext.compare.runs import Outcome, _Reporter
 from sb3_pgext.compare.study import Evaluation, Run
 
 _RUNS = [Run("a", "ppo", "CartPole-v1", seed, 1000, Evaluation(100), {}) for seed in range(3)]
 
 
-def _outcome(run: Run) -> Outcome:
-    return Outcome(run, None, Path("log.txt"))
+def _outcome(run: Run, error: str | None = None) -> Outcome:
+    return Outcome(run, error, Path("log.txt"))
 
 
 def test_steps_are_those_of_ended_runs_and_as_reported_of_the_others(tmp_path: Path) -> None:
     running = tmp_path / f"{_RUNS[1].folder_name}.partial"
     running.mkdir()
     _Reporter(running / "progress")(250)
-    assert _steps_taken([_outcome(_RUNS[0])], _RUNS, tmp_path) == 1000 + 250 + 0
+    assert _steps([_outcome(_RUNS[0])], _RUNS, tmp_path) == (1000 + 250 + 0, 750 + 1000)
+
+
+def test_a_failed_run_has_taken_what_it_reported_and_has_nothing_left(tmp_path: Path) -> None:
+    failed = tmp_path / f"{_RUNS[0].folder_name}.partial"
+    failed.mkdir()
+    _Reporter(failed / "progress")(250)
+    assert _steps([_outcome(_RUNS[0], "ValueError")], _RUNS, tmp_path) == (250, 2000)
 
 
 def test_the_time_left_follows_from_the_speed() -> None:
-    assert _speed(steps=3000, all_steps=12_000, seconds=10.0) == "300 steps/s, 0:30 left"
-    assert _speed(steps=0, all_steps=12_000, seconds=10.0) == "starting"
+    assert _speed(steps=3000, steps_left=9000, seconds=10.0) == "300 steps/s, 0:30 left"
+    assert _speed(steps=0, steps_left=12_000, seconds=10.0) == "starting"
     assert _clock(3723.4) == "1:02:03"
 
 
