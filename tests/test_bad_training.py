@@ -162,6 +162,30 @@ def test_an_infinity_is_not_clipped_by_a_normalisation_that_learns_no_more(algor
         model.learn(200, reset_num_timesteps=False)
 
 
+@pytest.mark.parametrize("algorithm", [REINFORCE, VPG])
+@pytest.mark.parametrize(
+    ("space", "bad"),
+    [
+        (spaces.Discrete(3), 3),
+        (spaces.Discrete(3), -1),
+        (spaces.MultiDiscrete([2, 3]), np.array([1, 3])),
+        (spaces.Dict(kind=spaces.Discrete(3)), {"kind": 3}),
+    ],
+)
+@pytest.mark.parametrize("last", [False, True])
+def test_a_number_outside_a_discrete_space_is_named(algorithm, space, bad, last):
+    class Outside(AnySpaces):
+        def step(self, action):
+            _, reward, *_ = super().step(action)
+            return bad, reward, False, last, {}
+
+    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+    env = DummyVecEnv([lambda: AnySpaces(space, spaces.Discrete(2)), lambda: Outside(space, spaces.Discrete(2))])
+    model = algorithm(policy, env, device="cpu", policy_kwargs={"net_arch": [4]}, **SMALL[algorithm])
+    with pytest.raises(ValueError, match=r"observation.*=.* of sub-environment 1 at vector step 1 .*whole number >= 0"):
+        model.learn(10)
+
+
 @family
 def test_probabilities_that_are_nan_are_named(algorithm):
     """Finite parameters, and yet logits that are not."""

@@ -168,9 +168,10 @@ def require_observations(env: VecEnv, observations: Any, n_steps: int) -> None:
     :param env: which they are of
     :param observations: ``(E, *observation shape)``, or a dict of such arrays
     :param n_steps: vector steps since the start of the rollout, for the message
-    :raises ValueError: they have another shape, or are not finite
+    :raises ValueError: they have another shape, are not finite, or are no numbers of a discrete space
     """
     _require_shapes("observation", observations, env.observation_space, (env.num_envs,), f"vector step {n_steps}")
+    _require_encodable("observation", observations, env.observation_space, n_steps)
     _require_finite_of_all("observation", observations, env, n_steps)
 
 
@@ -178,6 +179,7 @@ def require_observation(space: spaces.Space, observation: Any, n_steps: int, env
     """:func:`require_observations` for the last one of an episode of a sub-environment."""
     where = f"sub-environment {env_index} at vector step {n_steps}"
     _require_shapes("terminal observation", observation, space, (), where)
+    _require_encodable("terminal observation", observation, space, n_steps, env_index)
     require_finite("terminal observation", observation, n_steps, env_index)
 
 
@@ -207,6 +209,25 @@ def _require_shapes(what: str, array: Any, space: spaces.Space, before: tuple[in
         allowed = (*before, *space.shape)  # type: ignore[misc]
         raise ValueError(
             f"shape of {what}={np.shape(array)} of {where}: allowed is {allowed}, as the observation space says"
+        )
+
+
+def _require_encodable(what: str, array: Any, space: spaces.Space, n_steps: int, env_index: int | None = None) -> None:
+    """What SB3's networks take of a discrete space, wherever it starts. torch names nobody, and gives up a GPU."""
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            _require_encodable(f"{what} {key!r}", array[key], part, n_steps, env_index)
+        return
+    if not isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        return
+    end = space.n if isinstance(space, spaces.Discrete) else space.nvec
+    rows = np.asarray(array) if env_index is None else np.asarray(array)[np.newaxis]
+    bad = ((rows < 0) | (rows >= end)).reshape(len(rows), -1).any(axis=1)
+    if bad.any():
+        e = int(np.argmax(bad))
+        raise ValueError(
+            f"{what}={rows[e]} of sub-environment {e if env_index is None else env_index} at vector step {n_steps} "
+            f"of this rollout: allowed is a whole number >= 0 and < {end}"
         )
 
 
