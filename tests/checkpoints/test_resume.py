@@ -12,7 +12,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 import sb3_pgext
@@ -212,6 +212,31 @@ def test_episodes_after_the_checkpoint_are_not_in_the_monitor_file_twice(times, 
         model.learn(500 - model.num_timesteps, reset_num_timesteps=False)
         model.get_env().close()
         assert [row[:-1] for row in rows(file.read_text())] == [row[:-1] for row in rows(expected)], "but for the time"
+
+
+def test_the_file_of_a_given_environment_is_its_own(tmp_path):
+    """Also of one that has other episodes in it already, or writes none."""
+
+    def monitored(name):
+        file = str(tmp_path / name)
+        return VecMonitor(DummyVecEnv([lambda: Monitor(gym.make("CartPole-v1"), file, override_existing=False)]))
+
+    def written(name):
+        return (tmp_path / f"{name}.monitor.csv").read_text()
+
+    other = monitored("other")
+    VPG("MlpPolicy", other, seed=2, n_steps=32, device="cpu").learn(500)
+    env = monitored("saved")
+    trained(VPG("MlpPolicy", env, seed=1, n_steps=32, device="cpu"), tmp_path / "checkpoints", total=500)
+    before = {name: written(name) for name in ("saved", "other")}
+    checkpoint = a_checkpoint(tmp_path / "checkpoints")
+    for env in (monitored("other"), VecMonitor(DummyVecEnv([lambda: Monitor(gym.make("CartPole-v1"))]))):
+        model = resume(checkpoint, env=env)
+        model.learn(500 - model.num_timesteps, reset_num_timesteps=False)
+        env.close()
+        assert written("saved") == before["saved"]
+        assert written("other").startswith(before["other"])
+        assert len(written("other")) > len(before["other"])
 
 
 def rows(text):
