@@ -143,10 +143,11 @@ def _require_finite_of_all(what: str, array: Any, env: VecEnv, n_steps: int) -> 
     statistics, and so gives it to all; with ``training=False`` it clips an infinity. What it was given tells.
     """
     normalizers = _normalizers(env)
-    if not _surely_finite(array) or not all(normalizer.training for normalizer in normalizers):
-        for normalizer in reversed(normalizers):
-            require_finite(what, vars(normalizer).get(_GIVEN[what], np.zeros(0)), n_steps)
-        require_finite(what, array, n_steps)
+    if normalizers and _surely_finite(array) and all(normalizer.training for normalizer in normalizers):
+        return
+    for normalizer in reversed(normalizers):
+        require_finite(what, vars(normalizer).get(_GIVEN[what], np.zeros(0)), n_steps)
+    require_finite(what, array, n_steps)
 
 
 _GIVEN = {"observation": "old_obs", "reward": "old_reward"}
@@ -222,9 +223,9 @@ def _require_encodable(what: str, array: Any, space: spaces.Space, n_steps: int,
         return
     end = space.n if isinstance(space, spaces.Discrete) else space.nvec
     rows = np.asarray(array) if env_index is None else np.asarray(array)[np.newaxis]
-    bad = ((rows < 0) | (rows >= end)).reshape(len(rows), -1).any(axis=1)
+    bad = (rows < 0) | (rows >= end)
     if bad.any():
-        e = int(np.argmax(bad))
+        e = int(np.argmax(bad.reshape(len(rows), -1).any(axis=1)))
         raise ValueError(
             f"{what}={rows[e]} of sub-environment {e if env_index is None else env_index} at vector step {n_steps} "
             f"of this rollout: allowed is a whole number >= 0 and < {end}"
