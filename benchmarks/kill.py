@@ -70,7 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     processes = multiprocessing.get_context("fork")
-    steps = processes.Value(c_int64)
+    steps = processes.Value(c_int64, lock=False)  # whoever is killed while it holds a lock never gives it back
     kills = while_writing = before_the_first = n_trainings = failures = 0
     total, lost = arguments.updates * STEPS_PER_UPDATE, []
 

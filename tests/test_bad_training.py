@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_pgext import ISPG, NPG, REINFORCE, VPG, CheckpointCallback, ClippedCriticPPO, resume
 from sb3_pgext.rollouts import GymnasiumVecEnv
@@ -95,6 +95,95 @@ def test_a_bad_number_from_an_environment_is_named(algorithm, bad, what):
     ):
         model.learn(200, reset_num_timesteps=False)
     model.learn(40, reset_num_timesteps=False)
+
+
+def normalized(makers):
+    return VecNormalize(DummyVecEnv(makers))
+
+
+def statistics(model):
+    """Of VecNormalize, as copies."""
+    normalizer = model.get_vec_normalize_env()
+    return [np.array(x) for rms in (normalizer.obs_rms, normalizer.ret_rms) for x in (rms.mean, rms.var, rms.count)]
+
+
+@family
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_whoever_has_spoilt_the_statistics_of_all_is_named_and_they_are_put_back(algorithm, bad, what):
+    """VecNormalize makes everybody's numbers NaN."""
+
+    def happens(observation, reward, *rest):
+        return (observation, bad, *rest) if what == "reward" else (observation + bad, reward, *rest)
+
+    model = model_with(algorithm, Countdown(), Mishap(33, happens), vec_env=normalized).learn(30)
+    collected = []
+
+    def collecting(*arguments, **options):
+        collected.append(statistics(model))
+        return type(model).collect_rollouts(model, *arguments, **options)
+
+    model.collect_rollouts = collecting
+    with (
+        nothing_moves(model),
+        pytest.raises(ValueError, match=rf"{what}=.*{bad}.* of sub-environment 1 at vector step \d+"),
+    ):
+        model.learn(200, reset_num_timesteps=False)
+    for now, before in zip(statistics(model), collected[-1], strict=True):
+        assert np.array_equal(now, before)
+    model.learn(40, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("algorithm", [REINFORCE, VPG])
+def test_a_first_observation_that_spoils_the_statistics(algorithm):
+    class BadStart(Countdown):
+        n_resets = 0
+
+        def reset(self, **options):
+            observation, info = super().reset(**options)
+            self.n_resets += 1
+            return (observation * math.nan if self.n_resets == 1 else observation), info
+
+    model = model_with(algorithm, Countdown(), BadStart(), vec_env=normalized)
+    with pytest.raises(ValueError, match=r"observation=.*nan.* of sub-environment 1 at vector step 0"):
+        model.learn(20)
+    model.learn(20)
+
+
+@pytest.mark.parametrize("algorithm", [REINFORCE, VPG])
+@pytest.mark.parametrize("what", ["reward", "observation"])
+def test_an_infinity_is_not_clipped_by_a_normalisation_that_learns_no_more(algorithm, what):
+    def happens(observation, reward, *rest):
+        return (observation, math.inf, *rest) if what == "reward" else (observation + math.inf, reward, *rest)
+
+    model = model_with(algorithm, Countdown(), Mishap(33, happens), vec_env=normalized).learn(30)
+    model.env.training = False
+    with pytest.raises(ValueError, match=rf"{what}=.*inf.* of sub-environment 1"):
+        model.learn(200, reset_num_timesteps=False)
+
+
+@pytest.mark.parametrize("algorithm", [REINFORCE, VPG])
+@pytest.mark.parametrize(
+    ("space", "bad"),
+    [
+        (spaces.Discrete(3), 3),
+        (spaces.Discrete(3), -1),
+        (spaces.MultiDiscrete([2, 3]), np.array([1, 3])),
+        (spaces.Dict(kind=spaces.Discrete(3)), {"kind": 3}),
+    ],
+)
+@pytest.mark.parametrize("last", [False, True])
+def test_a_number_outside_a_discrete_space_is_named(algorithm, space, bad, last):
+    class Outside(AnySpaces):
+        def step(self, action):
+            _, reward, *_ = super().step(action)
+            return bad, reward, False, last, {}
+
+    policy = "MultiInputPolicy" if isinstance(space, spaces.Dict) else "MlpPolicy"
+    env = DummyVecEnv([lambda: AnySpaces(space, spaces.Discrete(2)), lambda: Outside(space, spaces.Discrete(2))])
+    model = algorithm(policy, env, device="cpu", policy_kwargs={"net_arch": [4]}, **SMALL[algorithm])
+    with pytest.raises(ValueError, match=r"observation.*=.* of sub-environment 1 at vector step 1 .*whole number >= 0"):
+        model.learn(10)
 
 
 @family

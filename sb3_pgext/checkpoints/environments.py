@@ -1,5 +1,6 @@
 """Environments in the middle of their episodes, as bytes."""
 
+import contextlib
 import copyreg
 import inspect
 import io
@@ -14,8 +15,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import EzPickle
 from gymnasium.vector import SyncVectorEnv, VectorWrapper
-from stable_baselines3.common.monitor import ResultsWriter
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor
 
 from sb3_pgext.rollouts import GymnasiumVecEnv
 
@@ -32,7 +33,7 @@ class _WholeStatePickler(cloudpickle.Pickler):
             state = {name: value for name, value in vars(obj).items() if name != "class_attributes"}
             return copyreg.__newobj__, (type(obj),), state, None, None, _fill_wrapper  # type: ignore[attr-defined]
         if isinstance(obj, ResultsWriter):
-            return _ContinuedResults, (obj.file_handler.name, tuple(obj.logger.fieldnames)[3:], *_written(obj))
+            return _ContinuedResults, _written(obj)
         return super().reducer_override(obj)
 
 
@@ -48,6 +49,7 @@ def _fill_wrapper(wrapper: VecEnvWrapper, state: dict[str, Any]) -> None:
 class _ContinuedResults(ResultsWriter):
     """
     Goes on with a file of episodes as it was at a checkpoint: those written later are cut off before the first new one.
+    Until then no file is touched.
 
     :param path: the file
     :param extra_keys: what is written of an episode beside return, length and time
@@ -56,30 +58,34 @@ class _ContinuedResults(ResultsWriter):
     """
 
     def __init__(self, path: str, extra_keys: tuple[str, ...], head: str, size: int):
-        super().__init__(path, extra_keys=extra_keys, override_existing=False)
-        self.head = head
-        self.size: int | None = size
+        self.untouched: tuple[str, tuple[str, ...], str, int] | None = (path, extra_keys, head, size)
 
     def write_row(self, epinfo: dict[str, float]) -> None:
-        if self.size is not None:
-            there = 0 < self.size <= os.path.getsize(self.file_handler.name)
-            self.file_handler.truncate(self.size if there else 0)
+        if self.untouched is not None:
+            path, extra_keys, head, size = self.untouched
+            super().__init__(path, extra_keys=extra_keys, override_existing=False)
+            there = 0 < size <= os.path.getsize(path)
+            self.file_handler.truncate(size if there else 0)
             if not there:
-                self.file_handler.write(self.head)
+                self.file_handler.write(head)
                 self.logger.writeheader()
-            self.size = None
+            self.untouched = None
         super().write_row(epinfo)
 
+    def close(self) -> None:
+        if self.untouched is None:
+            super().close()
 
-def _written(writer: ResultsWriter) -> tuple[str, int]:
-    """The first line of its file, and how long that is."""
-    if isinstance(writer, _ContinuedResults) and writer.size is not None:
-        return writer.head, writer.size
-    try:
-        with open(writer.file_handler.name, newline="\n") as file:
-            return file.readline(), os.path.getsize(file.name)
-    except OSError:  # somebody has removed it
-        return f"#{json.dumps({'t_start': time.time()})}\n", 0
+
+def _written(writer: ResultsWriter) -> tuple[str, tuple[str, ...], str, int]:
+    """Its file, what it writes beside return, length and time, the first line of the file, and how long that is."""
+    if isinstance(writer, _ContinuedResults) and writer.untouched is not None:
+        return writer.untouched
+    path, head, size = writer.file_handler.name, "", 0
+    with contextlib.suppress(OSError), open(path, newline="\n") as file:  # somebody may have removed it
+        head, size = file.readline(), os.path.getsize(path)
+    head = head or f"#{json.dumps({'t_start': time.time()})}\n"
+    return path, tuple(writer.logger.fieldnames)[3:], head, size
 
 
 def pickled(env: VecEnv) -> bytes:
@@ -101,7 +107,8 @@ def pickled(env: VecEnv) -> bytes:
 
 def adopt(env: VecEnv, saved: VecEnv) -> bool:
     """
-    Give an environment the sub-environments and the state of another one of the same make; its own are closed.
+    Give an environment the sub-environments and the state of another one of the same make; its own are closed. Its
+    files of episodes stay its own, and go on where those of the other one were.
 
     :param env: a vectorised environment
     :param saved: another one, which is used up
@@ -113,6 +120,8 @@ def adopt(env: VecEnv, saved: VecEnv) -> bool:
         return False
     env.close()
     for layer, saved_layer in zip(layers, saved_layers, strict=True):
+        for monitor, saved_monitor in zip(_monitors(layer), _monitors(saved_layer), strict=True):
+            saved_monitor.results_writer = _in_the_file_of(monitor.results_writer, saved_monitor.results_writer)
         vars(layer).update({name: value for name, value in vars(saved_layer).items() if name != "venv"})
     return True
 
@@ -125,14 +134,45 @@ def _layers(env: VecEnv) -> Iterator[VecEnv]:
         yield env
 
 
+def _monitors(layer: VecEnv) -> Iterator[Monitor | VecMonitor]:
+    """What writes files of episodes: the layer itself, or wrappers of its sub-environments."""
+    if isinstance(layer, VecMonitor):
+        yield layer
+    for env in _sub_environments(layer):
+        while isinstance(env, gym.Wrapper):
+            if isinstance(env, Monitor):
+                yield env
+            env = env.env
+
+
+def _in_the_file_of(writer: ResultsWriter | None, saved: ResultsWriter | None) -> ResultsWriter | None:
+    """
+    :param writer: of the given environment
+    :param saved: of the saved one
+    :return: what goes on with the first one's file: where the second one was if it is the same file, or a copy of it,
+        or if nothing is there yet
+    """
+    if writer is None:
+        return None
+    path, extra_keys, head, size = _written(writer)
+    if saved is not None:
+        _, _, saved_head, saved_size = _written(saved)
+        if size == 0 or head == saved_head:
+            head, size = saved_head, saved_size
+    return _ContinuedResults(path, extra_keys, head, size)
+
+
+def _sub_environments(base: VecEnv) -> list[gym.Env]:
+    """Those in this process; of a wrapper none."""
+    if isinstance(base, GymnasiumVecEnv):
+        return base.envs if isinstance(base.env.unwrapped, SyncVectorEnv) else []
+    return base.envs if isinstance(base, DummyVecEnv) else []
+
+
 def _make(layers: list[VecEnv]) -> list[Any] | None:
     """What distinguishes environments, apart from their state; None where nobody can tell."""
     *wrappers, base = layers
-    inside: list[Any]
-    if isinstance(base, GymnasiumVecEnv):
-        inside = [base.env, *(base.envs if isinstance(base.env.unwrapped, SyncVectorEnv) else [])]
-    else:
-        inside = base.envs if isinstance(base, DummyVecEnv) else []
+    inside: list[Any] = [*([base.env] if isinstance(base, GymnasiumVecEnv) else []), *_sub_environments(base)]
     makes = [_gym_make(env) for env in inside]
     if None in makes:
         return None

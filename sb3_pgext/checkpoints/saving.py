@@ -169,7 +169,7 @@ def _naming(stored: Stored) -> Iterator[None]:
     """Errors say of which checkpoint. One whose files are those that were written, but of no model, is among them."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
         what = error if type(error) is ValueError else f"not of a known schema ({error!r})"
         raise ValueError(f"{stored.path}: {what}") from error
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -10,6 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from sb3_pgext.compare.study import Evaluation
+from sb3_pgext.rollouts.episodes import MAX_STEPS_WITHOUT_END
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,21 @@ class EvaluateAtTimesteps(BaseCallback):
             self._env,
             n_eval_episodes=self._evaluation.episodes,
             deterministic=self._evaluation.deterministic,
+            callback=_require_an_end,
             return_episode_rewards=True,
         )
         assert isinstance(returns, list)
         return returns
+
+
+def _require_an_end(evaluation: dict[str, Any], _: dict[str, Any]) -> None:
+    """
+    :param evaluation: the local variables of SB3's ``evaluate_policy``, after a step of sub-environment ``i``
+    :raises RuntimeError: its episode has no end
+    """
+    if evaluation["current_lengths"][evaluation["i"]] > MAX_STEPS_WITHOUT_END:
+        raise RuntimeError(
+            f"An episode of the evaluation is longer than {MAX_STEPS_WITHOUT_END:,} steps: the environment seems to "
+            "have no end and no limit, and its return cannot be measured. Register it with `max_episode_steps`, or "
+            "wrap it in gymnasium.wrappers.TimeLimit (`env_wrapper`)."
+        )

@@ -16,8 +16,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import PyTorchObs
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 __all__ = [
@@ -53,11 +54,15 @@ class ActingAlgorithm(OnPolicyAlgorithm):
 
     def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
         """SB3's, which resets the environment."""
-        try:
-            return super()._setup_learn(*arguments, **options)
-        except _MISFITS as error:
-            raise_named(error, 0)
-            raise
+        with _afresh_after_failure(self):
+            try:
+                begun = super()._setup_learn(*arguments, **options)
+            except _MISFITS as error:
+                raise_named(error, 0)
+                raise
+            assert self.env is not None
+            require_observations(self.env, self._last_obs, 0)
+            return begun
 
     def _require_finite_parameters(self) -> None:
         """
@@ -113,10 +118,8 @@ def require_finite(what: str, array: Any, n_steps: int, env_index: int | None = 
         for key, value in array.items():
             require_finite(f"{what} {key!r}", value, n_steps, env_index)
         return
-    array = np.asarray(array)
-    # The sum of squares is not finite if any entry is not, and several times cheaper than looking at each.
-    if array.dtype.kind == "f" and not math.isfinite(np.vdot(array, array)):
-        rows = array[np.newaxis] if env_index is not None else array
+    if not _surely_finite(array):
+        rows = np.asarray(array) if env_index is None else np.asarray(array)[np.newaxis]
         bad = ~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
         if bad.any():
             e = int(np.argmax(bad))
@@ -126,21 +129,58 @@ def require_finite(what: str, array: Any, n_steps: int, env_index: int | None = 
             )
 
 
+def _surely_finite(array: Any) -> bool:
+    """The sum of squares is not finite if any entry is not, and several times cheaper than looking at each."""
+    if isinstance(array, dict):
+        return all(map(_surely_finite, array.values()))
+    array = np.asarray(array)
+    return array.dtype.kind != "f" or math.isfinite(np.vdot(array, array))
+
+
+def _require_finite_of_all(what: str, array: Any, env: VecEnv, n_steps: int) -> None:
+    """
+    :func:`require_finite` of what an environment has returned. VecNormalize takes a NaN of one sub-environment into the
+    statistics, and so gives it to all; with ``training=False`` it clips an infinity. What it was given tells.
+    """
+    normalizers = _normalizers(env)
+    if normalizers and _surely_finite(array) and all(normalizer.training for normalizer in normalizers):
+        return
+    for normalizer in reversed(normalizers):
+        require_finite(what, vars(normalizer).get(_GIVEN[what], np.zeros(0)), n_steps)
+    require_finite(what, array, n_steps)
+
+
+_GIVEN = {"observation": "old_obs", "reward": "old_reward"}
+"""The attributes of VecNormalize that hold what it was given last."""
+
+
+def _normalizers(env: VecEnv) -> list[VecNormalize]:
+    """Those around an environment, the outermost first."""
+    found = []
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecNormalize):
+            found.append(env)
+        env = env.venv
+    return found
+
+
 def require_observations(env: VecEnv, observations: Any, n_steps: int) -> None:
     """
     :param env: which they are of
     :param observations: ``(E, *observation shape)``, or a dict of such arrays
     :param n_steps: vector steps since the start of the rollout, for the message
-    :raises ValueError: they have another shape, or are not finite
+    :raises ValueError: they have another shape, are not finite, or are no numbers of a discrete space
     """
     _require_shapes("observation", observations, env.observation_space, (env.num_envs,), f"vector step {n_steps}")
-    require_finite("observation", observations, n_steps)
+    _require_encodable("observation", observations, env.observation_space, n_steps)
+    _require_finite_of_all("observation", observations, env, n_steps)
 
 
 def require_observation(space: spaces.Space, observation: Any, n_steps: int, env_index: int) -> None:
     """:func:`require_observations` for the last one of an episode of a sub-environment."""
     where = f"sub-environment {env_index} at vector step {n_steps}"
     _require_shapes("terminal observation", observation, space, (), where)
+    _require_encodable("terminal observation", observation, space, n_steps, env_index)
     require_finite("terminal observation", observation, n_steps, env_index)
 
 
@@ -154,7 +194,7 @@ def require_step(env: VecEnv, observations: Any, rewards: np.ndarray, n_steps: i
     """
     if rewards.shape != (env.num_envs,):
         raise ValueError(f"shape of rewards={rewards.shape} at vector step {n_steps}: allowed is ({env.num_envs},)")
-    require_finite("reward", rewards, n_steps)
+    _require_finite_of_all("reward", rewards, env, n_steps)
     require_observations(env, observations, n_steps + 1)
 
 
@@ -170,6 +210,25 @@ def _require_shapes(what: str, array: Any, space: spaces.Space, before: tuple[in
         allowed = (*before, *space.shape)  # type: ignore[misc]
         raise ValueError(
             f"shape of {what}={np.shape(array)} of {where}: allowed is {allowed}, as the observation space says"
+        )
+
+
+def _require_encodable(what: str, array: Any, space: spaces.Space, n_steps: int, env_index: int | None = None) -> None:
+    """What SB3's networks take of a discrete space, wherever it starts. torch names nobody, and gives up a GPU."""
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            _require_encodable(f"{what} {key!r}", array[key], part, n_steps, env_index)
+        return
+    if not isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        return
+    end = space.n if isinstance(space, spaces.Discrete) else space.nvec
+    rows = np.asarray(array) if env_index is None else np.asarray(array)[np.newaxis]
+    bad = (rows < 0) | (rows >= end)
+    if bad.any():
+        e = int(np.argmax(bad.reshape(len(rows), -1).any(axis=1)))
+        raise ValueError(
+            f"{what}={rows[e]} of sub-environment {e if env_index is None else env_index} at vector step {n_steps} "
+            f"of this rollout: allowed is a whole number >= 0 and < {end}"
         )
 
 
@@ -274,7 +333,8 @@ Collection = TypeVar("Collection", bound=Callable[..., bool])
 
 def afresh_after_failure(collect_rollouts: Collection) -> Collection:
     """
-    After an error, or Ctrl-C, the sub-environments may be anywhere: the next training is to begin with new episodes.
+    After an error, or Ctrl-C, the sub-environments may be anywhere, and VecNormalize may have learnt from a NaN: the
+    next training is to begin with new episodes, and with the statistics of before.
 
     :param collect_rollouts: of an algorithm
     :return: the same method
@@ -282,13 +342,32 @@ def afresh_after_failure(collect_rollouts: Collection) -> Collection:
 
     @wraps(collect_rollouts)
     def collect(model: OnPolicyAlgorithm, *arguments: Any, **options: Any) -> bool:
-        try:
+        with _afresh_after_failure(model):
             return collect_rollouts(model, *arguments, **options)
-        except BaseException:
-            model._last_obs = None
-            raise
 
     return collect  # type: ignore[return-value]
+
+
+@contextmanager
+def _afresh_after_failure(model: OnPolicyAlgorithm) -> Iterator[None]:
+    assert model.env is not None
+    statistics = [rms for normalizer in _normalizers(model.env) for rms in _statistics(normalizer)]
+    before = [dict(vars(rms)) for rms in statistics]
+    try:
+        yield
+    except BaseException:
+        model._last_obs = None
+        for rms, numbers in zip(statistics, before, strict=True):
+            vars(rms).update(numbers)
+        raise
+
+
+def _statistics(normalizer: VecNormalize) -> list[RunningMeanStd]:
+    of_observations: Any = normalizer.obs_rms if normalizer.norm_obs else {}
+    return [
+        normalizer.ret_rms,
+        *(of_observations.values() if isinstance(of_observations, dict) else [of_observations]),
+    ]
 
 
 @contextmanager

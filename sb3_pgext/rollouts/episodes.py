@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.rollouts.acting import (
     ActingAlgorithm,
+    afresh_after_failure,
     copy_of,
     drawing_actions,
     environment_actions,
@@ -147,11 +148,12 @@ class EpisodicAlgorithm(ActingAlgorithm):
         self.rollout_buffer_class = EpisodeBuffer  # type: ignore[assignment]
         super()._setup_model()
 
-    def collect_rollouts(
+    @afresh_after_failure
+    def collect_rollouts(  # type: ignore[override]
         self,
         env: VecEnv,
         callback: BaseCallback,
-        rollout_buffer: EpisodeBuffer,  # type: ignore[override]
+        rollout_buffer: EpisodeBuffer,
         n_rollout_steps: int,
     ) -> bool:
         """

@@ -126,6 +126,17 @@ def _class(loader: _Loader, name: str, node: yaml.Node) -> type:
     return CLASSES[name]
 
 
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    return loader.construct_mapping(node, deep=True)
+
+
+def _list(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
+    return loader.construct_sequence(node, deep=True)
+
+
+# As SafeLoader's, but of nothing that holds itself.
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:seq", _list)
 _Loader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _pairs)
 _Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
 _Loader.add_multi_constructor("tag:yaml.org,2002:python/name:", _class)

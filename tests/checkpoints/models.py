@@ -1,5 +1,7 @@
 """Small models of each algorithm, and whether two are the same to the bit."""
 
+from operator import attrgetter
+
 import numpy as np
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
@@ -23,22 +25,22 @@ SMALL = {
 }
 
 
-def small(algorithm, env_id="CartPole-v1", n_envs=2, normalize=False, **arguments):
+def small(algorithm, env_id="CartPole-v1", n_envs=2, normalize=False, env_kwargs=None, **arguments):
     """A model whose learning rate changes with the progress; episodes of whole-episode collection are short."""
-    env = make_vec_env(env_id, n_envs, seed=3)
+    env = make_vec_env(env_id, n_envs, seed=3, env_kwargs=env_kwargs)
     env = VecNormalize(env) if normalize else env
     if issubclass(algorithm, REINFORCE):
         arguments = {"max_episode_steps": 40, **arguments}
     arguments = {**SMALL[algorithm], **arguments}
     policy_kwargs = {"net_arch": [16], **arguments.pop("policy_kwargs", {})}
-    schedule = LinearSchedule(3e-3, 0.0, 1.0)
+    schedule = LinearSchedule(3e-3, 1e-3, 1.0)  # also the last update moves the parameters
     return algorithm(
         "MlpPolicy", env, learning_rate=schedule, seed=1, device="cpu", policy_kwargs=policy_kwargs, **arguments
     )
 
 
 def assert_same(model, other):
-    """Parameters, optimizer, counters, last observations and the next actions."""
+    """Parameters, optimizer, counters, statistics of the normalisation, last observations and the next actions."""
     for name, tensor in model.policy.state_dict().items():
         assert th.equal(tensor, other.policy.state_dict()[name]), name
     ours, theirs = (m.policy.optimizer.state_dict() for m in (model, other))
@@ -49,6 +51,11 @@ def assert_same(model, other):
             assert th.equal(value, theirs["state"][key][name]), name
     for name in ("num_timesteps", "_n_updates", "_total_timesteps", "_current_progress_remaining", "kl_coef"):
         assert getattr(model, name, None) == getattr(other, name, None), name
+    normalizers = [m.get_vec_normalize_env() for m in (model, other)]
+    if normalizers != [None, None]:
+        for name in ("obs_rms.mean", "obs_rms.var", "obs_rms.count", "ret_rms.mean", "ret_rms.var", "returns"):
+            ours, theirs = map(attrgetter(name), normalizers)
+            assert np.array_equal(ours, theirs), name
     returns = [[info["r"] for info in m.ep_info_buffer] for m in (model, other)]
     assert returns[0] == returns[1]
     _assert_equal(model._last_obs, other._last_obs)

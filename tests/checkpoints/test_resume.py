@@ -12,7 +12,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 import sb3_pgext
@@ -47,22 +47,24 @@ def disturb():
     th.manual_seed(7)
 
 
+TASKS = {
+    "CartPole-v1": {},
+    "Pendulum-v1": {},
+    "HalfCheetah-v5": {"normalize": True, "env_kwargs": {"max_episode_steps": 30}},
+}
+
+
 @pytest.mark.parametrize("algorithm", SMALL, ids=lambda algorithm: algorithm.__name__)
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-def test_each_algorithm(algorithm, env_id, tmp_path):
-    model = trained(small(algorithm, env_id), tmp_path)
-    assert_same(model, resumed(a_checkpoint(tmp_path)))
-
-
-@pytest.mark.parametrize("algorithm", [ClippedCriticPPO, ISPG])
-def test_normalised_mujoco(algorithm, tmp_path):
-    pytest.importorskip("mujoco")
-    model = trained(small(algorithm, "HalfCheetah-v5", normalize=True), tmp_path)
-    other = resumed(a_checkpoint(tmp_path))
-    assert_same(model, other)
-    ours, theirs = model.get_vec_normalize_env(), other.get_vec_normalize_env()
-    assert np.array_equal(ours.obs_rms.mean, theirs.obs_rms.mean)
-    assert np.array_equal(ours.returns, theirs.returns)
+@pytest.mark.parametrize("env_id", TASKS)
+def test_each_algorithm_from_each_update(algorithm, env_id, tmp_path):
+    if env_id == "HalfCheetah-v5":
+        pytest.importorskip("mujoco")
+    total = 600
+    model = trained(small(algorithm, env_id, **TASKS[env_id]), tmp_path, every=1, total=total)
+    between = found(tmp_path)[1:-1]
+    assert len(between) >= 3
+    for checkpoint in between:
+        assert_same(model, resumed(checkpoint, total=total))
 
 
 @pytest.mark.parametrize("algorithm", [REINFORCE, VPG])
@@ -210,6 +212,31 @@ def test_episodes_after_the_checkpoint_are_not_in_the_monitor_file_twice(times, 
         model.learn(500 - model.num_timesteps, reset_num_timesteps=False)
         model.get_env().close()
         assert [row[:-1] for row in rows(file.read_text())] == [row[:-1] for row in rows(expected)], "but for the time"
+
+
+def test_the_file_of_a_given_environment_is_its_own(tmp_path):
+    """Also of one that has other episodes in it already, or writes none."""
+
+    def monitored(name):
+        file = str(tmp_path / name)
+        return VecMonitor(DummyVecEnv([lambda: Monitor(gym.make("CartPole-v1"), file, override_existing=False)]))
+
+    def written(name):
+        return (tmp_path / f"{name}.monitor.csv").read_text()
+
+    other = monitored("other")
+    VPG("MlpPolicy", other, seed=2, n_steps=32, device="cpu").learn(500)
+    env = monitored("saved")
+    trained(VPG("MlpPolicy", env, seed=1, n_steps=32, device="cpu"), tmp_path / "checkpoints", total=500)
+    before = {name: written(name) for name in ("saved", "other")}
+    checkpoint = a_checkpoint(tmp_path / "checkpoints")
+    for env in (monitored("other"), VecMonitor(DummyVecEnv([lambda: Monitor(gym.make("CartPole-v1"))]))):
+        model = resume(checkpoint, env=env)
+        model.learn(500 - model.num_timesteps, reset_num_timesteps=False)
+        env.close()
+        assert written("saved") == before["saved"]
+        assert written("other").startswith(before["other"])
+        assert len(written("other")) > len(before["other"])
 
 
 def rows(text):

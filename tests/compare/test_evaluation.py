@@ -13,6 +13,7 @@ from sb3_pgext import REINFORCE
 from sb3_pgext.compare import evaluation
 from sb3_pgext.compare.evaluation import EvaluateAtTimesteps, due_timesteps
 from sb3_pgext.compare.study import Evaluation
+from tests.environments import NeverEnding
 
 
 class _Countdown(gym.Env):
@@ -79,6 +80,13 @@ def test_the_mean_is_over_exactly_the_episodes_asked_for(episodes: int) -> None:
     assert measured.episodes == episodes
     assert measured.mean_return == pytest.approx(np.mean(lengths))
     assert measured.std_return == pytest.approx(np.std(lengths))
+
+
+def test_an_episode_without_end_is_not_waited_for(monkeypatch) -> None:
+    monkeypatch.setattr(evaluation, "MAX_STEPS_WITHOUT_END", 100)
+    model = PPO("MlpPolicy", make_vec_env(NeverEnding, 1), n_steps=8, batch_size=8, device="cpu")
+    with pytest.raises(RuntimeError, match="An episode of the evaluation is longer than 100 steps"):
+        _evaluated(model, make_vec_env(NeverEnding, 2), [0, 8])
 
 
 def test_evaluation_is_not_on_the_training_clock(monkeypatch) -> None:

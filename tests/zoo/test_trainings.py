@@ -71,6 +71,33 @@ def test_the_episodes_of_envpool_before_the_checkpoint_stay():
     assert after.count("t_start") == 1
 
 
+@pytest.mark.parametrize("options", [{}, {"vec_env": "gymnasium"}], ids=["Monitor", "VecMonitor"])
+@pytest.mark.parametrize("gone", [False, True], ids=["copied", "moved"])
+def test_a_run_in_another_folder_goes_on_there(gone, options):
+    """Its files of episodes too; nothing happens where it was."""
+    assert train("--checkpoint-every", "100", "--eval-freq", "-1", **options) == 0
+    for path in found(checkpoints_folder(RUN))[:2]:
+        shutil.rmtree(path)
+    before, copy = episodes(RUN), Path("elsewhere/run")
+    if gone:
+        copy.parent.mkdir()
+        shutil.move(RUN, copy)
+    else:
+        shutil.copytree(RUN, copy)
+    for file in copy.glob("*.monitor.csv"):  # as if it had got further
+        file.write_bytes(file.read_bytes() + b"1.0,1,99.0\r\n")
+    assert main(["train", "--resume", str(copy)]) == 0
+    assert episodes(RUN) == ({} if gone else before)
+    without_times = [{k: [row[:2] for row in rows] for k, rows in files.items()} for files in (episodes(copy), before)]
+    assert without_times[0] == without_times[1]
+
+
+def episodes(run):
+    """The rows of each file, of which the third number is a time."""
+    files = {path.name: path.read_text().splitlines()[2:] for path in run.glob("*.monitor.csv")}
+    return {name: [row.split(",") for row in rows] for name, rows in files.items()}
+
+
 class Malicious:
     def __reduce__(self):
         return os.mkdir, ("has_run",)
