@@ -3,7 +3,7 @@
 usage: python -m benchmarks.throughput [--env CartPole-v1] [--contenders PPO "ClippedCriticPPO compiled" …]
        python -m benchmarks.throughput --scale n_envs        (or width, batch_size)
 
-Each contender lives in a process of its own with one thread; they take turns, four rollouts with their updates at a
+Each contender lives in a process of its own with one thread; they take turns, some rollouts with their updates at a
 time, so that each has met the same machine. What is compiled is compiled before, and how long that took is reported.
 The ratio is that of the times of one turn, and the table has its median, smallest and largest; memory is the largest
 resident set of the contender's process. The environment's part is what its ``step`` took; beside it stand the matrix
@@ -31,7 +31,6 @@ import torch as th
 
 SETTING = {"n_envs": 8, "width": 64, "batch_size": 64}
 N_STEPS = 256
-ROLLOUTS_PER_TURN = 4
 SCALES = {"n_envs": (1, 4, 16, 64, 256), "width": (64, 256, 1024), "batch_size": (64, 256, 1024)}
 
 
@@ -195,12 +194,15 @@ class Result:
         return sorted(seconds(theirs) / seconds(ours) for theirs, ours in zip(self.peer, self.turns, strict=True))
 
 
-def measure(names: list[str], env: str, setting: dict[str, int], repetitions: int, device: str) -> dict[str, Result]:
+def measure(
+    names: list[str], env: str, setting: dict[str, int], repetitions: int, rollouts: int, device: str
+) -> dict[str, Result]:
     """
     :param names: contenders; their peers are measured with them
     :param env: id of the environment
     :param setting: ``n_envs``, ``width`` and ``batch_size``
     :param repetitions: turns of each
+    :param rollouts: of a turn
     :param device: where the networks are
     :return: contender → what was measured
     """
@@ -215,7 +217,7 @@ def measure(names: list[str], env: str, setting: dict[str, int], repetitions: in
     turns: dict[str, list[Turn]] = {name: [] for name in names}
     for _ in range(repetitions):
         for name, pipe in pipes.items():
-            pipe.send(ROLLOUTS_PER_TURN * setting["n_envs"] * N_STEPS)
+            pipe.send(rollouts * setting["n_envs"] * N_STEPS)
             turns[name].append(pipe.recv())
     memory = {}
     for name, pipe in pipes.items():
@@ -345,7 +347,8 @@ def main() -> None:
     installed = [name for name, c in CONTENDERS.items() if importlib.util.find_spec(c.algorithm.partition(":")[0])]
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--contenders", nargs="+", choices=installed, metavar="NAME", help=", ".join(installed))
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=5, help="turns of each contender")
+    parser.add_argument("--rollouts", type=int, default=4, help="of a turn, each with its update")
     parser.add_argument("--scale", choices=list(SCALES), help="measure at several values of this")
     for name, value in SETTING.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
@@ -359,7 +362,7 @@ def main() -> None:
     rows = []
     for one in settings:
         print(f"{arguments.env}, {one}")
-        results = measure(chosen, arguments.env, one, arguments.repetitions, arguments.device)
+        results = measure(chosen, arguments.env, one, arguments.repetitions, arguments.rollouts, arguments.device)
         rows += [row(arguments.env, one, name, result) for name, result in results.items()]
         print_rows(rows[-len(results) :])
     floors = floor(arguments.env, setting, PPO["n_epochs"])
