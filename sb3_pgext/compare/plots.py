@@ -238,7 +238,7 @@ def _label(figure: Figure, panels: np.ndarray, study: Study, results: pd.DataFra
     evaluation = study.runs[0].evaluation
     kind = "deterministic" if evaluation.deterministic else "sampled"
     for axes in panels[:, 0]:
-        axes.set_ylabel(f"mean return of {evaluation.episodes} {kind} episodes")
+        axes.set_ylabel(f"mean return of\n{evaluation.episodes} {kind} episodes")
     for axes in panels.flat:
         axes.set_xlabel("environment steps")
     entries = {

@@ -88,7 +88,7 @@ def test_axes_are_named_with_units_and_the_legend_names_each_run_once(
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in panels] == environments
     assert {axes.get_xlabel() for axes in panels} == {"environment steps"}
-    assert panels[0].get_ylabel() == "mean return of 20 deterministic episodes"
+    assert panels[0].get_ylabel() == "mean return of\n20 deterministic episodes"
     assert "20k" in [tick.get_text() for tick in panels[0].get_xticklabels()]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [*labels, "threshold 50000"]
