@@ -69,6 +69,8 @@ def _compiled(
     draws: bool,
     n_first: int,
 ) -> Graph | None:
+    # The tracer tells arguments apart by what they are, and two numbers that are equal now may be one tensor.
+    arguments = [x.detach() for x in arguments]
     rebuild: Callable[[Iterator[th.Tensor]], Any]
     first: th.fx.GraphModule | None = None
 

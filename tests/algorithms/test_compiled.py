@@ -53,6 +53,10 @@ def test_same_parameters_with_a_schedule_and_a_shorter_last_minibatch():
     assert_same(batch_size=40, learning_rate=lambda progress: 3e-4 * progress, clip_range=lambda progress: progress)
 
 
+def test_numbers_that_are_equal_in_the_first_update_only():
+    assert_same(clip_range=0.2, clip_range_vf=lambda progress: 0.2 if progress > 0.7 else 1e-3, learning_rate=1e-2)
+
+
 def test_same_parameters_of_categorical_actions():
     assert_same(env="CartPole-v1", surrogate="adaptive_kl", ent_coef=0.01, normalize_advantage="rollout")
 
