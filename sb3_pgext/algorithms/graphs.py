@@ -160,7 +160,7 @@ def _compile(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> Graph
     tiny network. What calls the kernels is compiled, too; on CUDA it is one CUDA graph, as in torch's mode
     "reduce-overhead".
     """
-    if not any(x.is_cuda for x in arguments):
+    if all(x.device.type == "cpu" for x in arguments):
         return package_of(traced, arguments)
 
     import torch._inductor  # here, because it takes a second and 50 MiB that nobody else needs
