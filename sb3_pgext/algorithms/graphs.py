@@ -54,7 +54,7 @@ def graph_of(
         is found out
     """
     graphs = _graphs.setdefault(policy, {})
-    parameters = tuple((name, p.shape, p.dtype) for name, p in policy.named_parameters())
+    parameters = tuple((name, p.shape, p.stride(), p.dtype) for name, p in policy.named_parameters())
     key = (key, parameters, tuple(map(type, policy.modules())))
     if key not in graphs:
         graphs[key] = _compiled(policy, function, arguments, what, draws, n_first)

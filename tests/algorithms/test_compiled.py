@@ -146,6 +146,14 @@ def test_observations_with_the_same_keys_in_another_order():
     assert None not in module._graphs[model.policy].values()
 
 
+def test_parameters_in_another_order_in_memory_have_a_graph_of_their_own():
+    model, _, _ = collected(True, spaces.Box(-1, 1, (2,)))
+    weight = model.policy.mlp_extractor.policy_net[2].weight
+    weight.data = weight.data.T.contiguous().T
+    model.collect_rollouts(model.env, model._init_callback(None), model.rollout_buffer, model.n_steps)
+    assert len(module._graphs[model.policy]) == 2
+
+
 @pytest.mark.filterwarnings("error:compile=True")
 def test_acting_with_gsde_is_not_compiled():
     (_, wanted, _), (model, found, _) = (
