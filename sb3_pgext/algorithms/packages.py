@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ def package_of(
     """
     import torch._inductor.runtime.cache_dir_utils as cache  # here, for those who compile nothing
 
-    folder = Path(cache.cache_dir()) / "sb3_pgext"
+    folder = Path(cache.cache_dir()).absolute() / "sb3_pgext"
     package = folder / f"{_digest(traced, arguments)}.pt2"
     if not package.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,14 +66,23 @@ def _compile_elsewhere(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]
         # As Python code: unpickling traces anew, and takes what depends on no argument, such as noise, for constant.
         traced.to_folder(Path(folder, "traced"), "Traced")
         th.save(examples, Path(folder, "examples.pt"))
-        # It finds the same modules, wherever this process has found them.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([folder, *filter(None, sys.path)])}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([folder, *_module_folders()])}
         command = [sys.executable, "-m", __name__, folder, str(th.get_num_threads())]
-        finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        finished = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
         if finished.returncode != 0:
             lines = [line for line in finished.stderr.splitlines() if line.strip()]
             raise RuntimeError(lines[-1] if lines else f"the compiler ended with {finished.returncode}")
         os.replace(Path(folder, _PACKAGE), package)
+
+
+def _module_folders() -> list[str]:
+    """
+    Where this process finds modules. The standard library's come first: a script beside the user's that is called like
+    one of them would otherwise be run by the compiler, which imports more of them than this process has.
+    """
+    standard = [os.path.join(sysconfig.get_path("stdlib"), name) for name in ("", "lib-dynload")]
+    folders = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+    return [*map(os.path.abspath, standard), *folders]
 
 
 def _compile(folder: Path, n_threads: int) -> None:

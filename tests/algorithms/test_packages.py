@@ -34,6 +34,18 @@ def test_the_same_random_numbers_and_compiled_once(folder, monkeypatch):
     assert len(list(folder.iterdir())) == 1, "the package and nothing else"
 
 
+def test_files_that_are_called_like_modules_of_the_standard_library(tmp_path, monkeypatch):
+    """In the current folder, and in one of those that modules are found in."""
+    for name in ("queue", "traced"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('the wrong module')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "cache")  # relative to the current folder
+    x = th.ones(3, 4)
+    assert th.equal(package_of(make_fx(lambda a: [a * 2.0])(x), [x])([x])[0], 2 * x)
+    assert len(list((tmp_path / "cache" / "sb3_pgext").iterdir())) == 1
+
+
 def test_without_a_compiler(folder, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     x = th.ones(3, 4)
