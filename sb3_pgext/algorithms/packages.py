@@ -4,6 +4,7 @@ The compiler has a process of its own, ``python -m sb3_pgext.algorithms.packages
 not need, and seconds to import that a process which finds its packages need not spend.
 """
 
+import functools
 import hashlib
 import importlib
 import os
@@ -44,8 +45,17 @@ def package_of(
     if not package.exists():
         folder.mkdir(parents=True, exist_ok=True)
         _compile_elsewhere(traced, arguments, package)
+    return _loaded(package)
+
+
+@functools.cache
+def _loaded(package: Path) -> Callable[[list[th.Tensor]], list[th.Tensor]]:
+    """
+    Once in a process, also for several policies, which may be trained in threads: what a process has loaded, it holds
+    until it ends, with megabytes of its temporary files.
+    """
     # The loader itself: what is around it looks at the structure of the arguments at each call.
-    return th._inductor.aoti_load_package(str(package), run_single_threaded=True).loader.run
+    return th._inductor.aoti_load_package(str(package)).loader.run
 
 
 def _digest(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> str:
