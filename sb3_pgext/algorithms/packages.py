@@ -64,9 +64,18 @@ def _digest(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> str:
     for name, constant in traced.named_buffers():
         digest.update(f"{name} {constant.dtype} {constant.tolist()}".encode())
     form = [(x.shape, x.stride(), x.dtype) for x in arguments]
-    machine = platform.machine(), platform.processor(), th.backends.cpu.get_cpu_capability(), th.get_num_threads()
+    machine = platform.machine(), _processor(), th.backends.cpu.get_cpu_capability(), th.get_num_threads()
     digest.update(repr((form, machine, th.__version__, sys.version_info[:2], sorted(_OPTIONS.items()))).encode())
     return digest.hexdigest()
+
+
+def _processor() -> str:
+    """What the processor can do: the compiler uses all of it, and the folder may be that of several machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())
 
 
 def _compile_elsewhere(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor], package: Path) -> None:
@@ -77,7 +86,7 @@ def _compile_elsewhere(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]
         traced.to_folder(Path(folder, "traced"), "Traced")
         th.save(examples, Path(folder, "examples.pt"))
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([folder, *_module_folders()])}
-        command = [sys.executable, "-m", __name__, folder, str(th.get_num_threads())]
+        command = [sys.executable, "-W", "ignore", "-m", __name__, folder, str(th.get_num_threads())]
         finished = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
         if finished.returncode != 0:
             lines = [line for line in finished.stderr.splitlines() if line.strip()]
