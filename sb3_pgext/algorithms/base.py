@@ -46,6 +46,8 @@ MAX_NUMBER = 1e38
 _DETERMINISTIC_EXTRACTORS = (FlattenExtractor, NatureCNN, CombinedExtractor)
 """SB3's, which compute the same features of an observation each time, whichever others are in the batch."""
 
+_THEIR_PARTS = (th.nn.Sequential, th.nn.ModuleDict, th.nn.Conv2d, th.nn.Linear, th.nn.ReLU, th.nn.Flatten)
+
 _UNCHECKED_BY_SB3: dict[str, Any] = {
     "policy_kwargs": None,
     "rollout_buffer_kwargs": None,
@@ -530,12 +532,15 @@ class PolicyGradientAlgorithm(CompilingAlgorithm):
         :return: the inputs, M of them, and the function of a minibatch of them to V
         """
         policy = self.policy
-        extractor = policy.vf_features_extractor
         methods = ("predict_values", "extract_features")
         # A policy that torch has compiled as a whole is of a class of torch's.
-        own = not isinstance(policy, ActorCriticPolicy) or any(_overrides(type(policy), name) for name in methods)
+        if not isinstance(policy, ActorCriticPolicy) or any(
+            name in vars(policy) or _overrides(type(policy), name) for name in methods
+        ):
+            return observations, policy.predict_values
+        extractor = policy.vf_features_extractor
         fixed = {id(p) for p in extractor.parameters()}.isdisjoint(map(id, moved))
-        if own or not fixed or type(extractor) not in _DETERMINISTIC_EXTRACTORS:
+        if not fixed or not _is_deterministic(extractor):
             return observations, policy.predict_values
 
         def values_of(features: Any) -> th.Tensor:
@@ -553,6 +558,14 @@ class PolicyGradientAlgorithm(CompilingAlgorithm):
         if self.max_grad_norm is not None:
             th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         self.policy.optimizer.step()
+
+
+def _is_deterministic(extractor: th.nn.Module) -> bool:
+    """Whether it is one of SB3's, and no part of it is a user's, such as dropout, or has been changed."""
+    parts = list(extractor.modules())
+    changed = any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in parts)
+    known = type(extractor) in _DETERMINISTIC_EXTRACTORS
+    return known and not changed and all(type(m) in _DETERMINISTIC_EXTRACTORS + _THEIR_PARTS for m in parts)
 
 
 def _overrides(policy_class: type, method: str) -> bool:

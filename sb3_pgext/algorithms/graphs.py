@@ -54,7 +54,7 @@ def graph_of(
         is found out
     """
     graphs = _graphs.setdefault(policy, {})
-    parameters = tuple((name, p.shape, p.dtype) for name, p in policy.named_parameters())
+    parameters = tuple((name, p.shape, p.stride(), p.dtype) for name, p in policy.named_parameters())
     key = (key, parameters, tuple(map(type, policy.modules())))
     if key not in graphs:
         graphs[key] = _compiled(policy, function, arguments, what, draws, n_first)
@@ -69,6 +69,8 @@ def _compiled(
     draws: bool,
     n_first: int,
 ) -> Graph | None:
+    # The tracer tells arguments apart by what they are, and two numbers that are equal now may be one tensor.
+    arguments = [x.detach() for x in arguments]
     rebuild: Callable[[Iterator[th.Tensor]], Any]
     first: th.fx.GraphModule | None = None
 
@@ -158,7 +160,7 @@ def _compile(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> Graph
     tiny network. What calls the kernels is compiled, too; on CUDA it is one CUDA graph, as in torch's mode
     "reduce-overhead".
     """
-    if not any(x.is_cuda for x in arguments):
+    if all(x.device.type == "cpu" for x in arguments):
         return package_of(traced, arguments)
 
     import torch._inductor  # here, because it takes a second and 50 MiB that nobody else needs

@@ -1,4 +1,4 @@
-"""Tensors in dicts and tuples, nested in any way: observations, minibatches, what a loss leaves for the log."""
+"""Tensors in dicts, tuples and lists, nested in any way: observations, minibatches, what a loss leaves for the log."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,12 +10,13 @@ __all__ = ["leaves", "minibatches", "rebuilding", "rows"]
 
 def leaves(data: Any) -> list[Any]:
     """
-    :param data: a tensor, or dicts and tuples of them
-    :return: all tensors in it, or whatever else is at their place, in the order of the entries
+    :param data: a tensor, or dicts, tuples and lists of them
+    :return: all tensors in it, or whatever else is at their place, in the order of the entries; those of a dict in the
+        order of its keys, as the next one may have the same keys in another order
     """
     if isinstance(data, dict):
-        return [leaf for value in data.values() for leaf in leaves(value)]
-    if isinstance(data, tuple):
+        return [leaf for key in _sorted(data) for leaf in leaves(data[key])]
+    if isinstance(data, (tuple, list)):
         return [leaf for value in data for leaf in leaves(value)]
     return [data]
 
@@ -28,18 +29,30 @@ def rebuilding(data: Any) -> Callable[[Iterator[Any]], Any]:
     :return: a function of an iterator of leaves to such a structure
     """
     if isinstance(data, dict):
-        of_keys = {key: rebuilding(value) for key, value in data.items()}
-        return lambda values: {key: rebuild(values) for key, rebuild in of_keys.items()}
-    if isinstance(data, tuple):
+        of_keys = {key: rebuilding(data[key]) for key in _sorted(data)}
+        order = list(data)
+        if order == list(of_keys):
+            return lambda values: {key: rebuild(values) for key, rebuild in of_keys.items()}
+
+        def rebuilt(values: Iterator[Any]) -> dict[Any, Any]:
+            entries = {key: rebuild(values) for key, rebuild in of_keys.items()}
+            return {key: entries[key] for key in order}
+
+        return rebuilt
+    if isinstance(data, (tuple, list)):
         of_entries = [rebuilding(value) for value in data]
-        make = getattr(data, "_make", tuple)  # of a named one
+        make = getattr(data, "_make", list if isinstance(data, list) else tuple)  # of a named one
         return lambda values: make([rebuild(values) for rebuild in of_entries])
     return next
 
 
+def _sorted(data: dict[Any, Any]) -> list[Any]:
+    return sorted(data, key=str)
+
+
 def rows(data: Any, indices: th.Tensor | slice) -> Any:
     """
-    :param data: a tensor, or dicts and tuples of tensors, ``(M, …)`` each
+    :param data: a tensor, or dicts, tuples and lists of tensors, ``(M, …)`` each
     :param indices: which rows
     :return: the same structure of only these rows
     """

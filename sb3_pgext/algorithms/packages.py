@@ -4,12 +4,14 @@ The compiler has a process of its own, ``python -m sb3_pgext.algorithms.packages
 not need, and seconds to import that a process which finds its packages need not spend.
 """
 
+import functools
 import hashlib
 import importlib
 import os
 import platform
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,13 +40,22 @@ def package_of(
     """
     import torch._inductor.runtime.cache_dir_utils as cache  # here, for those who compile nothing
 
-    folder = Path(cache.cache_dir()) / "sb3_pgext"
+    folder = Path(cache.cache_dir()).absolute() / "sb3_pgext"
     package = folder / f"{_digest(traced, arguments)}.pt2"
     if not package.exists():
         folder.mkdir(parents=True, exist_ok=True)
         _compile_elsewhere(traced, arguments, package)
+    return _loaded(package)
+
+
+@functools.cache
+def _loaded(package: Path) -> Callable[[list[th.Tensor]], list[th.Tensor]]:
+    """
+    Once in a process, also for several policies, which may be trained in threads: what a process has loaded, it holds
+    until it ends, with megabytes of its temporary files.
+    """
     # The loader itself: what is around it looks at the structure of the arguments at each call.
-    return th._inductor.aoti_load_package(str(package), run_single_threaded=True).loader.run
+    return th._inductor.aoti_load_package(str(package)).loader.run
 
 
 def _digest(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> str:
@@ -53,9 +64,18 @@ def _digest(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> str:
     for name, constant in traced.named_buffers():
         digest.update(f"{name} {constant.dtype} {constant.tolist()}".encode())
     form = [(x.shape, x.stride(), x.dtype) for x in arguments]
-    machine = platform.machine(), platform.processor(), th.backends.cpu.get_cpu_capability(), th.get_num_threads()
+    machine = platform.machine(), _processor(), th.backends.cpu.get_cpu_capability(), th.get_num_threads()
     digest.update(repr((form, machine, th.__version__, sys.version_info[:2], sorted(_OPTIONS.items()))).encode())
     return digest.hexdigest()
+
+
+def _processor() -> str:
+    """What the processor can do: the compiler uses all of it, and the folder may be that of several machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())
 
 
 def _compile_elsewhere(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor], package: Path) -> None:
@@ -65,14 +85,23 @@ def _compile_elsewhere(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]
         # As Python code: unpickling traces anew, and takes what depends on no argument, such as noise, for constant.
         traced.to_folder(Path(folder, "traced"), "Traced")
         th.save(examples, Path(folder, "examples.pt"))
-        # It finds the same modules, wherever this process has found them.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([folder, *filter(None, sys.path)])}
-        command = [sys.executable, "-m", __name__, folder, str(th.get_num_threads())]
-        finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([folder, *_module_folders()])}
+        command = [sys.executable, "-W", "ignore", "-m", __name__, folder, str(th.get_num_threads())]
+        finished = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
         if finished.returncode != 0:
             lines = [line for line in finished.stderr.splitlines() if line.strip()]
             raise RuntimeError(lines[-1] if lines else f"the compiler ended with {finished.returncode}")
         os.replace(Path(folder, _PACKAGE), package)
+
+
+def _module_folders() -> list[str]:
+    """
+    Where this process finds modules. The standard library's come first: a script beside the user's that is called like
+    one of them would otherwise be run by the compiler, which imports more of them than this process has.
+    """
+    standard = [os.path.join(sysconfig.get_path("stdlib"), name) for name in ("", "lib-dynload")]
+    folders = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+    return [*map(os.path.abspath, standard), *folders]
 
 
 def _compile(folder: Path, n_threads: int) -> None:

@@ -69,7 +69,7 @@ class ActingAlgorithm(OnPolicyAlgorithm):
         :raises ValueError: naming a parameter of the policy that is NaN or infinite
         """
         parameters = dict(self.policy.named_parameters())
-        if not th.nn.utils.parameters_to_vector(parameters.values()).isfinite().all():
+        if not th.cat([p.detach().flatten() for p in parameters.values()]).isfinite().all():
             name = next(name for name, parameter in parameters.items() if not parameter.isfinite().all())
             raise ValueError(f"parameter {name} of the policy is NaN or infinite: allowed are finite numbers only")
 

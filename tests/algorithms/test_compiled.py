@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
 from sb3_pgext.algorithms import graphs as module
 from sb3_pgext.algorithms.base import policy_parameters
+from sb3_pgext.algorithms.compiled import compiled_acting
 from sb3_pgext.rollouts.acting import unvalidated_distributions
 from tests.algorithms.policies import SharedTrunk
 from tests.environments import ACTIONS, DICT, IMAGE, VECTOR, AnySpaces
@@ -51,6 +52,10 @@ def assert_same(n_updates=5, **parameters):
 @pytest.mark.compiler
 def test_same_parameters_with_a_schedule_and_a_shorter_last_minibatch():
     assert_same(batch_size=40, learning_rate=lambda progress: 3e-4 * progress, clip_range=lambda progress: progress)
+
+
+def test_numbers_that_are_equal_in_the_first_update_only():
+    assert_same(clip_range=0.2, clip_range_vf=lambda progress: 0.2 if progress > 0.7 else 1e-3, learning_rate=1e-2)
 
 
 def test_same_parameters_of_categorical_actions():
@@ -126,6 +131,27 @@ def test_acting_sees_what_the_updates_have_changed():
     model.collect_rollouts(model.env, model._init_callback(None), model.rollout_buffer, model.n_steps)
     assert model.rollout.actions.mean() - first.actions.mean() > 4.0
     assert len(module._graphs[model.policy]) == 1
+
+
+def test_observations_with_the_same_keys_in_another_order():
+    """Of the same shape each, in the same rollout and in another one."""
+    space = spaces.Dict({"a": spaces.Box(-1, 1, (3,)), "b": spaces.Box(-1, 1, (3,))})
+    model, _, _ = collected(True, spaces.Box(-1, 1, (2,)), space)
+    x, y = th.randn(2, 3), th.randn(2, 3)
+    with th.no_grad(), unvalidated_distributions():
+        act = compiled_acting(model.policy)
+        for function in (act, act, compiled_acting(model.policy)):
+            for observations in ({"a": x, "b": y}, {"b": y, "a": x}):
+                assert th.allclose(function(observations)[1], model.policy.predict_values(observations), atol=1e-6)
+    assert None not in module._graphs[model.policy].values()
+
+
+def test_parameters_in_another_order_in_memory_have_a_graph_of_their_own():
+    model, _, _ = collected(True, spaces.Box(-1, 1, (2,)))
+    weight = model.policy.mlp_extractor.policy_net[2].weight
+    weight.data = weight.data.T.contiguous().T
+    model.collect_rollouts(model.env, model._init_callback(None), model.rollout_buffer, model.n_steps)
+    assert len(module._graphs[model.policy]) == 2
 
 
 @pytest.mark.filterwarnings("error:compile=True")

@@ -1,6 +1,7 @@
 """Claim: a traced function is compiled once for everything that its code depends on, and is found again."""
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch as th
@@ -24,6 +25,7 @@ def test_the_same_random_numbers_and_compiled_once(folder, monkeypatch):
     x = th.arange(12.0).reshape(3, 4)
     package_of(make_fx(noisy)(x), [x])
     monkeypatch.setattr(subprocess, "run", None)
+    module._loaded.cache_clear()  # as in another process
     run = package_of(make_fx(noisy)(x), [x])
     for seed in range(2):
         th.manual_seed(seed)
@@ -32,6 +34,32 @@ def test_the_same_random_numbers_and_compiled_once(folder, monkeypatch):
         (found,) = run([x])
         assert th.allclose(found, wanted, rtol=0, atol=1e-6)
     assert len(list(folder.iterdir())) == 1, "the package and nothing else"
+
+
+def test_loaded_once_for_all_threads():
+    def function(a):
+        return [(a @ a.T).sin() * 2.0]
+
+    inputs = [th.full((16, 16), float(k)) for k in range(4)]
+    run = package_of(make_fx(function)(inputs[0]), [inputs[0]])
+    assert package_of(make_fx(function)(inputs[1]), [inputs[1]]) is run
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda x: [run([x])[0] for _ in range(200)], inputs))
+    for x, results in zip(inputs, found, strict=True):
+        assert all(th.allclose(result, function(x)[0], atol=1e-4) for result in results)
+
+
+def test_files_that_are_called_like_modules_of_the_standard_library(tmp_path, monkeypatch):
+    """In the current folder, and in one of those that modules are found in."""
+    for name in ("queue", "traced"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('the wrong module')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "cache")  # relative to the current folder
+    x = th.ones(3, 4)
+    assert th.equal(package_of(make_fx(lambda a: [a * 2.0])(x), [x])([x])[0], 2 * x)
+    assert len(list((tmp_path / "cache" / "sb3_pgext").iterdir())) == 1
 
 
 def test_without_a_compiler(folder, monkeypatch):
@@ -59,5 +87,7 @@ def test_what_the_code_depends_on(monkeypatch):
         digest(lambda a: [a * 2.0], x.double()),
     ]
     monkeypatch.setattr(th, "get_num_threads", lambda: 7)
+    digests.append(digest(lambda a: [a * 2.0], x))
+    monkeypatch.setattr(module, "_processor", lambda: "another one")
     digests.append(digest(lambda a: [a * 2.0], x))
     assert len(set(digests)) == len(digests)

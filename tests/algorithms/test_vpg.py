@@ -7,6 +7,7 @@ from gymnasium import spaces
 from stable_baselines3 import A2C
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pgext import VPG
@@ -199,9 +200,11 @@ def test_features_that_the_fit_leaves_as_they_are_are_computed_once(space, share
         policy = "CnnPolicy" if space == "image" else "MlpPolicy"
         model = collected(model_on(env, policy, policy_kwargs=kwargs, n_critic_updates=3))
         calls = []
-        hook = model.policy.vf_features_extractor.register_forward_hook(lambda *_: calls.append(1))
-        model._fit_critic_to_rollout()
-        hook.remove()
+        extractor = type(model.policy.vf_features_extractor)
+        forward = extractor.forward
+        with monkeypatch.context() as patch:
+            patch.setattr(extractor, "forward", lambda self, x: calls.append(1) or forward(self, x))
+            model._fit_critic_to_rollout()
         return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach(), len(calls)
 
     parameters, n_calls = fitted()
@@ -209,6 +212,52 @@ def test_features_that_the_fit_leaves_as_they_are_are_computed_once(space, share
     wanted, n_calls_without = fitted()
     assert n_calls_without - n_calls == (0 if (space, share_features_extractor) == ("image", False) else 5)
     assert th.allclose(parameters, wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["dropout", "hook", "forward", "predict_values"])
+def test_features_that_a_user_has_changed_are_computed_in_each_step(change):
+    env = DummyVecEnv([lambda: AnySpaces(IMAGE, spaces.Discrete(3))])
+    model = collected(model_on(env, "CnnPolicy", n_steps=4, batch_size=2))
+    policy, calls = model.policy, []
+    extractor = policy.features_extractor
+    if change == "dropout":
+        extractor.linear.append(th.nn.Dropout())
+    if change == "hook":
+        extractor.cnn.register_forward_hook(lambda *_: None)
+    for module in (extractor, policy):
+        if hasattr(module, change):
+            original = getattr(module, change)
+            setattr(module, change, lambda x, original=original: calls.append(1) or original(x))
+    observations = model.rollout.observations
+    inputs, _ = model._inputs_of_critic(observations, list(critic_parameters(policy).values()))
+    assert inputs is observations
+
+
+@pytest.mark.parametrize("leave", [lambda policy: delattr(policy, "vf_features_extractor"),
+                                   lambda policy: setattr(policy, "vf_features_extractor", None)])  # fmt: skip
+def test_a_policy_with_values_of_its_own_needs_no_features_extractor_for_them(leave):
+    class Own(ActorCriticPolicy):
+        def forward(self, obs, deterministic=False):
+            distribution = self.get_distribution(obs)
+            actions = distribution.get_actions(deterministic=deterministic)
+            return actions, self.predict_values(obs), distribution.log_prob(actions)
+
+        def get_distribution(self, obs):
+            return super().get_distribution(obs)
+
+        def evaluate_actions(self, obs, actions):
+            distribution = self.get_distribution(obs)
+            return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()
+
+        def predict_values(self, obs):
+            features = self.extract_features(obs, self.features_extractor)
+            return self.value_net(self.mlp_extractor.forward_critic(features))
+
+    model = model_on(policy=Own)
+    leave(model.policy)
+    start = model.policy.value_net.weight.clone()
+    model.learn(64)
+    assert not th.equal(model.policy.value_net.weight, start)
 
 
 @pytest.mark.parametrize("frozen", ["policy", "critic"])

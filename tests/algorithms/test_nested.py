@@ -1,0 +1,23 @@
+"""Claim: what is taken apart is put together again as it was, whatever order the next dict has."""
+
+from collections import namedtuple
+
+import pytest
+
+from sb3_pgext.algorithms.nested import leaves, rebuilding
+
+Pair = namedtuple("Pair", ["first", "second"])
+
+
+@pytest.mark.parametrize(
+    "data", [1, {"b": 1, "a": (2, 3)}, (1, {"a": 2}, ()), Pair(1, [2, Pair(3, 4)]), [1, {2: 3, "x": 4}], {}], ids=repr
+)
+def test_put_together_again(data):
+    rebuilt = rebuilding(data)(iter(leaves(data)))
+    assert repr(rebuilt) == repr(data), "the order and the types too"
+
+
+def test_a_dict_in_another_order():
+    data = {"b": 1, "a": 2}
+    assert leaves(data) == leaves({"a": 2, "b": 1})
+    assert rebuilding(data)(iter(leaves({"a": 3, "b": 4}))) == {"a": 3, "b": 4}
