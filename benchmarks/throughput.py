@@ -51,6 +51,7 @@ class Contender:
 
 PPO = {"n_steps": N_STEPS, "n_epochs": 10}
 TRPO = {"n_steps": N_STEPS, "n_critic_updates": 10}
+UNCLIPPED = {"value_clip": "none", "clip_range_vf": None}  # which makes ClippedCriticPPO what PPO is, to the bit
 LINE_SEARCH = {"line_search": True}  # which makes NPG what TRPO is
 COMPILED = {"compile": True}
 CONTENDERS = {
@@ -58,6 +59,7 @@ CONTENDERS = {
     "PPO (CleanRL's style)": Contender("benchmarks.single_file:SingleFilePPO", "PPO", PPO),
     "PPO (sbx)": Contender("sbx:PPO", "PPO", PPO),
     "ClippedCriticPPO": Contender("sb3_pgext:ClippedCriticPPO", "PPO", PPO),
+    "ClippedCriticPPO as PPO": Contender("sb3_pgext:ClippedCriticPPO", "PPO", PPO | UNCLIPPED),
     "ClippedCriticPPO compiled": Contender("sb3_pgext:ClippedCriticPPO", "PPO", PPO | COMPILED),
     "ClippedCriticPPO compiled, vectorised": Contender(
         "sb3_pgext:ClippedCriticPPO", "PPO", PPO | COMPILED, vec_env="gymnasium"
