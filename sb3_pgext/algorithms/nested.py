@@ -67,6 +67,7 @@ def minibatches(data: Any, order: th.Tensor, batch_size: int) -> Iterator[Any]:
     :return: the minibatches, one after the other
     """
     rebuild = rebuilding(data)
-    columns: Sequence[Sequence[th.Tensor]] = [leaf[order].split(batch_size) for leaf in leaves(data)]
+    size = int(batch_size)  # which may be one of numpy's
+    columns: Sequence[Sequence[th.Tensor]] = [leaf[order].split(size) for leaf in leaves(data)]
     for minibatch in zip(*columns, strict=True):
         yield rebuild(iter(minibatch))
