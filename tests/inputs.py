@@ -86,6 +86,11 @@ def is_schedule(value: Any, above: bool = False) -> bool:
         return False
 
 
+def is_empty(value: Any) -> bool:
+    """An empty dict; an array would compare each of its entries with one."""
+    return isinstance(value, dict) and not value
+
+
 @dataclass(frozen=True)
 class Domain:
     """
@@ -131,7 +136,9 @@ WRONG_KWARGS = [{"net_arch": [-1]}, {"net_arch": "big"}, {"nope": 1}, {"net_arch
 WRONG_KWARGS += [{"optimizer_kwargs": {"nope": 1}}, {"optimizer_class": 3}, {"net_arch": [2.5]}, [("net_arch", [4])]]
 
 COMMON = {
-    "policy": Domain(lambda x: x in ("MlpPolicy", ActorCriticPolicy), ["MlpPolicy", ActorCriticPolicy]),
+    "policy": Domain(
+        lambda x: isinstance(x, (str, type)) and x in ("MlpPolicy", ActorCriticPolicy), ["MlpPolicy", ActorCriticPolicy]
+    ),
     "learning_rate": schedule(0.01, 0, 3e-4),
     "gamma": FRACTION,
     "ent_coef": number(0.0, 0.01, -0.01),
@@ -139,7 +146,7 @@ COMMON = {
     "sde_sample_freq": Domain(lambda x: is_whole(x, -1) and x != 0, [-1, 1, 2]),
     "stats_window_size": count(1, 100),
     "tensorboard_log": Domain(lambda x: x is None or isinstance(x, (str, Path)), [None]),
-    "policy_kwargs": Domain(lambda x: any(x is right for right in RIGHT_KWARGS) or x == {}, RIGHT_KWARGS),
+    "policy_kwargs": Domain(lambda x: any(x is right for right in RIGHT_KWARGS) or is_empty(x), RIGHT_KWARGS),
     "verbose": count(0, 1, 2, low=0),
     "seed": Domain(lambda x: x is None or is_whole(x, 0, 2**32 - 1), [None, 0, 1, np.int64(3)]),
     "device": Domain(lambda x: isinstance(x, (str, th.device)) and str(x) in ("cpu", "auto"), ["cpu", "auto"]),
@@ -150,7 +157,7 @@ OF_ROLLOUTS = {
     "batch_size": count(2, 4, 100),
     "gae_lambda": FRACTION,
     "rollout_buffer_class": Domain(lambda x: x is None or x is StepBuffer, [None, StepBuffer]),
-    "rollout_buffer_kwargs": Domain(lambda x: x is None or x == {}, [None]),
+    "rollout_buffer_kwargs": Domain(lambda x: x is None or is_empty(x), [None]),
 }
 OF_EPISODES = {
     "n_episodes": count(2, 3, 1, work=True),
