@@ -7,6 +7,7 @@ from gymnasium import spaces
 from sb3_pgext.envs import TabularMDP
 
 IMAGE = spaces.Box(0, 255, (3, 36, 36), np.uint8)
+IMAGE_LAST = spaces.Box(0, 255, (36, 36, 3), np.uint8)
 VECTOR = spaces.Box(-1, 1, (3,), np.float32)
 DICT = spaces.Dict({"image": IMAGE, "vector": VECTOR, "kind": spaces.Discrete(3)})
 ACTIONS = {

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_pgext import REINFORCE
 from sb3_pgext.algorithms.base import critic_parameters, policy_parameters
 from tests.algorithms.policies import SharedTrunk, moved_parameters
-from tests.environments import ACTIONS, DICT, IMAGE, VECTOR, ActionIsReward, AnySpaces, Countdown, Scripted
+from tests.environments import ACTIONS, DICT, IMAGE, IMAGE_LAST, VECTOR, ActionIsReward, AnySpaces, Countdown, Scripted
 
 BASELINES = ["none", "constant", "time", "optimal", "state"]
 
@@ -285,7 +285,7 @@ def test_action_spaces_with_an_optimal_baseline(action, device):
     ("policy", "observation"),
     [
         ("CnnPolicy", IMAGE),
-        ("CnnPolicy", spaces.Box(0, 255, (36, 36, 3), np.uint8)),
+        ("CnnPolicy", IMAGE_LAST),
         ("MultiInputPolicy", DICT),
         ("MlpPolicy", spaces.Discrete(4)),
         ("MlpPolicy", spaces.MultiDiscrete([2, 3])),

@@ -32,10 +32,9 @@ from tests.conformance.models import (
     small,
     vector_of,
 )
-from tests.environments import ACTIONS, DICT, IMAGE, VECTOR, AnySpaces
+from tests.environments import ACTIONS, DICT, IMAGE, IMAGE_LAST, VECTOR, AnySpaces
 
 POLICIES = {"MlpPolicy": VECTOR, "CnnPolicy": IMAGE, "MultiInputPolicy": DICT}
-IMAGE_LAST = spaces.Box(0, 255, (36, 36, 3), np.uint8)
 OBSERVATIONS = {
     "discrete": spaces.Discrete(4),
     "multi_discrete": spaces.MultiDiscrete([2, 3]),

@@ -11,7 +11,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
 from stable_baselines3 import A2C
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -27,9 +26,7 @@ from tests.conformance.models import (
     small,
     vector_of,
 )
-from tests.environments import ACTIONS, DICT, VECTOR, AnySpaces
-
-IMAGE_LAST = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+from tests.environments import ACTIONS, DICT, IMAGE_LAST, VECTOR, AnySpaces
 
 
 def trained(algorithm, env=None, policy="MlpPolicy", **arguments):
