@@ -415,6 +415,15 @@ class CompilingAlgorithm(ActingAlgorithm):
         require_schedule(f"learning_rate at progress {progress:.3g}", self.lr_schedule(progress))
         super()._update_learning_rate(optimizers)
 
+    def _graph_key(self, *dependencies: Hashable) -> Hashable:
+        """
+        :param dependencies: what a loss depends on, beside the policy's parameters and the minibatch
+        :return: the key of its graph. None where there is to be none: compiling is what a user asks for, while a loss
+            of a class of the user's own is recorded only if they do
+        """
+        own = type(self).__module__.startswith(f"{__package__}.")
+        return dependencies if own or self.compile else None
+
     def _acting_policy(self) -> Callable[[PyTorchObs], Sequence[th.Tensor]]:
         """Compiled, or not: gSDE draws its noise beforehand and keeps it outside the networks' parameters."""
         return compiled_acting(self.policy) if self.compile and not self.use_sde else super()._acting_policy()
@@ -503,10 +512,17 @@ class PolicyGradientAlgorithm(CompilingAlgorithm):
 
         losses = []
         # A batch of whole episodes that is shorter than a minibatch has another shape each time.
-        key = ("critic", inputs is observations) if self.compile and len(targets) >= batch_size else None
+        key = self._graph_key("critic", inputs is observations) if len(targets) >= batch_size else None
         optimizer = self.policy.optimizer
         with descending(
-            self.policy, optimizer, parameters, loss_function, self.max_grad_norm, fused=True, compile_key=key
+            self.policy,
+            optimizer,
+            parameters,
+            loss_function,
+            self.max_grad_norm,
+            fused=True,
+            key=key,
+            compile=self.compile,
         ) as descend:
             for _ in range(n_epochs):
                 order = th.randperm(len(targets), device=targets.device)

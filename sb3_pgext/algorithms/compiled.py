@@ -1,24 +1,34 @@
-"""Acting, a whole gradient step, and a product with the Fisher matrix, as one compiled graph each."""
+"""Acting, a whole gradient step, its gradient alone, and a product with the Fisher matrix, as one graph each."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
-from torch.func import functional_call, grad
+from torch.func import functional_call
 
 from sb3_pgext.algorithms.flat_adam import FlatAdam, concatenated, views
 from sb3_pgext.algorithms.graphs import Graph, graph_of
 from sb3_pgext.algorithms.nested import leaves, rebuilding
 from sb3_pgext.estimators.natural import Metric, Tangents, fisher_vector_product
 
-__all__ = ["LossFunction", "Step", "compiled_acting", "compiled_fisher", "compiled_step"]
+__all__ = ["Evaluation", "LossFunction", "Step", "compiled_acting", "compiled_fisher", "compiled_step", "recorded"]
 
 LossFunction = Callable[..., tuple[th.Tensor, Any]]
 """Minibatch → its loss, a scalar, and what it leaves for the log: tensors without a graph."""
 Step = Callable[..., tuple[Any, th.Tensor | None, bool]]
 """Minibatch → what the loss function left; the norm of the gradient, if it was measured; whether a step was taken."""
+Evaluation = Callable[..., tuple[Any, Callable[[], None]]]
+"""Minibatch → what the loss function left; what puts the gradient into the ``grad`` of the parameters."""
+
+WORTH_RECORDING = 50
+"""Steps after which a gradient is recorded: it takes as long as some hundred of them save."""
+
+_evaluated: "WeakKeyDictionary[th.nn.Module, Counter[Hashable]]" = WeakKeyDictionary()
+"""Policy → how often a gradient has been computed that was not recorded."""
 
 
 def compiled_acting(policy: ActorCriticPolicy) -> Callable[[PyTorchObs], Sequence[th.Tensor]]:
@@ -81,24 +91,15 @@ def compiled_step(
     device = adam.parameters.device
     learning_rate = th.tensor(adam.options["lr"], dtype=th.float64)
     state = [adam.parameters, adam.exp_avg, adam.exp_avg_sq, adam.count]
-    moved = {id(p) for p in parameters}
-    # Not moved, but not constant either: the policy's while the critic is fitted, or what is frozen for some time.
-    others = [p.detach() for p in policy.parameters() if id(p) not in moved]
+    others = _others(policy, parameters)
     constant = [*others, learning_rate]
-    numbers: dict[float, th.Tensor] = {}
+    as_tensors = _as_tensors(device, th.float32)
     shapes: list[th.Size] | None = None
     graph: Graph | None = None
 
-    def tensor(x: th.Tensor | float) -> th.Tensor:
-        if isinstance(x, th.Tensor):
-            return x.contiguous()
-        if x not in numbers:
-            numbers[x] = th.tensor(x, device=device)
-        return numbers[x]
-
     def graph_for(minibatch: tuple[Any, ...], arguments: list[th.Tensor]) -> Graph | None:
         options = tuple(sorted((name, value) for name, value in adam.options.items() if name != "lr"))
-        of_policy = tuple(name for name, p in policy.named_parameters() if id(p) in moved)
+        of_policy = _names(policy, parameters)
         given = arguments[len(state) + len(constant) :]
         full_key = (key, max_norm, options, adam.decoupled, of_policy, device, _forms(given))
         update = _update(policy, parameters, adam, loss_function, max_norm, minibatch, len(others))
@@ -106,7 +107,7 @@ def compiled_step(
 
     def step(*minibatch: Any) -> tuple[Any, th.Tensor | None, bool]:
         nonlocal shapes, graph
-        given = [tensor(x) for x in leaves(minibatch)]
+        given = [x.contiguous() for x in as_tensors(minibatch)]
         arguments = [*state, *constant, *given]
         given_shapes = [x.shape for x in given]
         if shapes is None:
@@ -122,6 +123,62 @@ def compiled_step(
         return left, norm, True
 
     return step
+
+
+def recorded(
+    eager: Evaluation,
+    policy: th.nn.Module,
+    parameters: Sequence[th.nn.Parameter],
+    loss_function: LossFunction,
+    key: Hashable,
+) -> Evaluation:
+    """
+    The same numbers to the bit, as the bare operations that autograd has gone through, one after the other: without
+    Python's way through the modules and autograd's way back, which take longer than tiny networks do.
+
+    It is recorded for the shapes of the first minibatch when it has been computed often, and where nobody can tell the
+    difference: of the networks of torch and SB3. Anything else stays as it is.
+
+    :param eager: what is to be computed
+    :param policy: the network that the loss function evaluates
+    :param parameters: those of its parameters that are moved, which have a ``grad`` that is to stay theirs
+    :param loss_function: a function of the policy's parameters and its arguments alone
+    :param key: everything else that the loss depends on and that may change
+    :return: the evaluation
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    constant = [*(p.detach() for p in parameters), *_others(policy, parameters)]
+    n, m = len(parameters), len(constant)
+    as_tensors = _as_tensors(constant[0].device, th.float64)  # in which Python computes with numbers
+    counts = _evaluated.setdefault(policy, Counter())
+    forms: list[Any] | None = None
+    graph: Graph | None = None
+
+    def graph_for(minibatch: tuple[Any, ...], given: list[th.Tensor]) -> Graph | None:
+        full_key = ("gradient", key, _names(policy, parameters), constant[0].device, _forms(given), str(forms))
+        counts[full_key] += 1
+        if counts[full_key] <= WORTH_RECORDING:
+            return None
+        gradient = _gradient(policy, parameters, loss_function, minibatch)
+
+        def flat_gradient(*tensors: th.Tensor) -> tuple[Any, ...]:
+            return gradient(tensors[:n], tensors[n:m], tensors[m:])
+
+        return graph_of(policy, full_key, flat_gradient, [*constant, *given], "the gradient", compiled=False)
+
+    def evaluate(*minibatch: Any) -> tuple[Any, Callable[[], None]]:
+        nonlocal forms, graph
+        given = as_tensors(minibatch)
+        given_forms = [(x.shape, x.stride()) for x in given]
+        forms = forms or given_forms
+        if given_forms == forms:
+            graph = graph or graph_for(minibatch, given)
+            if graph is not None:
+                new, left = graph([*constant, *given])
+                return left, lambda: th._foreach_copy_(gradients, new)
+        return eager(*minibatch)
+
+    return evaluate
 
 
 def compiled_fisher(
@@ -188,23 +245,14 @@ def _update(
     (θ, first moment, second moment, step count, other parameters, learning rate, minibatch) → the first four anew, the
     norm, what is left.
     """
-    loss = _Function(policy, loss_function)
-    name_of = {id(p): name for name, p in loss.named_parameters()}
-    names = [name_of[id(p)] for p in parameters]
-    other_names = [name for name in name_of.values() if name not in set(names)]
+    gradient_of = _gradient(policy, parameters, loss_function, minibatch)
     beta1, beta2, eps, weight_decay = (adam.options[name] for name in ("beta1", "beta2", "eps", "weight_decay"))
-    rebuild = rebuilding(minibatch)
 
     def update(
         flat: th.Tensor, exp_avg: th.Tensor, exp_avg_sq: th.Tensor, count: th.Tensor, *tensors: th.Tensor
     ) -> tuple[Any, ...]:
         others, lr, given = tensors[:n_others], tensors[n_others], tensors[n_others + 1 :]
-
-        def loss_of(values: tuple[th.Tensor, ...]) -> tuple[th.Tensor, Any]:
-            own = dict(zip([*names, *other_names], [*values, *others], strict=True))
-            return _call(loss, own, *rebuild(iter(given)))
-
-        gradients, left = grad(loss_of, has_aux=True)(tuple(views(flat, parameters)))
+        gradients, left = gradient_of(views(flat, parameters), others, given)
         gradient = concatenated(gradients)
         norm = th.linalg.vector_norm(gradient)
         if max_norm is not None:
@@ -224,6 +272,56 @@ def _update(
         return (flat, exp_avg, exp_avg_sq, count), norm, left
 
     return update
+
+
+def _gradient(
+    policy: th.nn.Module,
+    parameters: Sequence[th.nn.Parameter],
+    loss_function: LossFunction,
+    minibatch: tuple[Any, ...],
+) -> Callable[..., tuple[tuple[th.Tensor, ...], Any]]:
+    """(Values of the parameters, of the other parameters, minibatch as a list of tensors) → gradients, what is left."""
+    loss = _Function(policy, loss_function)
+    name_of = {id(p): name for name, p in loss.named_parameters()}
+    names = [name_of[id(p)] for p in parameters]
+    other_names = [name for name in name_of.values() if name not in set(names)]
+    rebuild = rebuilding(minibatch)
+
+    def gradient(
+        values: Sequence[th.Tensor], others: Sequence[th.Tensor], given: Sequence[th.Tensor]
+    ) -> tuple[tuple[th.Tensor, ...], Any]:
+        # By autograd: torch.func's grad goes through other operations in places.
+        moved = [value.detach().requires_grad_() for value in values]
+        own = dict(zip([*names, *other_names], [*moved, *others], strict=True))
+        value, left = _call(loss, own, *rebuild(iter(given)))
+        return th.autograd.grad(value, moved, allow_unused=True, materialize_grads=True), left
+
+    return gradient
+
+
+def _others(policy: th.nn.Module, parameters: Sequence[th.nn.Parameter]) -> list[th.Tensor]:
+    """Not moved, but not constant either: the policy's while the critic is fitted, or what is frozen for some time."""
+    moved = {id(p) for p in parameters}
+    return [p.detach() for p in policy.parameters() if id(p) not in moved]
+
+
+def _names(policy: th.nn.Module, parameters: Sequence[th.nn.Parameter]) -> tuple[str, ...]:
+    moved = {id(p) for p in parameters}
+    return tuple(name for name, p in policy.named_parameters() if id(p) in moved)
+
+
+def _as_tensors(device: th.device, dtype: th.dtype) -> Callable[[Any], list[th.Tensor]]:
+    """The leaves of a structure, numbers as scalars of this type, each of which is made once."""
+    numbers: dict[float, th.Tensor] = {}
+
+    def tensor(x: th.Tensor | float) -> th.Tensor:
+        if isinstance(x, th.Tensor):
+            return x
+        if x not in numbers:
+            numbers[x] = th.tensor(x, dtype=dtype, device=device)
+        return numbers[x]
+
+    return lambda data: [tensor(x) for x in leaves(data)]
 
 
 def _call(module: th.nn.Module, parameters: dict[str, th.Tensor], *arguments: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch as th
 
-from sb3_pgext.algorithms.compiled import LossFunction, Step, compiled_step
+from sb3_pgext.algorithms.compiled import Evaluation, LossFunction, Step, compiled_step, recorded
 from sb3_pgext.algorithms.flat_adam import can_be_flattened, flattened
 
 __all__ = ["descending"]
@@ -24,7 +24,8 @@ def descending(
     max_norm: float | None = None,
     proceed: Callable[[Any], th.Tensor] | None = None,
     fused: bool = False,
-    compile_key: Hashable = None,
+    key: Hashable = None,
+    compile: bool = False,
 ) -> Iterator[Step]:
     """
     For many steps in a row: a function that takes one step along the gradient of a minibatch's loss.
@@ -39,28 +40,49 @@ def descending(
         it, None does not
     :param proceed: what the loss function left → whether the step is taken, a scalar
     :param fused: see :func:`~sb3_pgext.algorithms.flat_adam.flattened`
-    :param compile_key: everything else that the loss depends on and that may change: the step is compiled once for
-        each; None does not compile
+    :param key: everything else that the loss depends on and that may change: the step is recorded, or compiled, once
+        for each. None does neither
+    :param compile: whether the step is compiled
     :return: context of the function
     """
     optimizer.zero_grad(set_to_none=True)
     known = {id(p) for group in optimizer.param_groups for p in group["params"]}
     parameters = [p for p in parameters if p.requires_grad and id(p) in known]
+    evaluate = _evaluation(loss_function, parameters)
     if not can_be_flattened(optimizer, parameters):
-        if compile_key is not None:
+        if compile:
             name = type(optimizer).__name__
             warnings.warn(f"compile=True: updates run uncompiled with this {name}: {_COMPILED}", stacklevel=2)
-        yield _step(loss_function, parameters, parameters, optimizer.step, max_norm, proceed)
+        yield _step(evaluate, parameters, parameters, optimizer.step, max_norm, proceed)
         return
     with flattened(optimizer, parameters, fused) as adam:
-        step = _step(loss_function, parameters, [adam.parameters], adam.step, max_norm, proceed)
-        if compile_key is not None:
-            step = compiled_step(step, policy, parameters, adam, loss_function, max_norm, proceed, compile_key)
+        if key is not None:
+            evaluate = recorded(evaluate, policy, parameters, loss_function, key)
+        step = _step(evaluate, parameters, [adam.parameters], adam.step, max_norm, proceed)
+        if key is not None and compile:
+            step = compiled_step(step, policy, parameters, adam, loss_function, max_norm, proceed, key)
         yield step
 
 
+def _evaluation(loss_function: LossFunction, parameters: list[th.nn.Parameter]) -> Evaluation:
+    """By autograd, which adds to what ``grad`` is."""
+
+    def evaluate(*minibatch: Any) -> tuple[Any, Callable[[], None]]:
+        loss, left = loss_function(*minibatch)
+
+        def differentiate() -> None:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            if gradients:
+                th._foreach_zero_(gradients)
+            loss.backward(inputs=parameters)
+
+        return left, differentiate
+
+    return evaluate
+
+
 def _step(
-    loss_function: LossFunction,
+    evaluate: Evaluation,
     parameters: list[th.nn.Parameter],
     stepped: Sequence[th.Tensor],
     move: Callable[[], object],
@@ -68,7 +90,7 @@ def _step(
     proceed: Callable[[Any], th.Tensor] | None,
 ) -> Step:
     """
-    :param loss_function: see :func:`descending`
+    :param evaluate: computes the gradient
     :param parameters: of the network
     :param stepped: the tensors that ``move`` moves by their gradients: the same, or one vector of them all
     :param move: of the optimizer
@@ -78,13 +100,10 @@ def _step(
     """
 
     def step(*minibatch: Any) -> tuple[Any, th.Tensor | None, bool]:
-        loss, left = loss_function(*minibatch)
+        left, differentiate = evaluate(*minibatch)
         if proceed is not None and not proceed(left):
             return left, None, False
-        for p in stepped:
-            if p.grad is not None:
-                p.grad.zero_()
-        loss.backward(inputs=parameters)
+        differentiate()
         norm = None
         if max_norm is not None:
             norm = th.linalg.vector_norm(th.stack(th._foreach_norm([p.grad for p in parameters if p.grad is not None])))

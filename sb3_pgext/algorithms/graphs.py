@@ -34,9 +34,10 @@ def graph_of(
     what: str,
     draws: bool = False,
     n_first: int = 0,
+    compiled: bool = True,
 ) -> Graph | None:
     """
-    A function as one graph for arguments of these shapes. It is traced and compiled at the first call for a key.
+    A function as one graph for arguments of these shapes. It is traced, and compiled, at the first call for a key.
 
     Where many calls share their first arguments, it is a function of these to a graph for the others: what depends on
     the first ones alone is computed once, uncompiled.
@@ -50,25 +51,66 @@ def graph_of(
     :param what: the function in words, for the warning
     :param draws: whether it may draw random numbers
     :param n_first: how many of the arguments are such first ones; then it may not draw
+    :param compiled: whether the graph is compiled. Otherwise it is a list of torch's operations, the same numbers to
+        the bit: only of networks whose modules are all torch's and SB3's, and without a word where it cannot be
     :return: the graph, a function of the list of arguments, or None where there is none; a warning says why when that
         is found out
     """
     graphs = _graphs.setdefault(policy, {})
     parameters = tuple((name, p.shape, p.stride(), p.dtype) for name, p in policy.named_parameters())
-    key = (key, parameters, tuple(map(type, policy.modules())))
+    key = (key, compiled, parameters, tuple(map(type, policy.modules())))
     if key not in graphs:
-        graphs[key] = _compiled(policy, function, arguments, what, draws, n_first)
+        graphs[key] = None
+        try:
+            _require_traceable(policy, compiled)
+            graphs[key] = _graph(policy, function, arguments, draws, n_first, compiled)
+        except _Untraceable as error:
+            if compiled:
+                _warn(policy, what, str(error))
+        except Exception as error:  # whatever a policy, the tracer or a C++ compiler may raise: there is an eager way
+            if compiled:
+                _warn(policy, what, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
     return graphs[key]
 
 
-def _compiled(
+class _Untraceable(Exception):
+    """Its graph would not be the function."""
+
+
+def _require_traceable(policy: th.nn.Module, compiled: bool) -> None:
+    """:raises _Untraceable: a graph of this policy would not do what the policy does"""
+    modules = list(policy.modules())
+    stateful = [type(m).__name__ for m in modules if any(isinstance(x, th.Tensor) for x in _state_of(m))]
+    if stateful:
+        raise _Untraceable(f"{stateful[0]} keeps tensors that are no parameters, such as running statistics")
+    of_modules = [id(p) for m in modules for p in m._parameters.values() if p is not None]
+    if len(of_modules) > len(set(of_modules)):
+        raise _Untraceable("two modules of the policy share a parameter")
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in policy.parameters()):
+        raise _Untraceable("a parameter of the policy has hooks")
+    if not compiled:
+        parts = [*modules, getattr(policy, "action_dist", None)]
+        strange = [x for x in parts if x is not None and not _is_known(x)]
+        if strange:
+            raise _Untraceable(f"{type(strange[0]).__name__} is not one of torch's or SB3's modules as they are")
+
+
+def _is_known(part: Any) -> bool:
+    """Whether it is torch's or SB3's, and nothing about it has been changed: what it does is known, then."""
+    own = type(part).__module__.startswith(("torch.nn.", "stable_baselines3.", "sb3_contrib."))
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    changed = any(getattr(part, name, None) for name in hooks)
+    return own and not changed and not any(callable(getattr(type(part), name, None)) for name in vars(part))
+
+
+def _graph(
     policy: th.nn.Module,
     function: Callable[..., Any],
     arguments: Sequence[th.Tensor],
-    what: str,
     draws: bool,
     n_first: int,
-) -> Graph | None:
+    compiled: bool,
+) -> Graph:
     # The tracer tells arguments apart by what they are, and two numbers that are equal now may be one tensor.
     arguments = [x.detach() for x in arguments]
     rebuild: Callable[[Iterator[th.Tensor]], Any]
@@ -80,33 +122,20 @@ def _compiled(
         rebuild = rebuilding(results)
         return leaves(results)
 
-    stateful = [type(m).__name__ for m in policy.modules() if any(isinstance(x, th.Tensor) for x in _state_of(m))]
-    if stateful:
-        _warn(policy, what, f"{stateful[0]} keeps tensors that are no parameters, such as running statistics")
-        return None
-    of_modules = [id(p) for module in policy.modules() for p in module._parameters.values() if p is not None]
-    if len(of_modules) > len(set(of_modules)):
-        _warn(policy, what, "two modules of the policy share a parameter")
-        return None
     try:
         with th.random.fork_rng():
             before = th.get_rng_state()
             with _TraceableOneHot():
                 traced = make_fx(flat_function, decomposition_table=_DECOMPOSITIONS)(*arguments)
             if not draws and not th.equal(before, th.get_rng_state()):
-                _warn(policy, what, "the policy draws random numbers, such as dropout does")
-                return None
+                raise _Untraceable("the policy draws random numbers, such as dropout does")
             if any(_is_constant(traced, node) for node in traced.graph.nodes):
-                _warn(policy, what, "it looks at tensors that are no parameters of the policy")
-                return None
+                raise _Untraceable("it looks at tensors that are no parameters of the policy")
             if n_first:
                 first, traced = _split(traced, arguments, n_first)
                 arguments = [*first(*arguments[:n_first]), *arguments[n_first:]]
-            graph = _compile(traced, arguments)
+            graph = _compile(traced, arguments) if compiled else _record(traced)
             graph(list(arguments))
-    except Exception as error:  # whatever a policy, the tracer or a C++ compiler may raise: there is an eager function
-        _warn(policy, what, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
-        return None
     finally:
         distribution = getattr(policy, "action_dist", None)
         if isinstance(distribution, Distribution):  # what the tracing has left in it stands for no observation
@@ -123,6 +152,22 @@ def _compiled(
         return lambda others: call([*known, *others])
 
     return call_with
+
+
+def _record(traced: th.fx.GraphModule) -> Graph:
+    """The operations as they are, without those that only turn a matrix back."""
+    turn = th.ops.aten.t.default
+    for node in traced.graph.nodes:
+        if node.target is turn and node.args[0].target is turn:
+            node.replace_all_uses_with(node.args[0].args[0])
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+
+    def play(tensors: list[th.Tensor]) -> list[th.Tensor]:
+        with th.inference_mode():
+            return traced.forward(*tensors)
+
+    return play
 
 
 def _split(

@@ -279,7 +279,8 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
             self._loss,
             math.inf if self.max_grad_norm is None else self.max_grad_norm,
             None if self.target_kl is None else self._is_near,
-            compile_key=tuple(getattr(self, name) for name in constants) if self.compile else None,
+            key=self._graph_key(*(getattr(self, name) for name in constants)),
+            compile=self.compile,
         )
 
     def _is_near(self, terms: Terms) -> th.Tensor:
