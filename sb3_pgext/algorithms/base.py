@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from sb3_pgext.algorithms.compiled import compiled_acting
 from sb3_pgext.algorithms.descent import descending
+from sb3_pgext.algorithms.graphs import is_plain
 from sb3_pgext.algorithms.nested import minibatches
 from sb3_pgext.rollouts import StepBuffer
 from sb3_pgext.rollouts.acting import ActingAlgorithm, unvalidated_distributions
@@ -447,7 +448,8 @@ class PolicyGradientAlgorithm(CompilingAlgorithm):
 
     def _begin_update(self) -> None:
         """Training mode and learning rate, as SB3's algorithms do first of all."""
-        _dependencies.pop(self.policy, None)  # a policy may change what depends on what, by a switch of its own
+        if not is_plain(self.policy):  # and may change what depends on what, by a switch of its own
+            _dependencies.pop(self.policy, None)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         self._n_updates += 1

@@ -25,7 +25,7 @@ Evaluation = Callable[..., tuple[Any, Callable[[], None]]]
 """Minibatch → what the loss function left; what puts the gradient into the ``grad`` of the parameters."""
 
 WORTH_RECORDING = 50
-"""Steps after which a gradient is recorded: it takes as long as some hundred of them save."""
+"""Steps after which a gradient is recorded: that takes as long as some hundred of them save."""
 
 _evaluated: "WeakKeyDictionary[th.nn.Module, Counter[Hashable]]" = WeakKeyDictionary()
 """Policy → how often a gradient has been computed that was not recorded."""
@@ -149,16 +149,17 @@ def recorded(
     gradients = [p.grad for p in parameters if p.grad is not None]
     constant = [*(p.detach() for p in parameters), *_others(policy, parameters)]
     n, m = len(parameters), len(constant)
-    as_tensors = _as_tensors(constant[0].device, th.float64)  # in which Python computes with numbers
+    device = constant[0].device
+    if device.type == "mps":  # has no double precision
+        return eager
+    as_tensors = _as_tensors(device, th.float64)  # in which Python computes with numbers
     counts = _evaluated.setdefault(policy, Counter())
-    forms: list[Any] | None = None
+    forms: Hashable = None
     graph: Graph | None = None
+    found_out = False
 
     def graph_for(minibatch: tuple[Any, ...], given: list[th.Tensor]) -> Graph | None:
-        full_key = ("gradient", key, _names(policy, parameters), constant[0].device, _forms(given), str(forms))
-        counts[full_key] += 1
-        if counts[full_key] <= WORTH_RECORDING:
-            return None
+        full_key = ("gradient", key, _names(policy, parameters), device, forms)
         gradient = _gradient(policy, parameters, loss_function, minibatch)
 
         def flat_gradient(*tensors: th.Tensor) -> tuple[Any, ...]:
@@ -167,16 +168,21 @@ def recorded(
         return graph_of(policy, full_key, flat_gradient, [*constant, *given], "the gradient", compiled=False)
 
     def evaluate(*minibatch: Any) -> tuple[Any, Callable[[], None]]:
-        nonlocal forms, graph
+        nonlocal forms, graph, found_out
         given = as_tensors(minibatch)
-        given_forms = [(x.shape, x.stride()) for x in given]
+        given_forms = _forms(given)
         forms = forms or given_forms
-        if given_forms == forms:
-            graph = graph or graph_for(minibatch, given)
-            if graph is not None:
-                new, left = graph([*constant, *given])
-                return left, lambda: th._foreach_copy_(gradients, new)
-        return eager(*minibatch)
+        if given_forms != forms:
+            return eager(*minibatch)
+        if not found_out:
+            counts[key, forms] += 1
+            found_out = counts[key, forms] > WORTH_RECORDING
+            graph = graph_for(minibatch, given) if found_out else None
+        if graph is None:
+            return eager(*minibatch)
+        with th.inference_mode():
+            new, left = graph([*constant, *given])
+        return left, lambda: th._foreach_copy_(gradients, new)
 
     return evaluate
 
@@ -333,4 +339,4 @@ def _call(module: th.nn.Module, parameters: dict[str, th.Tensor], *arguments: An
 
 
 def _forms(tensors: Sequence[th.Tensor]) -> Hashable:
-    return tuple((x.shape, x.dtype) for x in tensors)
+    return tuple((x.shape, x.stride(), x.dtype) for x in tensors)
