@@ -46,8 +46,8 @@ def hessian(policy: ActorCriticPolicy, observations: th.Tensor) -> Product:
     """The divergence, differentiated twice."""
     parameters = list(policy_parameters(policy).values())
     distribution = policy.get_distribution(observations)
-    old = tuple(z.detach() for z in distribution_parameters(distribution))
-    kl = kl_divergence(old, distribution, "old_new").mean()
+    new = distribution_parameters(distribution)
+    kl = kl_divergence(tuple(z.detach() for z in new), new, distribution, "old_new").mean()
     gradient = th.cat([g.flatten() for g in th.autograd.grad(kl, parameters, create_graph=True)])
     return lambda v: flat_gradient(gradient @ v, parameters)
 

@@ -2,8 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -27,12 +26,13 @@ from torch.nn import functional as F
 
 from sb3_pgext.algorithms.compiled import compiled_acting
 from sb3_pgext.algorithms.descent import descending
+from sb3_pgext.algorithms.evaluation import evaluation_mode
 from sb3_pgext.algorithms.graphs import is_plain
 from sb3_pgext.algorithms.nested import minibatches
 from sb3_pgext.rollouts import StepBuffer
 from sb3_pgext.rollouts.acting import ActingAlgorithm, unvalidated_distributions
 
-__all__ = ["CompilingAlgorithm", "PolicyGradientAlgorithm", "critic_parameters", "evaluation_mode", "policy_parameters"]
+__all__ = ["CompilingAlgorithm", "PolicyGradientAlgorithm", "critic_parameters", "policy_parameters"]
 
 
 _dependencies: "WeakKeyDictionary[ActorCriticPolicy, dict[str, tuple[Hashable, list[str]]]]" = WeakKeyDictionary()
@@ -113,18 +113,6 @@ def _gradients(output: th.Tensor, parameters: list[th.nn.Parameter]) -> Sequence
     if not output.requires_grad:
         return [None] * len(parameters)
     return th.autograd.grad(output.sum(), parameters, allow_unused=True)
-
-
-@contextmanager
-def evaluation_mode(policy: ActorCriticPolicy) -> Iterator[None]:
-    """As while acting: without dropout, which would draw random numbers, the statistics of batch norm as they are."""
-    modes = {module: module.training for module in policy.modules()}
-    policy.set_training_mode(False)
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _any_observations(policy: ActorCriticPolicy) -> PyTorchObs:
@@ -424,6 +412,13 @@ class CompilingAlgorithm(ActingAlgorithm):
         """
         own = type(self).__module__.startswith(f"{__package__}.")
         return dependencies if own or self.compile else None
+
+    def _evaluation_key(self, *dependencies: Hashable) -> Hashable:
+        """
+        :param dependencies: what a function of the policy depends on, beside its arguments
+        :return: the key to compile it with, if anything is to be compiled. gSDE keeps numbers outside the parameters
+        """
+        return dependencies if self.compile and not self.use_sde else None
 
     def _acting_policy(self) -> Callable[[PyTorchObs], Sequence[th.Tensor]]:
         """Compiled, or not: gSDE draws its noise beforehand and keeps it outside the networks' parameters."""

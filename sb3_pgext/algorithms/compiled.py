@@ -15,7 +15,16 @@ from sb3_pgext.algorithms.graphs import Graph, graph_of
 from sb3_pgext.algorithms.nested import leaves, rebuilding
 from sb3_pgext.estimators.natural import Metric, Tangents, fisher_vector_product
 
-__all__ = ["Evaluation", "LossFunction", "Step", "compiled_acting", "compiled_fisher", "compiled_step", "recorded"]
+__all__ = [
+    "Evaluation",
+    "LossFunction",
+    "Step",
+    "compiled_acting",
+    "compiled_fisher",
+    "compiled_function",
+    "compiled_step",
+    "recorded",
+]
 
 LossFunction = Callable[..., tuple[th.Tensor, Any]]
 """Minibatch → its loss, a scalar, and what it leaves for the log: tensors without a graph."""
@@ -185,6 +194,33 @@ def recorded(
         return left, lambda: th._foreach_copy_(gradients, new)
 
     return evaluate
+
+
+def compiled_function(
+    policy: th.nn.Module, function: Callable[..., Any], batch: tuple[Any, ...], key: Hashable
+) -> Callable[[tuple[Any, ...]], Any] | None:
+    """
+    :param policy: the network that the function evaluates
+    :param function: of the policy's parameters and its arguments alone
+    :param batch: examples of its arguments
+    :param key: everything else that it depends on and that may change
+    :return: batch of these shapes → what the function returns, without a graph; None where it cannot be traced
+    """
+    module = _Function(policy, function)
+    named = {name: p.detach() for name, p in module.named_parameters()}
+    rebuild = rebuilding(batch)
+
+    def of_tensors(*tensors: th.Tensor) -> Any:
+        own = dict(zip(named, tensors, strict=False))
+        return _call(module, own, *rebuild(iter(tensors[len(named) :])))
+
+    def arguments(batch: tuple[Any, ...]) -> list[th.Tensor]:
+        return [*named.values(), *(x.contiguous() for x in leaves(batch))]
+
+    examples = arguments(batch)
+    full_key = ("function", key, examples[0].device, _forms(examples))
+    graph = graph_of(policy, full_key, of_tensors, examples, "an evaluation of the policy")
+    return None if graph is None else (lambda batch: graph(arguments(batch)))
 
 
 def compiled_fisher(

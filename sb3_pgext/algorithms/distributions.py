@@ -1,7 +1,5 @@
 """Action distributions as plain tensors, and the divergence between two policies in closed form."""
 
-from typing import Any
-
 import torch as th
 from stable_baselines3.common.distributions import Distribution, sum_independent_dims
 from torch.distributions import Bernoulli, Categorical, Normal
@@ -24,24 +22,27 @@ def distribution_parameters(distribution: Distribution) -> tuple[th.Tensor, ...]
     return tuple(getattr(part, name) for part in _parts(distribution) for name in _names(part))
 
 
-def kl_divergence(old: tuple[th.Tensor, ...], new: Distribution, direction: str) -> th.Tensor:
+def kl_divergence(
+    old: tuple[th.Tensor, ...], new: tuple[th.Tensor, ...], like: Distribution, direction: str
+) -> th.Tensor:
     """
     KL(π_old ‖ π_θ) or KL(π_θ ‖ π_old) of all action dimensions together, in each state, in closed form.
 
     Of distributions squashed by tanh it is the divergence before the squashing, which a bijection does not change.
     (Beside ``kl_divergence`` of SB3's distributions: that one leaves the dimensions of a Box or MultiBinary apart.)
 
-    :param old: :func:`distribution_parameters` of π_old
-    :param new: π_θ in the same B states
+    :param old: :func:`distribution_parameters` of π_old in B states
+    :param new: those of π_θ
+    :param like: a distribution of their kind, of any states
     :param direction: ``"old_new"`` or ``"new_old"``
     :return: ``(B,)``, differentiable
     """
-    remaining, total = iter(old), th.zeros(len(old[0]), device=old[0].device)
-    for part in _parts(new):
-        of_old: dict[str, Any] = {name: next(remaining) for name in _names(part)}
-        old_part = type(part)(**of_old)
-        p, q = (old_part, part) if direction == "old_new" else (part, old_part)
-        kl = th.distributions.kl_divergence(p, q)
+    remaining, total = iter(zip(old, new, strict=True)), th.zeros(len(old[0]), device=old[0].device)
+    for part in _parts(like):
+        names = _names(part)
+        of_old, of_new = zip(*(next(remaining) for _ in names), strict=True)
+        pair = [type(part)(**dict(zip(names, values, strict=True))) for values in (of_old, of_new)]
+        kl = th.distributions.kl_divergence(*(pair if direction == "old_new" else reversed(pair)))
         total = total + (sum_independent_dims(kl) if kl.ndim > 1 else kl)
     return total
 

@@ -68,6 +68,6 @@ def minibatches(data: Any, order: th.Tensor, batch_size: int) -> Iterator[Any]:
     """
     rebuild = rebuilding(data)
     size = int(batch_size)  # which may be one of numpy's
-    columns: Sequence[Sequence[th.Tensor]] = [leaf[order].split(size) for leaf in leaves(data)]
+    columns: Sequence[Sequence[th.Tensor]] = [leaf.index_select(0, order).split(size) for leaf in leaves(data)]
     for minibatch in zip(*columns, strict=True):
         yield rebuild(iter(minibatch))

@@ -13,7 +13,6 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorch
 
 from sb3_pgext.algorithms.actor_critic import ActorCriticAlgorithm
 from sb3_pgext.algorithms.base import (
-    evaluation_mode,
     flat_gradient,
     policy_parameters,
     require,
@@ -30,6 +29,7 @@ from sb3_pgext.algorithms.distributions import (
     fisher_metric,
     kl_divergence,
 )
+from sb3_pgext.algorithms.evaluation import any_distribution, evaluated
 from sb3_pgext.algorithms.nested import rows
 from sb3_pgext.algorithms.whole_updates import whole_update
 from sb3_pgext.estimators.natural import (
@@ -273,7 +273,7 @@ class NPG(ActorCriticAlgorithm):
         """What is to be made larger, differentiable, and v → F v."""
         fisher = self._compiled_fisher(steps, parameters) if self.compile else None
         distribution = self.policy.get_distribution(steps.observations)
-        objective = self._objective(distribution, steps)
+        objective = self._objective(*_log_prob_and_entropy(distribution, steps.actions), steps)
         if fisher is None:
             fisher = fisher_vector_product(*self._geometry(distribution, objective.log_prob), parameters)
         return objective, fisher
@@ -295,12 +295,9 @@ class NPG(ActorCriticAlgorithm):
 
         return compiled_fisher(self.policy, parameters, geometry, (steps.observations, steps.actions), self.fisher)
 
-    def _objective(self, distribution: Distribution, steps: Steps) -> Objective:
-        log_prob = distribution.log_prob(steps.actions)
-        entropy = distribution.entropy()
-        entropy = (-log_prob if entropy is None else entropy).mean()
+    def _objective(self, log_prob: th.Tensor, entropy: th.Tensor, steps: Steps) -> Objective:
         surrogate = unclipped_surrogate((log_prob - steps.old_log_prob).exp(), steps.advantages)
-        return Objective(surrogate + self.ent_coef * entropy, surrogate, entropy, log_prob)
+        return Objective(surrogate + self.ent_coef * entropy.mean(), surrogate, entropy.mean(), log_prob)
 
     def _move(self, step: th.Tensor, steps: Steps, parameters: list[th.nn.Parameter]) -> tuple[float, float, float]:
         """
@@ -350,11 +347,16 @@ class NPG(ActorCriticAlgorithm):
         self, steps: Steps, old_distribution: tuple[th.Tensor, ...] | None = None
     ) -> tuple[tuple[th.Tensor, ...], float, float, float]:
         """The policy as it acts, without dropout: its distributions, its objective and surrogate, its divergence."""
-        with evaluation_mode(self.policy), th.no_grad():
-            distribution = self.policy.get_distribution(steps.observations)
-            parameters = distribution_parameters(distribution)
-            objective = self._objective(distribution, steps)
-            kl = kl_divergence(old_distribution or parameters, distribution, "old_new").mean()
+
+        def of_rows(observations: PyTorchObs, actions: th.Tensor) -> tuple[Any, ...]:
+            distribution = self.policy.get_distribution(observations)
+            return distribution_parameters(distribution), *_log_prob_and_entropy(distribution, actions)
+
+        batch = (steps.observations, steps.actions)
+        parameters, log_prob, entropy = evaluated(self.policy, of_rows, batch, self._evaluation_key("measured"))
+        objective = self._objective(log_prob, entropy, steps)
+        like = any_distribution(self.policy, steps.observations)
+        kl = kl_divergence(old_distribution or parameters, parameters, like, "old_new").mean()
         return parameters, objective.total.item(), objective.surrogate.item(), kl.item()
 
     def _warn_of_refusal(self, cause: str) -> None:
@@ -410,6 +412,12 @@ class NPG(ActorCriticAlgorithm):
     ) -> SelfNPG:
         """SB3's ``learn``."""
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+
+def _log_prob_and_entropy(distribution: Distribution, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """``(M,)`` each; the entropy estimated by -log π where it has no closed form, as SB3 does."""
+    log_prob, entropy = distribution.log_prob(actions), distribution.entropy()
+    return log_prob, -log_prob if entropy is None else entropy
 
 
 def _set(parameters: list[th.nn.Parameter], values: th.Tensor) -> None:

@@ -15,7 +15,6 @@ from sb3_pgext.algorithms.base import (
     CompilingAlgorithm,
     check_step_buffer,
     critic_parameters,
-    evaluation_mode,
     explained_variance,
     minibatch_mean,
     policy_parameters,
@@ -33,6 +32,7 @@ from sb3_pgext.algorithms.base import (
 )
 from sb3_pgext.algorithms.descent import Step, descending
 from sb3_pgext.algorithms.distributions import distribution_parameters, kl_divergence
+from sb3_pgext.algorithms.evaluation import any_distribution, evaluated, evaluation_mode
 from sb3_pgext.algorithms.nested import minibatches
 from sb3_pgext.algorithms.whole_updates import require_finite_state, whole_update
 from sb3_pgext.estimators.returns import rollout_advantages
@@ -386,26 +386,31 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
             return clipped_surrogate(ratio, advantages, coefficients.clip_range)
         if self.surrogate == "none":
             return unclipped_surrogate(ratio, advantages)
-        kl = kl_divergence(old_distribution, self.policy.action_dist, self.kl_direction)
+        distribution = self.policy.action_dist
+        new_distribution = distribution_parameters(distribution)
+        kl = kl_divergence(old_distribution, new_distribution, distribution, self.kl_direction)
         return kl_penalized_surrogate(ratio, advantages, kl, coefficients.kl_coef)
 
     def _distribution_parameters(self) -> tuple[th.Tensor, ...]:
         """Those of π_θ on the rollout, constant."""
-        with evaluation_mode(self.policy), th.no_grad():
-            distribution = self.policy.get_distribution(self.rollout.observations)
-        require(
-            not self.penalizes_kl or distribution is self.policy.action_dist,
-            "surrogate",
-            self.surrogate,
-            "'clip' or 'none' with a policy that does not keep its distribution in `action_dist`",
-        )
-        return distribution_parameters(distribution)
+
+        def parameters(observations: PyTorchObs) -> tuple[th.Tensor, ...]:
+            distribution = self.policy.get_distribution(observations)
+            require(
+                not self.penalizes_kl or distribution is self.policy.action_dist,
+                "surrogate",
+                self.surrogate,
+                "'clip' or 'none' with a policy that does not keep its distribution in `action_dist`",
+            )
+            return distribution_parameters(distribution)
+
+        return evaluated(self.policy, parameters, (self.rollout.observations,), self._evaluation_key("distribution"))
 
     def _mean_kl(self, old_distribution: tuple[th.Tensor, ...]) -> float:
         """The mean divergence on the rollout between the policy that acted and the current one."""
-        with evaluation_mode(self.policy), th.no_grad():
-            distribution = self.policy.get_distribution(self.rollout.observations)
-            return kl_divergence(old_distribution, distribution, self.kl_direction).mean().item()
+        like = any_distribution(self.policy, self.rollout.observations)
+        kl = kl_divergence(old_distribution, self._distribution_parameters(), like, self.kl_direction)
+        return kl.mean().item()
 
     def _log(
         self, steps: Steps, terms: list[Terms], gradient_norms: list[th.Tensor], coefficients: Coefficients, kl: float

@@ -39,7 +39,7 @@ def parameters_after(n_updates, compile, env="Pendulum-v1", policy="MlpPolicy", 
 def assert_same(n_updates=5, **parameters):
     eager, wanted = parameters_after(n_updates, False, **parameters)
     model, found = parameters_after(n_updates, True, **parameters)
-    assert len(module._graphs[model.policy]) == 2, "acting and update"
+    assert len(module._graphs[model.policy]) == 3, "acting, its distribution on a batch, and the update"
     assert None not in module._graphs[model.policy].values()
     assert not th.equal(found, parameters_after(0, True, **parameters)[1])
     assert th.allclose(found, wanted, rtol=0, atol=1e-5)
@@ -281,7 +281,7 @@ def test_what_changes_between_updates_is_no_constant_of_the_graph():
     model, _ = parameters_after(1, True)
     model.ent_coef = 0.5
     model.learn(64)
-    assert len(module._graphs[model.policy]) == 3, "acting and two updates"
+    assert len(module._graphs[model.policy]) == 4, "acting, its distribution on a batch, and two updates"
 
 
 def test_other_parameters_and_another_optimizer_have_a_graph_of_their_own():
@@ -298,7 +298,7 @@ def test_other_parameters_and_another_optimizer_have_a_graph_of_their_own():
             model.policy.optimizer = optimizer_class(model.policy.parameters(), lr=3e-3, weight_decay=0.5)
             model.learn(64)
         found.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
-    assert len(module._graphs[model.policy]) == 3, "acting and two updates"
+    assert len(module._graphs[model.policy]) == 4, "acting, its distribution on a batch, and two updates"
     assert th.allclose(*found, rtol=0, atol=1e-5)
 
 
@@ -441,7 +441,7 @@ def test_the_same_natural_steps():
     for compile in (False, True):
         model = npg(compile).learn(4 * 64)
         found.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
-    assert len(module._graphs[model.policy]) == 3, "acting, the products and the critic"
+    assert len(module._graphs[model.policy]) == 4, "acting, the products, what a step leads to, and the critic"
     assert not th.equal(found[0], th.cat([p.detach().flatten() for p in npg(True).policy.parameters()]))
     assert th.allclose(*found, rtol=0, atol=1e-4)
 

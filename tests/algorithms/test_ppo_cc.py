@@ -154,7 +154,7 @@ def test_closed_form_of_the_divergence(action, direction, distribution):
                 policy.log_std += 0.2 * th.randn_like(policy.log_std)
     n, observations = 40_000, th.tensor([[0.5, -0.5, 0.2], [0.0, 0.9, -0.9]])
     old, new = (policy.get_distribution(observations) for policy in policies)
-    kl = kl_divergence(distribution_parameters(old), new, direction)
+    kl = kl_divergence(distribution_parameters(old), distribution_parameters(new), new, direction)
     assert kl.shape == (2,)
 
     p, q = policies if direction == "old_new" else policies[::-1]
