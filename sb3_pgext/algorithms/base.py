@@ -26,13 +26,20 @@ from torch.nn import functional as F
 
 from sb3_pgext.algorithms.compiled import compiled_acting
 from sb3_pgext.algorithms.descent import descending
-from sb3_pgext.algorithms.evaluation import evaluation_mode
-from sb3_pgext.algorithms.graphs import is_plain
+from sb3_pgext.algorithms.distributions import log_prob_and_entropy
+from sb3_pgext.algorithms.evaluation import differentiable, evaluation_mode
+from sb3_pgext.algorithms.graphs import has_own_methods
 from sb3_pgext.algorithms.nested import minibatches
 from sb3_pgext.rollouts import StepBuffer
 from sb3_pgext.rollouts.acting import ActingAlgorithm, unvalidated_distributions
 
-__all__ = ["CompilingAlgorithm", "PolicyGradientAlgorithm", "critic_parameters", "policy_parameters"]
+__all__ = [
+    "CompilingAlgorithm",
+    "PolicyGradientAlgorithm",
+    "critic_parameters",
+    "forget_dependencies",
+    "policy_parameters",
+]
 
 
 _dependencies: "WeakKeyDictionary[ActorCriticPolicy, dict[str, tuple[Hashable, list[str]]]]" = WeakKeyDictionary()
@@ -86,6 +93,11 @@ def critic_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
     """
     of_values, of_policy = _parameters_of(policy, "values", policy.predict_values), policy_parameters(policy)
     return {name: parameter for name, parameter in of_values.items() if name not in of_policy}
+
+
+def forget_dependencies(policy: ActorCriticPolicy) -> None:
+    """Before each update: a hook, or a switch of the policy's own, may change what depends on what."""
+    _dependencies.pop(policy, None)
 
 
 def _parameters_of(
@@ -305,15 +317,18 @@ def require_finite_losses(what: str, losses: th.Tensor, update: int) -> None:
         require(False, what, losses[k].item(), f"a finite number (update {update}, gradient step {k})")
 
 
-def flat_gradient(output: th.Tensor, parameters: list[th.nn.Parameter]) -> th.Tensor:
+def flat_gradient(output: th.Tensor, parameters: list[th.nn.Parameter], retain_graph: bool = False) -> th.Tensor:
     """
-    The gradient as one vector. The graph is kept, for a second output of the same forward pass.
+    The gradient as one vector.
 
     :param output: scalar
     :param parameters: what to differentiate for; those it does not depend on get 0
+    :param retain_graph: whether another output of the same forward pass is to be differentiated, too
     :return: ``(P,)``
     """
-    gradients = th.autograd.grad(output, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    gradients = th.autograd.grad(
+        output, parameters, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
+    )
     return th.cat([g.flatten() for g in gradients])
 
 
@@ -410,8 +425,8 @@ class CompilingAlgorithm(ActingAlgorithm):
         :return: the key of its graph. None where there is to be none: compiling is what a user asks for, while a loss
             of a class of the user's own is recorded only if they do
         """
-        own = type(self).__module__.startswith(f"{__package__}.")
-        return dependencies if own or self.compile else None
+        ours = type(self).__module__.startswith(f"{__package__}.") and not has_own_methods(self)
+        return dependencies if ours or self.compile else None
 
     def _evaluation_key(self, *dependencies: Hashable) -> Hashable:
         """
@@ -443,26 +458,30 @@ class PolicyGradientAlgorithm(CompilingAlgorithm):
 
     def _begin_update(self) -> None:
         """Training mode and learning rate, as SB3's algorithms do first of all."""
-        if not is_plain(self.policy):  # and may change what depends on what, by a switch of its own
-            _dependencies.pop(self.policy, None)
+        forget_dependencies(self.policy)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def _evaluate(self, observations: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    def _evaluate(
+        self, observations: PyTorchObs, actions: th.Tensor, in_parts: bool = True
+    ) -> tuple[th.Tensor, th.Tensor]:
         """
         The current policy on the steps of a batch. The critic is not evaluated.
 
         :param observations: ``(M, *observation shape)``
         :param actions: ``(M, …)``
-        :return: log π(a_t|s_t), ``(M,)``, and the mean entropy, a scalar (estimated by -log π where the distribution
-            has no closed form, as SB3 does), both differentiable
+        :param in_parts: see :func:`~sb3_pgext.algorithms.evaluation.differentiable`; for one gradient only
+        :return: log π(a_t|s_t), ``(M,)``, and the mean entropy, a scalar, both differentiable
         """
-        distribution = self.policy.get_distribution(observations)
-        log_prob = distribution.log_prob(actions)
-        entropy = distribution.entropy()
-        return log_prob, (-log_prob if entropy is None else entropy).mean()
+
+        def of_rows(observations: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+            return log_prob_and_entropy(self.policy.get_distribution(observations), actions)
+
+        batch = (observations, actions)
+        log_prob, entropy = differentiable(self.policy, of_rows, batch) if in_parts else of_rows(*batch)
+        return log_prob, entropy.mean()
 
     def _ascend(self, gradient: th.Tensor, parameters: list[th.nn.Parameter]) -> None:
         """

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch as th
 
-from sb3_pgext.algorithms.compiled import Evaluation, LossFunction, Step, compiled_step, recorded
+from sb3_pgext.algorithms.compiled import Step, compiled_step
 from sb3_pgext.algorithms.flat_adam import can_be_flattened, flattened
+from sb3_pgext.algorithms.functional import LossFunction
+from sb3_pgext.algorithms.recorded import Evaluation, recorded
 
 __all__ = ["descending"]
 

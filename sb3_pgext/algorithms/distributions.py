@@ -7,7 +7,7 @@ from torch.distributions import Distribution as TorchDistribution
 
 from sb3_pgext.estimators.natural import Metric, Tangents, bernoulli_metric, categorical_metric, normal_metric
 
-__all__ = ["distribution_parameters", "fisher_metric", "kl_divergence"]
+__all__ = ["distribution_parameters", "fisher_metric", "kl_divergence", "log_prob_and_entropy"]
 
 
 def distribution_parameters(distribution: Distribution) -> tuple[th.Tensor, ...]:
@@ -20,6 +20,17 @@ def distribution_parameters(distribution: Distribution) -> tuple[th.Tensor, ...]
     :return: tensors of B rows each, differentiable
     """
     return tuple(getattr(part, name) for part in _parts(distribution) for name in _names(part))
+
+
+def log_prob_and_entropy(distribution: Distribution, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param distribution: of B states
+    :param actions: one in each, ``(B, …)``
+    :return: log π(a|s) and the entropy, ``(B,)`` each, differentiable; the entropy is estimated by -log π where it has
+        no closed form, as SB3 does
+    """
+    log_prob, entropy = distribution.log_prob(actions), distribution.entropy()
+    return log_prob, -log_prob if entropy is None else entropy
 
 
 def kl_divergence(

@@ -10,7 +10,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.save_util import open_path
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
 from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -24,6 +24,7 @@ from sb3_pgext.algorithms.base import (
     require_one_of,
     require_positive,
 )
+from sb3_pgext.algorithms.evaluation import evaluated
 from sb3_pgext.algorithms.reinforce import REINFORCE, Baseline
 from sb3_pgext.algorithms.whole_updates import whole_update
 from sb3_pgext.estimators.importance import (
@@ -338,7 +339,7 @@ class ISPG(REINFORCE):
         # Weights compare policies as they act; dropout is for the gradient.
         log_w = self._log_weights(self._log_prob(episodes), batch)
         self.policy.set_training_mode(True)
-        log_prob, entropy = self._evaluate(episodes.observations, episodes.actions)
+        log_prob, entropy = self._evaluate(episodes.observations, episodes.actions, self.baseline != "optimal")
         ess = self._effective_share(log_w, episodes)
         if self.weight_clip is not None:
             log_w = log_w.clamp(max=math.log(self.weight_clip))
@@ -455,8 +456,12 @@ class ISPG(REINFORCE):
     def _log_prob(self, episodes: EpisodeBatch) -> th.Tensor:
         """log π(a_t|s_t) of the policy as it acts, without dropout, ``(M,)``, constant."""
         self.policy.set_training_mode(False)
-        with th.no_grad(), unvalidated_distributions():
-            return self.policy.get_distribution(episodes.observations).log_prob(episodes.actions)
+
+        def log_prob(observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+            return self.policy.get_distribution(observations).log_prob(actions)
+
+        with unvalidated_distributions():
+            return evaluated(self.policy, log_prob, (episodes.observations, episodes.actions))
 
     def _log_prob_under(self, episodes: EpisodeBatch, policy: dict[str, th.Tensor]) -> th.Tensor:
         """:meth:`_log_prob` with the numbers of another policy."""

@@ -28,6 +28,7 @@ from sb3_pgext.algorithms.distributions import (
     distribution_parameters,
     fisher_metric,
     kl_divergence,
+    log_prob_and_entropy,
 )
 from sb3_pgext.algorithms.evaluation import any_distribution, evaluated
 from sb3_pgext.algorithms.nested import rows
@@ -229,7 +230,7 @@ class NPG(ActorCriticAlgorithm):
     def _natural_step(self, steps: Steps, parameters: list[th.nn.Parameter]) -> None:
         """θ ← θ + η x with x = (F + damping)⁻¹ ĝ, or a part of it, or nothing where that will not do."""
         objective, fisher = self._objective_and_fisher(steps, parameters)
-        gradient = flat_gradient(objective.total, parameters)
+        gradient = flat_gradient(objective.total, parameters, retain_graph=True)
         norm = gradient.norm().item()
         require(math.isfinite(norm), "policy gradient norm", norm, f"a finite number (update {self._n_updates})")
         direction, residual, n_products = conjugate_gradients(
@@ -273,7 +274,7 @@ class NPG(ActorCriticAlgorithm):
         """What is to be made larger, differentiable, and v → F v."""
         fisher = self._compiled_fisher(steps, parameters) if self.compile else None
         distribution = self.policy.get_distribution(steps.observations)
-        objective = self._objective(*_log_prob_and_entropy(distribution, steps.actions), steps)
+        objective = self._objective(*log_prob_and_entropy(distribution, steps.actions), steps)
         if fisher is None:
             fisher = fisher_vector_product(*self._geometry(distribution, objective.log_prob), parameters)
         return objective, fisher
@@ -350,7 +351,7 @@ class NPG(ActorCriticAlgorithm):
 
         def of_rows(observations: PyTorchObs, actions: th.Tensor) -> tuple[Any, ...]:
             distribution = self.policy.get_distribution(observations)
-            return distribution_parameters(distribution), *_log_prob_and_entropy(distribution, actions)
+            return distribution_parameters(distribution), *log_prob_and_entropy(distribution, actions)
 
         batch = (steps.observations, steps.actions)
         parameters, log_prob, entropy = evaluated(self.policy, of_rows, batch, self._evaluation_key("measured"))
@@ -412,12 +413,6 @@ class NPG(ActorCriticAlgorithm):
     ) -> SelfNPG:
         """SB3's ``learn``."""
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-
-
-def _log_prob_and_entropy(distribution: Distribution, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-    """``(M,)`` each; the entropy estimated by -log π where it has no closed form, as SB3 does."""
-    log_prob, entropy = distribution.log_prob(actions), distribution.entropy()
-    return log_prob, -log_prob if entropy is None else entropy
 
 
 def _set(parameters: list[th.nn.Parameter], values: th.Tensor) -> None:

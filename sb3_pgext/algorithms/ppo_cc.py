@@ -16,6 +16,7 @@ from sb3_pgext.algorithms.base import (
     check_step_buffer,
     critic_parameters,
     explained_variance,
+    forget_dependencies,
     minibatch_mean,
     policy_parameters,
     python_number,
@@ -247,6 +248,7 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         coefficients = self._coefficients()
+        forget_dependencies(self.policy)
         used = policy_parameters(self.policy).keys() | critic_parameters(self.policy).keys()
         parameters = [p for name, p in self.policy.named_parameters() if name in used]
         old_distribution = self._distribution_parameters()

@@ -217,7 +217,7 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
     def _policy_gradient(
         self, episodes: EpisodeBatch, returns: th.Tensor, parameters: list[th.nn.Parameter]
     ) -> th.Tensor:
-        log_prob, entropy = self._evaluate(episodes.observations, episodes.actions)
+        log_prob, entropy = self._evaluate(episodes.observations, episodes.actions, self.baseline != "optimal")
         return self._gradient(log_prob, entropy, self._advantages(episodes, returns), episodes, parameters)
 
     def _advantages(self, episodes: EpisodeBatch, returns: th.Tensor, group: th.Tensor | None = None) -> th.Tensor:
@@ -256,15 +256,16 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
         :return: ĝ, ``(P,)``
         """
         self.logger.record("train/entropy", entropy.item())
-        gradient = self.ent_coef * flat_gradient(entropy, parameters) if self.ent_coef else 0.0
+        bonus = self.ent_coef * entropy
         weights = discount_weights(episodes.time, self.gamma) if self.discount_weighting else None
         n_episodes = episodes.n_episodes
         if self.baseline == "optimal":
             of_batch = episodes.episode, n_episodes, parameters, self.leave_one_out
-            return gradient + optimal_baseline_gradient(log_prob, advantages, *of_batch, weights, importance, group)
+            gradient = optimal_baseline_gradient(log_prob, advantages, *of_batch, weights, importance, group)
+            return gradient + flat_gradient(bonus, parameters) if self.ent_coef else gradient
         surrogate = score_function_surrogate(log_prob, advantages, n_episodes, weights)
         self.logger.record("train/policy_gradient_loss", -surrogate.item())
-        return gradient + flat_gradient(surrogate, parameters)
+        return flat_gradient(surrogate + bonus if self.ent_coef else surrogate, parameters)
 
     def _baseline(self, episodes: EpisodeBatch, returns: th.Tensor, group: th.Tensor | None = None) -> th.Tensor:
         """

@@ -4,19 +4,20 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
-from sb3_pgext.algorithms import compiled as module
 from sb3_pgext.algorithms import graphs
+from sb3_pgext.algorithms import recorded as module
 from tests.algorithms.policies import SharedTrunk
 from tests.environments import IMAGE, AnySpaces
 
 
 @pytest.fixture(autouse=True)
-def _from_the_second_step_on(monkeypatch):
+def _from_the_second_update_on(monkeypatch):
     monkeypatch.setattr(module, "WORTH_RECORDING", 1)
 
 
@@ -101,7 +102,7 @@ def test_the_critics_fit(cls, sizes, monkeypatch):
     found = []
     for worth in (1, 10**9):
         monkeypatch.setattr(module, "WORTH_RECORDING", worth)
-        model = cls("MlpPolicy", "CartPole-v1", seed=0, device="cpu", **sizes).learn(300)
+        model = cls("MlpPolicy", "CartPole-v1", seed=0, device="cpu", **sizes).learn(500)
         found.append(vector_of(model))
         assert bool(recordings(model)) == (worth == 1)
         assert None not in recordings(model)
@@ -116,9 +117,9 @@ def test_what_is_frozen_meanwhile_is_no_constant(monkeypatch):
         model.policy.mlp_extractor.policy_net.requires_grad_(False)
         with th.no_grad():
             model.policy.mlp_extractor.policy_net[0].weight += 0.1
-        model.learn(128, reset_num_timesteps=False)
+        model.learn(192, reset_num_timesteps=False)
         model.policy.mlp_extractor.policy_net.requires_grad_(True)
-        return model.learn(128, reset_num_timesteps=False)
+        return model.learn(192, reset_num_timesteps=False)
 
     model = learnt()
     assert len(recordings(model)) == 2
@@ -148,20 +149,126 @@ def method_of_its_own(policy):
     policy.evaluate_actions = evaluate_actions
 
 
-@pytest.mark.parametrize(
-    "change", [hook_on_a_module, hook_on_a_parameter, hook_when_a_gradient_is_there, method_of_its_own]
-)
-def test_what_a_user_has_changed_is_not_recorded(change):
+def module_that_is_used_twice(policy):
+    policy.mlp_extractor.policy_net.append(policy.mlp_extractor.policy_net[1])
+
+
+def attribute_of_a_module(policy):
+    policy.mlp_extractor.value_net[1].negative_slope = 0.5
+
+
+def own_module_under_a_class_of_torchs(policy):
+    class Own(th.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    policy.mlp_extractor.policy_net.append(th.nn.utils.parametrizations.weight_norm(Own(64, 64)))
+    policy.optimizer.add_param_group({"params": list(policy.mlp_extractor.policy_net[-1].parameters())})
+
+
+def module_that_changes_its_input(policy):
+    policy.mlp_extractor.policy_net.insert(0, th.nn.ELU(inplace=True))
+
+
+def another_distribution(policy):
+    policy.action_dist = SquashedDiagGaussianDistribution(1)
+
+
+CHANGES = [
+    hook_on_a_module,
+    hook_on_a_parameter,
+    hook_when_a_gradient_is_there,
+    method_of_its_own,
+    module_that_is_used_twice,
+    attribute_of_a_module,
+    own_module_under_a_class_of_torchs,
+    another_distribution,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_a_user_has_changed_counts(change, when):
     """The gradient is the changed one, as SB3's: also of what is changed after it was recorded."""
-    ours, theirs = trained(change=change, **AS_PPO), trained(PPO, change=change)
-    assert recordings(ours) == []
-    assert th.equal(vector_of(ours), vector_of(theirs))
-    ours, theirs = (trained(cls, **options) for cls, options in ((ClippedCriticPPO, AS_PPO), (PPO, {})))
-    for model in (ours, theirs):
+    models = []
+    for cls, options in ((ClippedCriticPPO, AS_PPO), (PPO, {})):
+        kwargs = {"activation_fn": th.nn.LeakyReLU if change is attribute_of_a_module else th.nn.Tanh}
+        model = cls("MlpPolicy", "Pendulum-v1", policy_kwargs=kwargs, **SETTINGS | options)
+        if when == "after":
+            model.learn(4 * 64)
         change(model.policy)
         set_random_seed(1)
-        model.learn(128, reset_num_timesteps=False)
+        models.append(model.learn(4 * 64, reset_num_timesteps=False))
+    ours, theirs = models
+    assert all(map(th.equal, ours.policy.parameters(), theirs.policy.parameters()))
+    if when == "before" and "hook" in change.__name__:
+        assert recordings(ours) == []
+
+
+def test_a_module_that_changes_its_input_does_so_once(monkeypatch):
+    found = []
+    for worth in (1, 10**9):
+        monkeypatch.setattr(module, "WORTH_RECORDING", worth)
+        found.append(trained(change=module_that_changes_its_input))
+    assert None not in recordings(found[0])
+    assert th.equal(*map(vector_of, found))
+
+
+def test_patched_functions_count(monkeypatch):
+    """Of the classes and of the estimators, after they have been recorded."""
+    ours, theirs = trained(**AS_PPO), trained(PPO)
+    assert None not in recordings(ours)
+    original = ActorCriticPolicy.evaluate_actions
+
+    def evaluate_actions(self, obs, actions):
+        values, log_prob, entropy = original(self, obs, actions)
+        return 2 * values, log_prob, entropy
+
+    monkeypatch.setattr(ActorCriticPolicy, "evaluate_actions", evaluate_actions)
+    for model in (ours, theirs):
+        set_random_seed(1)
+        model.learn(4 * 64, reset_num_timesteps=False)
+    assert None not in recordings(ours), "recorded anew"
     assert th.equal(vector_of(ours), vector_of(theirs))
+
+
+def test_a_loss_that_is_another_each_time_is_given_up(monkeypatch):
+    """After three recordings that turned out to be wrong."""
+    n_traced = []
+    original = graphs._graph
+    monkeypatch.setattr(graphs, "_graph", lambda *arguments: n_traced.append(1) or original(*arguments))
+    model = ClippedCriticPPO(
+        "MlpPolicy", "Pendulum-v1", policy_kwargs={"activation_fn": th.nn.LeakyReLU}, **SETTINGS | AS_PPO
+    )
+    for n in range(8):
+        model.policy.mlp_extractor.value_net[1].negative_slope = 0.1 * n
+        model.learn(64, reset_num_timesteps=False)
+    assert len(n_traced) == module.MOST_MISMATCHES
+    assert recordings(model) == []
+
+
+def test_an_annealed_coefficient_is_not_recorded():
+    """Each would be a graph that nobody asks for again."""
+    model = ClippedCriticPPO("MlpPolicy", "Pendulum-v1", **SETTINGS)
+    for n in range(2 * module.MOST_KEYS):
+        model.ent_coef = 0.001 * (n + 1)
+        model.learn(64, reset_num_timesteps=False)
+    assert recordings(model) == []
+    assert len(module._histories[model.policy]) == module.MOST_KEYS
+
+
+def test_what_depends_on_what_is_found_out_anew():
+    """A hook cuts the policy off for one update; afterwards it learns again."""
+    for cls, sizes in ((VPG, {}), (NPG, {}), (REINFORCE, {"n_episodes": 2}), (ClippedCriticPPO, {"batch_size": 32})):
+        sizes = sizes if "n_episodes" in sizes else {"n_steps": 64} | sizes
+        model = cls("MlpPolicy", "CartPole-v1", seed=0, device="cpu", **sizes).learn(64)
+        net = model.policy.mlp_extractor.policy_net
+        hook = net.register_forward_hook(lambda module, inputs, output: output.detach())
+        model.learn(64, reset_num_timesteps=False)
+        hook.remove()
+        before = net[0].weight.detach().clone()
+        model.learn(128, reset_num_timesteps=False)
+        assert not th.equal(before, net[0].weight), cls.__name__
 
 
 class OwnPolicy(ActorCriticPolicy):
@@ -178,6 +285,32 @@ class OwnPolicy(ActorCriticPolicy):
     def evaluate_actions(self, obs, actions):
         self.n_evaluated += 1
         return super().evaluate_actions(obs, actions)
+
+
+def test_ctrl_c_while_it_is_recorded(monkeypatch):
+    original, n_calls = graphs._graph, []
+
+    def interrupted(*arguments):
+        n_calls.append(1)
+        if len(n_calls) == 1:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(graphs, "_graph", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained()
+    model = ClippedCriticPPO("MlpPolicy", "Pendulum-v1", **SETTINGS)
+    n_calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(256)
+    model.learn(256)
+    assert None not in recordings(model)
+    assert len(recordings(model)) == 1
+
+
+def test_anomaly_detection_asks_autograd():
+    with th.autograd.set_detect_anomaly(True):
+        assert recordings(trained()) == []
 
 
 def test_what_a_user_has_written_is_not_recorded():
@@ -199,6 +332,9 @@ def test_a_loss_that_a_user_has_written_is_not_recorded():
     model = trained(OwnAlgorithm)
     assert model.n_losses == 4 * 2 * 2
     assert recordings(model) == []
+    model = ClippedCriticPPO("MlpPolicy", "Pendulum-v1", **SETTINGS)
+    model._loss = model._loss
+    assert recordings(model.learn(4 * 64)) == []
 
 
 @pytest.mark.filterwarnings("error:compile=True")
