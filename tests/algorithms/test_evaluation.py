@@ -3,10 +3,10 @@
 import pytest
 import torch as th
 
-from sb3_pgext import ClippedCriticPPO
+from sb3_pgext import ISPG, REINFORCE, VPG, ClippedCriticPPO
 from sb3_pgext.algorithms import evaluation as module
 from sb3_pgext.algorithms import graphs
-from sb3_pgext.algorithms.evaluation import any_distribution, evaluated
+from sb3_pgext.algorithms.evaluation import any_distribution, differentiable, evaluated
 
 OBSERVATIONS = th.randn(10, 3)
 
@@ -64,3 +64,49 @@ def test_the_modes_come_back_after_an_error(policy):
     with pytest.raises(ZeroDivisionError):
         evaluated(policy, lambda observations: 1 / 0, (OBSERVATIONS,))
     assert policy.training
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (VPG, {"n_steps": 100, "ent_coef": 0.1}),
+        (REINFORCE, {"n_episodes": 4, "baseline": "optimal", "ent_coef": 0.1}),
+        (REINFORCE, {"n_episodes": 4, "baseline": "state", "ent_coef": 0.1}),
+        (ISPG, {"n_episodes": 4, "ent_coef": 0.1}),
+    ],
+)
+def test_gradients_of_large_batches(cls, options, monkeypatch):
+    """In parts, they are those of the whole batch."""
+    model = cls("MlpPolicy", "CartPole-v1", seed=0, device="cpu", **options)
+    _, callback = model._setup_learn(10**6)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, 100)
+    whole = model.estimate_gradient()
+    monkeypatch.setattr(module, "AT_ONCE", 16)
+    assert not th.equal(whole, th.zeros_like(whole))
+    assert th.allclose(model.estimate_gradient(), whole, rtol=1e-4, atol=1e-6)
+
+
+def test_what_looks_at_other_rows_sees_all_of_them(policy, monkeypatch):
+    """A policy with a part of a user's own has the whole batch at once while it learns."""
+    monkeypatch.setattr(module, "AT_ONCE", 4)
+    function, sizes = measures(policy)
+    batch = (OBSERVATIONS, {"a": OBSERVATIONS})
+    differentiable(policy, function, batch)
+    assert sizes == [4, 4, 2]
+    sizes.clear()
+    policy.mlp_extractor.policy_net.append(type("Own", (th.nn.Identity,), {"__module__": "own"})())
+    differentiable(policy, function, batch)
+    assert sizes == [10]
+
+
+def test_the_networks_keep_less_of_large_batches(policy, monkeypatch):
+    """Their activations are not there when all rows have gone through."""
+    function, _ = measures(policy)
+    kept = []
+    for at_once in (10, 4):
+        monkeypatch.setattr(module, "AT_ONCE", at_once)
+        saved = []
+        with th.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x):
+            differentiable(policy, function, (OBSERVATIONS, {"a": OBSERVATIONS}))
+        kept.append(sum(saved))
+    assert kept[1] < kept[0] / 10
