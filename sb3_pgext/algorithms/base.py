@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from sb3_pgext.algorithms.compiled import compiled_acting
 from sb3_pgext.algorithms.descent import descending
 from sb3_pgext.algorithms.distributions import log_prob_and_entropy
-from sb3_pgext.algorithms.evaluation import differentiable, evaluation_mode
+from sb3_pgext.algorithms.evaluation import differentiable, evaluated, evaluation_mode
 from sb3_pgext.algorithms.graphs import has_own_methods
 from sb3_pgext.algorithms.nested import minibatches
 from sb3_pgext.rollouts import StepBuffer
@@ -418,6 +418,10 @@ class CompilingAlgorithm(ActingAlgorithm):
         progress = self._current_progress_remaining
         require_schedule(f"learning_rate at progress {progress:.3g}", self.lr_schedule(progress))
         super()._update_learning_rate(optimizers)
+
+    def _values(self, observations: PyTorchObs) -> th.Tensor:
+        """Some rows at a time."""
+        return evaluated(self.policy, super()._values, (observations,))
 
     def _graph_key(self, *dependencies: Hashable) -> Hashable:
         """

@@ -55,7 +55,7 @@ def _loaded(package: Path) -> Callable[[list[th.Tensor]], list[th.Tensor]]:
     until it ends, with megabytes of its temporary files.
     """
     # The loader itself: what is around it looks at the structure of the arguments at each call.
-    return th._inductor.aoti_load_package(str(package)).loader.run
+    return th._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, -1).run
 
 
 def _digest(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> str:

@@ -33,7 +33,7 @@ from sb3_pgext.algorithms.base import (
 )
 from sb3_pgext.algorithms.descent import Step, descending
 from sb3_pgext.algorithms.distributions import distribution_parameters, kl_divergence
-from sb3_pgext.algorithms.evaluation import any_distribution, evaluated, evaluation_mode
+from sb3_pgext.algorithms.evaluation import any_distribution, evaluated
 from sb3_pgext.algorithms.nested import minibatches
 from sb3_pgext.algorithms.whole_updates import require_finite_state, whole_update
 from sb3_pgext.estimators.returns import rollout_advantages
@@ -330,10 +330,9 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
     def _recomputed_advantages(self) -> tuple[th.Tensor, th.Tensor]:
         """Ψ and y of the current critic, each ``(M,)``."""
         bootstrap_values = th.zeros_like(self.rollout.bootstrap_values)
-        with evaluation_mode(self.policy):
-            if self.rollout.final_observations is not None:
-                bootstrap_values[self.rollout.continues] = self._values(self.rollout.final_observations)
-            return self._advantages(self._values(self.rollout.observations), bootstrap_values)
+        if self.rollout.final_observations is not None:
+            bootstrap_values[self.rollout.continues] = self._values(self.rollout.final_observations)
+        return self._advantages(self._values(self.rollout.observations), bootstrap_values)
 
     def _minibatches(self, steps: Steps) -> Iterator[Steps]:
         """Those of all epochs, drawn as SB3 draws them."""
