@@ -308,11 +308,13 @@ class NPG(ActorCriticAlgorithm):
         :return: the fraction that was taken, from 0 to 1, the mean divergence that it led to, and the surrogate there
         """
         start = th.cat([p.detach().flatten() for p in parameters])
-        old_distribution, old_objective, old_surrogate, _ = self._measured(steps)
+        old, old_objective, old_surrogate = self._measured(steps)
+        like = any_distribution(self.policy, steps.observations)
         fraction, finite = 1.0, False
         for _ in range(self.line_search_max_iter if self.line_search else MAX_TRIES):
             _set(parameters, start + fraction * step)
-            _, objective, surrogate, kl = self._measured(steps, old_distribution)
+            new, objective, surrogate = self._measured(steps)
+            kl = kl_divergence(old, new, like, "old_new").mean().item()
             if self._acceptable(kl, objective, old_objective):
                 return fraction, kl, surrogate
             finite = finite or (math.isfinite(kl) and math.isfinite(objective))
@@ -344,10 +346,8 @@ class NPG(ActorCriticAlgorithm):
             return min(self.line_search_shrinking_factor, to_target)
         return to_target if to_target < 1.0 else 0.5  # 0.5: not finite
 
-    def _measured(
-        self, steps: Steps, old_distribution: tuple[th.Tensor, ...] | None = None
-    ) -> tuple[tuple[th.Tensor, ...], float, float, float]:
-        """The policy as it acts, without dropout: its distributions, its objective and surrogate, its divergence."""
+    def _measured(self, steps: Steps) -> tuple[tuple[th.Tensor, ...], float, float]:
+        """The policy as it acts, without dropout: its distributions, its objective, and the surrogate in that."""
 
         def of_rows(observations: PyTorchObs, actions: th.Tensor) -> tuple[Any, ...]:
             distribution = self.policy.get_distribution(observations)
@@ -356,9 +356,7 @@ class NPG(ActorCriticAlgorithm):
         batch = (steps.observations, steps.actions)
         parameters, log_prob, entropy = evaluated(self.policy, of_rows, batch, self._evaluation_key("measured"))
         objective = self._objective(log_prob, entropy, steps)
-        like = any_distribution(self.policy, steps.observations)
-        kl = kl_divergence(old_distribution or parameters, parameters, like, "old_new").mean()
-        return parameters, objective.total.item(), objective.surrogate.item(), kl.item()
+        return parameters, objective.total.item(), objective.surrogate.item()
 
     def _warn_of_refusal(self, cause: str) -> None:
         # The same words each time, so that Python shows them once.
