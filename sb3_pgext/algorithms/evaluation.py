@@ -16,7 +16,7 @@ from sb3_pgext.algorithms.nested import leaves, rebuilding, rows
 
 __all__ = ["any_distribution", "differentiable", "evaluated", "evaluation_mode"]
 
-AT_ONCE = 2048
+AT_ONCE = 1024
 """Rows that go through the networks together: what these keep of each takes more memory than the row itself."""
 
 

@@ -91,12 +91,12 @@ def recorded(
         def of_tensors(*tensors: th.Tensor) -> tuple[Any, ...]:
             return gradient(tensors[:n], tensors[n:m], tensors[m:])
 
-        arguments = [*constant, *(x.clone() for x in given)]  # a network may change its inputs in place
-        found = graph_of(policy, full_key, of_tensors, arguments, "the gradient", compiled=False)
+        first, second = ([*constant, *(x.clone() for x in given)] for _ in range(2))  # they may be changed in place
+        found = graph_of(policy, full_key, of_tensors, first, "the gradient", compiled=False)
         if found is None:
             return eager(*minibatch)
         with th.inference_mode():
-            new = found(arguments)
+            new = found(second)
         left, differentiate = eager(*minibatch)
 
         def differentiate_and_compare() -> None:

@@ -210,6 +210,7 @@ def test_a_module_that_changes_its_input_does_so_once(monkeypatch):
     for worth in (1, 10**9):
         monkeypatch.setattr(module, "WORTH_RECORDING", worth)
         found.append(trained(change=module_that_changes_its_input))
+    assert len(recordings(found[0])) == 1
     assert None not in recordings(found[0])
     assert th.equal(*map(vector_of, found))
 
