@@ -366,7 +366,7 @@ def minibatch_mean(x: th.Tensor, sizes: th.Tensor) -> th.Tensor:
 
 
 class CompilingAlgorithm(ActingAlgorithm):
-    """What ``compile=True`` means for acting."""
+    """Acting and evaluating, compiled with ``compile=True``, and what the graphs of an algorithm depend on."""
 
     batch_argument: ClassVar[str]
     compile: bool = False

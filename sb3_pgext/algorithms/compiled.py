@@ -143,7 +143,7 @@ def compiled_function(
     def arguments(batch: tuple[Any, ...]) -> list[th.Tensor]:
         return [*named.values(), *(x.contiguous() for x in leaves(batch))]
 
-    examples = arguments(batch)
+    examples = [x.clone() for x in arguments(batch)]  # which tracing may change in place
     full_key = ("function", key, examples[0].device, forms(examples))
     graph = graph_of(policy, full_key, of_tensors, examples, "an evaluation of the policy")
     return None if graph is None else (lambda batch: graph(arguments(batch)))

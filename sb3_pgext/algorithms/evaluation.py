@@ -6,8 +6,9 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from sb3_pgext.algorithms.compiled import compiled_function
@@ -21,10 +22,10 @@ AT_ONCE = 1024
 
 
 @contextmanager
-def evaluation_mode(policy: th.nn.Module) -> Iterator[None]:
+def evaluation_mode(policy: BasePolicy) -> Iterator[None]:
     """As while acting: without dropout, which would draw random numbers, the statistics of batch norm as they are."""
     modes = {module: module.training for module in policy.modules()}
-    policy.train(False)
+    policy.set_training_mode(False)
     try:
         yield
     finally:
@@ -44,7 +45,7 @@ def any_distribution(policy: ActorCriticPolicy, observations: PyTorchObs) -> Dis
 
 
 @th.no_grad()
-def evaluated(policy: th.nn.Module, function: Callable[..., Any], batch: tuple[Any, ...], key: Hashable = None) -> Any:
+def evaluated(policy: BasePolicy, function: Callable[..., Any], batch: tuple[Any, ...], key: Hashable = None) -> Any:
     """
     A function of each row of a batch, some rows at a time, in :func:`evaluation_mode`.
 
@@ -58,17 +59,19 @@ def evaluated(policy: th.nn.Module, function: Callable[..., Any], batch: tuple[A
     parts = _parts(batch)
     with evaluation_mode(policy):
         compiled = None if key is None else compiled_function(policy, function, parts[0], key)
-        last = len(parts) - 1  # may have fewer rows
+        n_rows = [len(leaves(part)[0]) for part in parts]  # of the last part, there may be fewer
         results = [
-            function(*part) if compiled is None or (n == last > 0) else compiled(part) for n, part in enumerate(parts)
+            function(*part) if compiled is None or n < n_rows[0] else compiled(part)
+            for n, part in zip(n_rows, parts, strict=True)
         ]
     return _together(results)
 
 
-def differentiable(policy: th.nn.Module, function: Callable[..., Any], batch: tuple[Any, ...]) -> Any:
+def differentiable(policy: BasePolicy, function: Callable[..., Any], batch: tuple[Any, ...]) -> Any:
     """
     The same for a gradient that is asked for once. Of a large batch, what the networks keep of each row is computed
-    anew when the gradient is; all at once, where the policy has parts of a user's own, which may look at other rows.
+    anew when the gradient is. Where the policy may look at other rows, with parts of a user's own or running
+    statistics, they go through it all at once.
 
     :param policy: the network that the function evaluates
     :param function: see :func:`evaluated`
@@ -76,9 +79,18 @@ def differentiable(policy: th.nn.Module, function: Callable[..., Any], batch: tu
     :return: what the function returns, of all M rows, differentiable
     """
     parts = _parts(batch)
-    if len(parts) == 1 or not is_plain(policy):
+    if len(parts) == 1 or not is_plain(policy) or _looks_at_other_rows(policy):
         return function(*batch)
-    return _together([checkpoint(function, *part, use_reentrant=False) for part in parts])
+
+    def of_part(*part: Any) -> Any:
+        return function(*rebuilding(part)(leaf.clone() for leaf in leaves(part)))  # it goes in twice, as it is now
+
+    return _together([checkpoint(of_part, *part, use_reentrant=False) for part in parts])
+
+
+def _looks_at_other_rows(policy: BasePolicy) -> bool:
+    """Running statistics are buffers; batch norm may do without."""
+    return any(True for _ in policy.buffers()) or any(isinstance(m, _BatchNorm) for m in policy.modules())
 
 
 def _parts(batch: tuple[Any, ...]) -> list[tuple[Any, ...]]:

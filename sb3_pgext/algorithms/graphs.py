@@ -6,7 +6,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch as th
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import Distribution, SquashedDiagGaussianDistribution
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
@@ -272,7 +272,8 @@ def _decompositions(policy: th.nn.Module, compiled: bool) -> dict[Any, Callable[
     """What is traced as something else. The density of a squashed action is sensitive to the last bit of its tanh."""
     if not compiled:
         return {}
-    squashes = getattr(policy, "squash_output", False)
+    distribution = getattr(policy, "action_dist", None)
+    squashes = getattr(policy, "squash_output", False) or isinstance(distribution, SquashedDiagGaussianDistribution)
     own = {th.ops.aten.multinomial.default: _multinomial}
     return own if squashes else own | {th.ops.aten.tanh.default: _tanh}
 

@@ -432,7 +432,6 @@ class ISPG(REINFORCE):
         """
         if not self.has_critic:
             return episodes
-        self.policy.set_training_mode(False)
         episodes = replace(episodes, values=self._values(episodes.observations))
         if episodes.final_observations is None:
             return episodes
@@ -455,7 +454,6 @@ class ISPG(REINFORCE):
 
     def _log_prob(self, episodes: EpisodeBatch) -> th.Tensor:
         """log π(a_t|s_t) of the policy as it acts, without dropout, ``(M,)``, constant."""
-        self.policy.set_training_mode(False)
 
         def log_prob(observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
             return self.policy.get_distribution(observations).log_prob(actions)

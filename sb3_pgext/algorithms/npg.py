@@ -132,8 +132,8 @@ class NPG(ActorCriticAlgorithm):
     :param verbose: Verbosity level: 0 for no output, 1 for info messages, 2 for debug messages
     :param seed: Seed for the pseudo random generators
     :param device: Device (cpu, cuda, …) on which the code should be run; "auto" uses the GPU if possible
-    :param compile: compile acting, the products with F and the steps of the critic's fit: the same results up to
-        rounding, in less time (a product in 0.6 of it)
+    :param compile: compile acting, the products with F, what a step leads to, and the steps of the critic's fit: the
+        same results up to rounding, in less time (a product in 0.6 of it)
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :raises ValueError: an argument is not allowed, or would have no effect beside the others
     """
@@ -309,11 +309,11 @@ class NPG(ActorCriticAlgorithm):
         """
         start = th.cat([p.detach().flatten() for p in parameters])
         old, old_objective, old_surrogate = self._measured(steps)
-        like = any_distribution(self.policy, steps.observations)
         fraction, finite = 1.0, False
         for _ in range(self.line_search_max_iter if self.line_search else MAX_TRIES):
             _set(parameters, start + fraction * step)
             new, objective, surrogate = self._measured(steps)
+            like = any_distribution(self.policy, steps.observations)
             kl = kl_divergence(old, new, like, "old_new").mean().item()
             if self._acceptable(kl, objective, old_objective):
                 return fraction, kl, surrogate

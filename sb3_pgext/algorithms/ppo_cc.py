@@ -146,8 +146,9 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
         lecture 004 (for ``"kl"`` and ``"adaptive_kl"``)
     :param recompute_advantage: compute advantages and targets anew with the current critic before each epoch but the
         first (Andrychowicz et al. 2021); V_old stays
-    :param compile: compile acting and the update of a minibatch of ``batch_size`` steps (some seconds, once): the same
-        results up to rounding, in less time. Where that is not possible, a warning says why, and it runs as it is
+    :param compile: compile acting, the update of a minibatch of ``batch_size`` steps, and what the divergence is
+        measured by (some seconds, once): the same results up to rounding, in less time. Where that is not possible, a
+        warning says why, and it runs as it is
     :raises ValueError: an argument is not allowed, or would have no effect beside the others
     """
 
@@ -409,9 +410,9 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
 
     def _mean_kl(self, old_distribution: tuple[th.Tensor, ...]) -> float:
         """The mean divergence on the rollout between the policy that acted and the current one."""
+        new_distribution = self._distribution_parameters()
         like = any_distribution(self.policy, self.rollout.observations)
-        kl = kl_divergence(old_distribution, self._distribution_parameters(), like, self.kl_direction)
-        return kl.mean().item()
+        return kl_divergence(old_distribution, new_distribution, like, self.kl_direction).mean().item()
 
     def _log(
         self, steps: Steps, terms: list[Terms], gradient_norms: list[th.Tensor], coefficients: Coefficients, kl: float

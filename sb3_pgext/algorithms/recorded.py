@@ -1,8 +1,8 @@
 """Gradients as the bare operations that autograd goes through, one after the other.
 
 That leaves out Python's way through the modules and autograd's way back, which take longer than tiny networks do. The
-numbers are the same to the bit, and so that they stay it, whatever a user may change about a model between two updates,
-each update computes its first gradient both ways: a recording that differs is dropped.
+numbers are the same to the bit, and so that they stay it when a user changes something about a model between two
+updates, each update computes its first gradient both ways: a recording that differs is dropped.
 """
 
 from collections.abc import Callable, Hashable, Sequence

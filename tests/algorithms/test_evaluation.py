@@ -44,6 +44,7 @@ def test_parts_of_a_batch(policy, at_once, key, monkeypatch):
         (graph,) = graphs._graphs[policy].values()
         assert graph is not None
         assert max(sizes) == min(at_once, 10), "traced for the rows of a part"
+        assert len(sizes) == (2 if at_once == 4 else 1), "beside that, only what is shorter is not in the graph"
 
 
 def test_dropout_and_modes(policy):
@@ -97,6 +98,29 @@ def test_what_looks_at_other_rows_sees_all_of_them(policy, monkeypatch):
     policy.mlp_extractor.policy_net.append(type("Own", (th.nn.Identity,), {"__module__": "own"})())
     differentiable(policy, function, batch)
     assert sizes == [10]
+
+
+@pytest.mark.parametrize("norm", [th.nn.BatchNorm1d(64), th.nn.BatchNorm1d(64, track_running_stats=False)])
+def test_batch_norm_sees_the_whole_batch(norm, monkeypatch):
+    model = VPG("MlpPolicy", "CartPole-v1", n_steps=100, seed=0, device="cpu")
+    _, callback = model._setup_learn(10**6)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, 100)
+    model.policy.mlp_extractor.policy_net.append(norm)
+    whole = model.estimate_gradient()
+    monkeypatch.setattr(module, "AT_ONCE", 16)
+    assert th.equal(model.estimate_gradient(), whole)
+
+
+def test_a_module_that_changes_its_input(monkeypatch):
+    """It does so once, also where its output is computed twice."""
+    model = VPG("MlpPolicy", "CartPole-v1", n_steps=100, seed=0, device="cpu")
+    model.policy.mlp_extractor.policy_net.insert(0, th.nn.ELU(inplace=True))
+    _, callback = model._setup_learn(10**6)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, 100)
+    monkeypatch.setattr(module, "AT_ONCE", 16)
+    in_parts = model.estimate_gradient()
+    monkeypatch.setattr(module, "AT_ONCE", 1000)
+    assert th.allclose(in_parts, model.estimate_gradient(), rtol=1e-4, atol=1e-6)
 
 
 def test_the_networks_keep_less_of_large_batches(policy, monkeypatch):
