@@ -1,10 +1,12 @@
 """Models on finite MDPs, batches of their episodes, and what the estimators make of the same batch."""
 
+from functools import partial
 from unittest import mock
 
 import torch as th
 
 from sb3_pgext import REINFORCE
+from sb3_pgext.algorithms.base import flat_gradient
 
 HIDDEN_LAYER = {"net_arch": {"pi": [8], "vf": [8]}, "ortho_init": False}
 """SB3's default initialisation makes the policy nearly uniform; this one does not."""
@@ -40,7 +42,12 @@ def estimates(model, batches, *options_of):
 def present_estimates(model, options_of):
     """ĝ of the batch that the model has, ``(P,)``, under each of the options."""
     gradients = []
-    with mock.patch.object(model, "_evaluate", asked_once(model._evaluate)):
+    retaining = partial(flat_gradient, retain_graph=True)
+    with (
+        mock.patch.object(model, "_evaluate", asked_once(model._evaluate)),
+        mock.patch("sb3_pgext.algorithms.reinforce.flat_gradient", retaining),
+        mock.patch("sb3_pgext.algorithms.vpg.flat_gradient", retaining),
+    ):
         for options in options_of:
             for name, value in options.items():
                 setattr(model, name, value)
@@ -56,9 +63,9 @@ def asked_once(evaluate):
     """
     answers = []
 
-    def answer(observations, actions):
+    def answer(observations, actions, in_parts=True):
         if not answers:
-            answers.append(evaluate(observations, actions))
+            answers.append(evaluate(observations, actions, in_parts=False))
         return answers[0]
 
     return answer
