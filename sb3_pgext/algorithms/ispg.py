@@ -339,7 +339,7 @@ class ISPG(REINFORCE):
         # Weights compare policies as they act; dropout is for the gradient.
         log_w = self._log_weights(self._log_prob(episodes), batch)
         self.policy.set_training_mode(True)
-        log_prob, entropy = self._evaluate(episodes.observations, episodes.actions, self.baseline != "optimal")
+        log_prob, entropy = self._evaluate_batch(episodes)
         ess = self._effective_share(log_w, episodes)
         if self.weight_clip is not None:
             log_w = log_w.clamp(max=math.log(self.weight_clip))

@@ -217,8 +217,12 @@ class REINFORCE(PolicyGradientAlgorithm, EpisodicAlgorithm):
     def _policy_gradient(
         self, episodes: EpisodeBatch, returns: th.Tensor, parameters: list[th.nn.Parameter]
     ) -> th.Tensor:
-        log_prob, entropy = self._evaluate(episodes.observations, episodes.actions, self.baseline != "optimal")
+        log_prob, entropy = self._evaluate_batch(episodes)
         return self._gradient(log_prob, entropy, self._advantages(episodes, returns), episodes, parameters)
+
+    def _evaluate_batch(self, episodes: EpisodeBatch) -> tuple[th.Tensor, th.Tensor]:
+        """:meth:`_evaluate` of its steps: whole with the optimal baseline, which needs the gradient of each episode."""
+        return self._evaluate(episodes.observations, episodes.actions, in_parts=self.baseline != "optimal")
 
     def _advantages(self, episodes: EpisodeBatch, returns: th.Tensor, group: th.Tensor | None = None) -> th.Tensor:
         """

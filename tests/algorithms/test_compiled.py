@@ -69,6 +69,13 @@ def test_same_parameters_with_dict_observations_and_weight_decay():
     assert_same(env=env, policy="MultiInputPolicy", policy_kwargs=kwargs, max_grad_norm=None)
 
 
+def test_squashed_actions_keep_torchs_tanh():
+    """In the first step the policy is the one that acted; its log-probabilities are sensitive to the last bit of it."""
+    kwargs = {"squash_output": True, "log_std_init": 1.0}
+    model, _ = parameters_after(1, True, use_sde=True, policy_kwargs=kwargs, batch_size=64, n_epochs=1)
+    assert model.logger.name_to_value["train/approx_kl"] < 1e-7
+
+
 def test_target_kl_ends_both_at_the_same_step():
     found = {}
     for compile in (False, True):
