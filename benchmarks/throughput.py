@@ -9,7 +9,7 @@ The ratio is that of the times of one turn, and the table has its median, smalle
 resident set of the contender's process. The environment's part is what its ``step`` took; beside it stand the matrix
 products of the networks alone, as the floor.
 
-Peers that are not installed are left out: sbx-rl brings sbx's PPO.
+Peers that are not installed are left out: sbx-rl brings sbx's PPO, tianshou (2.0) Tianshou's.
 """
 
 import argparse
@@ -41,12 +41,19 @@ class Contender:
     :param peer: the contender that it is measured against
     :param parameters: of the constructor
     :param vec_env: ``"sb3"`` for DummyVecEnv, or ``"gymnasium"``
+    :param needs: a package that it needs; None for its own module's
     """
 
     algorithm: str
     peer: str
     parameters: dict[str, Any] = field(default_factory=dict)
     vec_env: str = "sb3"
+    needs: str | None = None
+
+    @property
+    def installed(self) -> bool:
+        """Whether its package is."""
+        return importlib.util.find_spec(self.needs or self.algorithm.partition(":")[0]) is not None
 
 
 PPO = {"n_steps": N_STEPS, "n_epochs": 10}
@@ -57,6 +64,7 @@ COMPILED = {"compile": True}
 CONTENDERS = {
     "PPO": Contender("stable_baselines3:PPO", "PPO", PPO),
     "PPO (CleanRL's style)": Contender("benchmarks.single_file:SingleFilePPO", "PPO", PPO),
+    "PPO (Tianshou)": Contender("benchmarks.tianshou_ppo:TianshouPPO", "PPO", PPO, needs="tianshou"),
     "PPO (sbx)": Contender("sbx:PPO", "PPO", PPO),
     "ClippedCriticPPO": Contender("sb3_pgext:ClippedCriticPPO", "PPO", PPO),
     "ClippedCriticPPO as PPO": Contender("sb3_pgext:ClippedCriticPPO", "PPO", PPO | UNCLIPPED),
@@ -346,7 +354,7 @@ def plot_scaling(rows: list[dict[str, Any]], scale: str, path: pathlib.Path) -> 
 def main() -> None:
     """Measure, print, and write the table and the figure where asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    installed = [name for name, c in CONTENDERS.items() if importlib.util.find_spec(c.algorithm.partition(":")[0])]
+    installed = [name for name, contender in CONTENDERS.items() if contender.installed]
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--contenders", nargs="+", choices=installed, metavar="NAME", help=", ".join(installed))
     parser.add_argument("--repetitions", type=int, default=5, help="turns of each contender")

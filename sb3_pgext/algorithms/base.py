@@ -354,15 +354,14 @@ def explained_variance(predictions: th.Tensor, targets: th.Tensor) -> th.Tensor:
     return th.where(variance > 0, 1 - (targets - predictions).var(correction=0) / variance, th.nan)
 
 
-def minibatch_mean(x: th.Tensor, sizes: th.Tensor) -> th.Tensor:
+def minibatch_means(x: th.Tensor, sizes: list[int]) -> th.Tensor:
     """
-    The mean of the minibatches' means, in which each counts the same, as in SB3's logs.
-
-    :param x: the minibatches' steps, one minibatch after the other, ``(M,)``
-    :param sizes: number of steps of each minibatch, M together, integer
-    :return: scalar
+    :param x: of K minibatches' steps, one minibatch after the other, ``(M,)``
+    :param sizes: number of steps of each minibatch, M together. All but the last one are equal
+    :return: the mean of each minibatch, ``(K,)``
     """
-    return (x / (len(sizes) * sizes).repeat_interleave(sizes)).sum()
+    last = x[-sizes[-1] :].mean(dtype=th.float32)
+    return th.cat([x[: -sizes[-1]].view(len(sizes) - 1, sizes[0]).mean(1, dtype=th.float32), last[None]])
 
 
 class CompilingAlgorithm(ActingAlgorithm):

@@ -17,7 +17,7 @@ from sb3_pgext.algorithms.base import (
     critic_parameters,
     explained_variance,
     forget_dependencies,
-    minibatch_mean,
+    minibatch_means,
     policy_parameters,
     python_number,
     require,
@@ -95,6 +95,10 @@ class Terms(NamedTuple):
     values: th.Tensor
     targets: th.Tensor
     old_values: th.Tensor
+
+
+Measurements = dict[str, th.Tensor]
+"""What is logged of the K minibatches of an epoch, ``(K,)`` each."""
 
 
 class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
@@ -254,21 +258,26 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
         parameters = [p for name, p in self.policy.named_parameters() if name in used]
         old_distribution = self._distribution_parameters()
         steps = self._steps(old_distribution)
-        terms: list[Terms] = []
+        epochs: list[Measurements] = []
         gradient_norms: list[th.Tensor] = []
 
         with self._descending(parameters) as descend:
-            for minibatch in self._minibatches(steps):
-                measured, gradient_norm, taken = descend(minibatch, coefficients)
-                terms.append(measured)
+            for minibatches_of_epoch in self._epochs(steps):
+                terms: list[Terms] = []
+                for minibatch in minibatches_of_epoch:
+                    left, gradient_norm, taken = descend(minibatch, coefficients)
+                    terms.append(left)
+                    if not taken:
+                        break
+                    gradient_norms.append(gradient_norm)  # type: ignore[arg-type]
+                epochs.append(self._measurements(terms, coefficients))
                 if not taken:  # the policy is too far from the one that acted: target_kl
                     break
-                gradient_norms.append(gradient_norm)  # type: ignore[arg-type]
 
-        require_finite_losses("loss", th.stack([t.loss for t in terms]), self._n_updates)
+        require_finite_losses("loss", th.cat([epoch["loss"] for epoch in epochs]), self._n_updates)
         require_finite_state(self)
         kl = self._mean_kl(old_distribution)
-        self._log(steps, terms, gradient_norms, coefficients, kl)
+        self._log(steps, epochs, gradient_norms, coefficients, kl)
         if self.surrogate == "adaptive_kl":
             self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.kl_target)
 
@@ -335,8 +344,8 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
             bootstrap_values[self.rollout.continues] = self._values(self.rollout.final_observations)
         return self._advantages(self._values(self.rollout.observations), bootstrap_values)
 
-    def _minibatches(self, steps: Steps) -> Iterator[Steps]:
-        """Those of all epochs, drawn as SB3 draws them."""
+    def _epochs(self, steps: Steps) -> Iterator[Iterator[Steps]]:
+        """Their minibatches, drawn as SB3 draws them."""
         n_steps = len(steps.targets)
         for epoch in range(self.n_epochs):
             if self.recompute_advantage and epoch > 0:
@@ -344,7 +353,7 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
                 steps = steps._replace(advantages=advantages, targets=targets)
             self._n_updates += 1
             order = np.random.permutation(n_steps)  # noqa: NPY002  the generator that SB3 draws from
-            yield from minibatches(steps, th.as_tensor(order, device=self.device), self.batch_size)
+            yield minibatches(steps, th.as_tensor(order, device=self.device), self.batch_size)
 
     def _loss(self, minibatch: Steps, coefficients: Coefficients) -> tuple[th.Tensor, Terms]:
         """
@@ -414,23 +423,32 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
         like = any_distribution(self.policy, self.rollout.observations)
         return kl_divergence(old_distribution, new_distribution, like, self.kl_direction).mean().item()
 
-    def _log(
-        self, steps: Steps, terms: list[Terms], gradient_norms: list[th.Tensor], coefficients: Coefficients, kl: float
-    ) -> None:
-        """SB3's keys and ours, means over the minibatches; ``approx_kl`` of the last epoch, ``loss`` the last."""
-        means = {name: th.stack([getattr(t, name) for t in terms]).mean() for name in Terms._fields[:3]}
-        means["loss"] = terms[-1].loss
+    def _measurements(self, terms: list[Terms], coefficients: Coefficients) -> Measurements:
+        """What is logged of an epoch's minibatches, one number for each of them."""
+        measurements = {name: th.stack([getattr(t, name) for t in terms]) for name in Terms._fields[:4]}
         log_ratio, values, targets, old_values = (th.cat(column) for column in list(zip(*terms, strict=True))[4:])
-        sizes = th.tensor([len(t.log_ratio) for t in terms], device=self.device)
-        of_epoch = (len(terms) - 1) % math.ceil(len(steps.targets) / self.batch_size) + 1
-        last = int(sizes[-of_epoch:].sum())
-        means["approx_kl"] = minibatch_mean(approximate_kl(log_ratio[-last:]), sizes[-of_epoch:])
+        sizes = [len(t.log_ratio) for t in terms]
+        measurements["approx_kl"] = minibatch_means(approximate_kl(log_ratio), sizes)
         if self.surrogate == "clip":
             clipped = clipped_ratios(log_ratio.exp(), coefficients.clip_range)
-            means["clip_fraction"] = minibatch_mean(clipped, sizes)
+            measurements["clip_fraction"] = minibatch_means(clipped, sizes)
         if self.value_clip != "none":
             clipped = clipped_values(values, targets, old_values, self.value_clip, coefficients.clip_range_vf)
-            means["value_clip_fraction"] = minibatch_mean(clipped, sizes)
+            measurements["value_clip_fraction"] = minibatch_means(clipped, sizes)
+        return measurements
+
+    def _log(
+        self,
+        steps: Steps,
+        epochs: list[Measurements],
+        gradient_norms: list[th.Tensor],
+        coefficients: Coefficients,
+        kl: float,
+    ) -> None:
+        """SB3's keys and ours, means over the minibatches; ``approx_kl`` of the last epoch, ``loss`` the last."""
+        means = {name: th.cat([epoch[name] for epoch in epochs]).mean() for name in epochs[-1]}
+        means["approx_kl"] = epochs[-1]["approx_kl"].mean()
+        means["loss"] = epochs[-1]["loss"][-1]
         means["explained_variance"] = explained_variance(steps.old_values, steps.targets)
         if gradient_norms:
             means["grad_norm"] = th.stack(gradient_norms).mean()

@@ -120,7 +120,7 @@ class EpisodeBuffer(StepRecorder):
         ended: np.ndarray,
     ) -> None:
         """
-        Record one vector step. Nothing is copied: the caller hands over what is not written to again.
+        Record one vector step. The caller hands over what is not written to again.
 
         :param observations: ``(E, *observation shape)``, or a dict of such tensors
         :param actions: ``(E, …)``
@@ -129,7 +129,7 @@ class EpisodeBuffer(StepRecorder):
         :param recording: which sub-environments are playing an episode of the batch, ``(E,)``, bool
         :param ended: which of those episodes ended with this step, ``(E,)``, bool
         """
-        self._steps.append((observations, actions))
+        self._steps.append((_in_single_precision(observations), actions))
         self._outcomes.append((rewards, recording, ended))
         self._original_rewards.append(original_rewards)
 
@@ -193,7 +193,7 @@ class EpisodeBuffer(StepRecorder):
         elif value_function is not None:
             values = value_function(observations)
         return EpisodeBatch(
-            observations=_in_single_precision(observations),
+            observations=observations,
             actions=_flat_actions(_gather(all_actions, selected)),
             rewards=self.to_torch(rewards[recording].astype(np.float32)),
             values=values,
@@ -273,7 +273,7 @@ class StepBuffer(StepRecorder):
         dones: np.ndarray,
     ) -> None:
         """
-        Record one vector step. Nothing is copied: the caller hands over what is not written to again.
+        Record one vector step. The caller hands over what is not written to again.
 
         :param observations: ``(E, *observation shape)``, or a dict of such tensors
         :param actions: ``(E, …)``
@@ -282,7 +282,7 @@ class StepBuffer(StepRecorder):
         :param rewards: ``(E,)``
         :param dones: which episodes ended with this step, ``(E,)``, bool
         """
-        self._steps.append((observations, actions, values, log_prob))
+        self._steps.append((_in_single_precision(observations), actions, values, log_prob))
         self._outcomes.append((rewards, dones))
 
     def add_continuation(self, env_index: int, observation: Any, value: th.Tensor) -> None:
@@ -325,7 +325,7 @@ class StepBuffer(StepRecorder):
 
 
 def _in_single_precision(observations: PyTorchObs) -> PyTorchObs:
-    """As the policies take them: MuJoCo's have twice the bits, and are kept for as long as the batch is."""
+    """As the policies take them: MuJoCo's have twice the bits."""
     if isinstance(observations, dict):
         return {key: x.float() if x.dtype == th.float64 else x for key, x in observations.items()}
     return observations.float() if observations.dtype == th.float64 else observations

@@ -333,3 +333,21 @@ def test_observations_are_copied():
 
     model = model_on(SameArray([lambda: Scripted((4,))]), n_episodes=1)
     assert collect(model).observations[:, 1].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("algorithm", [REINFORCE, ClippedCriticPPO])
+def test_observations_in_double_precision_are_kept_in_single(algorithm):
+    """As MuJoCo's are. The policies make them so in any case."""
+    space = spaces.Dict({"float64": spaces.Box(-1, 1, (3,), np.float64), "image": spaces.Box(0, 255, (4,), np.uint8)})
+    env = DummyVecEnv([lambda: AnySpaces(space, spaces.Discrete(2))])
+    model = algorithm("MultiInputPolicy", env, n_steps=4) if algorithm is ClippedCriticPPO else model_on(env)
+    kept = {}
+    record = model.rollout_buffer.add
+
+    def add(observations, *others):
+        record(observations, *others)
+        kept.update(model.rollout_buffer._steps[-1][0])
+
+    model.rollout_buffer.add = add
+    model.learn(4)
+    assert {key: x.dtype for key, x in kept.items()} == {"float64": th.float32, "image": th.uint8}
