@@ -53,7 +53,10 @@ class Contender:
     @property
     def installed(self) -> bool:
         """Whether its package is."""
-        return importlib.util.find_spec(self.needs or self.algorithm.partition(":")[0]) is not None
+        try:
+            return importlib.util.find_spec(self.needs or self.algorithm.partition(":")[0]) is not None
+        except ModuleNotFoundError:  # the package that it is a part of
+            return False
 
 
 PPO = {"n_steps": N_STEPS, "n_epochs": 10}
@@ -64,7 +67,7 @@ COMPILED = {"compile": True}
 CONTENDERS = {
     "PPO": Contender("stable_baselines3:PPO", "PPO", PPO),
     "PPO (CleanRL's style)": Contender("benchmarks.single_file:SingleFilePPO", "PPO", PPO),
-    "PPO (Tianshou)": Contender("benchmarks.tianshou_ppo:TianshouPPO", "PPO", PPO, needs="tianshou"),
+    "PPO (Tianshou)": Contender("benchmarks.tianshou_ppo:TianshouPPO", "PPO", PPO, needs="tianshou.algorithm"),
     "PPO (sbx)": Contender("sbx:PPO", "PPO", PPO),
     "ClippedCriticPPO": Contender("sb3_pgext:ClippedCriticPPO", "PPO", PPO),
     "ClippedCriticPPO as PPO": Contender("sb3_pgext:ClippedCriticPPO", "PPO", PPO | UNCLIPPED),
@@ -223,6 +226,7 @@ def measure(
         pipes[name], theirs = context.Pipe()
         arguments = (CONTENDERS[name], env, setting, device, theirs)
         context.Process(target=work, args=arguments, daemon=True).start()
+        theirs.close()  # so that a process that dies is an error here
         firsts[name] = pipes[name].recv()
     turns: dict[str, list[Turn]] = {name: [] for name in names}
     for _ in range(repetitions):

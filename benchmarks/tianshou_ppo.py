@@ -1,12 +1,14 @@
 """Tianshou's PPO behind the few names that ``throughput.py`` uses of SB3's, as a peer.
 
-Tianshou's own vector environment, collector, buffer and update; SB3's networks, hyperparameters and optimizer.
+Tianshou's own vector environment, collector, buffer and update; networks, hyperparameters and optimizer as SB3's. The
+collector resets sub-environments itself, outside their ``step``: that counts as collection, not as environment.
 """
 
 from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium.wrappers import ClipAction
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tianshou.algorithm import PPO
 from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
@@ -45,7 +47,9 @@ class TianshouPPO:
     ):
         th.manual_seed(seed)
         self.n_steps, self.batch_size, self.n_epochs = n_steps, batch_size, n_epochs
-        self.env = DummyVectorEnv([lambda e=e: e for e in env.envs])  # type: ignore[misc]
+        limits = (lambda e: e) if hasattr(env.action_space, "n") else ClipAction  # Tianshou's own clips to ±1
+        self.env = DummyVectorEnv([lambda e=e: limits(e) for e in env.envs])  # type: ignore[misc]
+        self.env.seed(seed)
         widths, spaces = policy_kwargs["net_arch"], (env.observation_space, env.action_space)
         discrete = hasattr(env.action_space, "n")
 
@@ -63,6 +67,11 @@ class TianshouPPO:
                 preprocess_net=features("pi"), action_shape=env.action_space.shape, unbounded=True
             )
             critic = ContinuousCritic(preprocess_net=features("vf"))
+        for module, last in ((actor, actor.last if discrete else actor.mu), (critic, critic.last)):
+            for layer in (m for m in module.modules() if isinstance(m, th.nn.Linear)):
+                of_last = layer in set(last.modules())
+                th.nn.init.orthogonal_(layer.weight, (0.01 if module is actor else 1.0) if of_last else 2**0.5)
+                th.nn.init.zeros_(layer.bias)
         self.algorithm = PPO(
             policy=ProbabilisticActorPolicy(
                 actor=actor.to(device),
@@ -72,7 +81,7 @@ class TianshouPPO:
                 observation_space=spaces[0],
                 action_space=spaces[1],
                 action_scaling=False,
-                action_bound_method=None if discrete else "clip",
+                action_bound_method=None,
             ),
             critic=critic.to(device),
             optim=AdamOptimizerFactory(lr=3e-4, eps=1e-5),

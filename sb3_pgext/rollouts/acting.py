@@ -33,6 +33,7 @@ __all__ = [
     "require_observations",
     "require_step",
     "step_of",
+    "takes_single_precision",
     "unvalidated_distributions",
 ]
 
@@ -50,7 +51,7 @@ class ActingAlgorithm(OnPolicyAlgorithm):
         :return: V of the current critic, ``(K,)``, constant
         """
         with th.no_grad():
-            return self.policy.predict_values(observations).flatten()
+            return self.policy.predict_values(observations).flatten().float()  # as SB3's buffers keep them
 
     def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
         """SB3's, which resets the environment."""
@@ -104,6 +105,19 @@ def observation_of(obs: Any, env_index: int) -> Any:
     :return: its observation, not batched
     """
     return {key: value[env_index] for key, value in obs.items()} if isinstance(obs, dict) else obs[env_index]
+
+
+def takes_single_precision(policy: ActorCriticPolicy) -> bool:
+    """
+    :param policy: any
+    :return: whether it is known to make its observations single before anything else, as SB3's policies do
+    """
+    of_sb3 = ("stable_baselines3", "sb3_contrib")
+    methods = ("forward", "evaluate_actions", "get_distribution", "predict_values", "extract_features")
+    return not any(
+        name in vars(policy) or getattr(type(policy), name).__module__.partition(".")[0] not in of_sb3
+        for name in methods
+    )
 
 
 def require_finite(what: str, array: Any, n_steps: int, env_index: int | None = None) -> None:

@@ -66,6 +66,9 @@ class StepRecorder(BaseBuffer):
     """
 
     _steps: list[Any]
+    single_precision: bool = False
+    """Whether observations in double precision are kept in single: they take half the memory, see
+    :func:`~sb3_pgext.rollouts.acting.takes_single_precision`."""
 
     def __init__(
         self,
@@ -83,6 +86,9 @@ class StepRecorder(BaseBuffer):
     def size(self) -> int:
         """Number of vector steps recorded since the last reset."""
         return len(self._steps)
+
+    def _kept(self, observations: PyTorchObs) -> PyTorchObs:
+        return _in_single_precision(observations) if self.single_precision else observations
 
 
 class EpisodeBuffer(StepRecorder):
@@ -129,7 +135,7 @@ class EpisodeBuffer(StepRecorder):
         :param recording: which sub-environments are playing an episode of the batch, ``(E,)``, bool
         :param ended: which of those episodes ended with this step, ``(E,)``, bool
         """
-        self._steps.append((_in_single_precision(observations), actions))
+        self._steps.append((self._kept(observations), actions))
         self._outcomes.append((rewards, recording, ended))
         self._original_rewards.append(original_rewards)
 
@@ -139,7 +145,7 @@ class EpisodeBuffer(StepRecorder):
 
         :param values: ``(E, 1)``
         """
-        self._values.append(values.flatten())
+        self._values.append(values.flatten().float())
 
     def add_final_observation(self, env_index: int, observation: dict | np.ndarray) -> None:
         """
@@ -185,7 +191,7 @@ class EpisodeBuffer(StepRecorder):
         if bootstrap and self._final_observations:
             assert value_function is not None
             final = [self._final_observations[key] for key in sorted(self._final_observations)]
-            final_observations = _stacked(final, self.device)
+            final_observations = self._kept(_stacked(final, self.device))
             bootstrap_values[of_truncated] = value_function(final_observations)
         values = th.zeros(len(last), device=self.device)
         if self._values:
@@ -282,7 +288,7 @@ class StepBuffer(StepRecorder):
         :param rewards: ``(E,)``
         :param dones: which episodes ended with this step, ``(E,)``, bool
         """
-        self._steps.append((_in_single_precision(observations), actions, values, log_prob))
+        self._steps.append((self._kept(observations), actions, values.float(), log_prob.float()))
         self._outcomes.append((rewards, dones))
 
     def add_continuation(self, env_index: int, observation: Any, value: th.Tensor) -> None:
@@ -305,9 +311,10 @@ class StepBuffer(StepRecorder):
             continues[key] = True
         of_segments = self.to_torch(continues[ends])
         bootstrap_values = th.zeros(len(of_segments), device=self.device)
-        final = [self._continuations[key] for key in sorted(self._continuations)]
+        final, final_observations = [self._continuations[key] for key in sorted(self._continuations)], None
         if final:
             bootstrap_values[of_segments] = th.stack([value for _, value in final])
+            final_observations = self._kept(_stacked([observation for observation, _ in final], self.device))
         return Rollout(
             observations=_flat(observations),
             actions=_flat_actions(_flat(actions)),
@@ -316,7 +323,7 @@ class StepBuffer(StepRecorder):
             log_prob=_flat(log_prob),
             segment=self.to_torch(np.cumsum(ends) - ends.ravel()),
             continues=of_segments,
-            final_observations=_stacked([observation for observation, _ in final], self.device) if final else None,
+            final_observations=final_observations,
             bootstrap_values=bootstrap_values,
         )
 
@@ -325,7 +332,6 @@ class StepBuffer(StepRecorder):
 
 
 def _in_single_precision(observations: PyTorchObs) -> PyTorchObs:
-    """As the policies take them: MuJoCo's have twice the bits."""
     if isinstance(observations, dict):
         return {key: x.float() if x.dtype == th.float64 else x for key, x in observations.items()}
     return observations.float() if observations.dtype == th.float64 else observations

@@ -27,6 +27,7 @@ from sb3_pgext.rollouts.acting import (
     require_observations,
     require_step,
     step_of,
+    takes_single_precision,
 )
 from sb3_pgext.rollouts.buffers import EpisodeBatch, EpisodeBuffer
 
@@ -173,6 +174,7 @@ class EpisodicAlgorithm(ActingAlgorithm):
         self.policy.set_training_mode(False)
         self._require_finite_parameters()
         rollout_buffer.reset()
+        rollout_buffer.single_precision = takes_single_precision(self.policy)
         # Before anything is drawn for this rollout: a checkpoint that is written here has all of it still to come.
         callback.on_rollout_start()
         if not np.all(self._last_episode_starts):

@@ -24,6 +24,7 @@ from sb3_pgext.rollouts.acting import (
     require_observations,
     require_step,
     step_of,
+    takes_single_precision,
 )
 from sb3_pgext.rollouts.buffers import Rollout, StepBuffer
 
@@ -71,6 +72,7 @@ class FixedLengthAlgorithm(ActingAlgorithm):
         assert self._last_obs is not None, "No previous observation was provided"
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
+        rollout_buffer.single_precision = takes_single_precision(self.policy)
         self._require_finite_parameters()
         require_observations(env, self._last_obs, 0)
         # Before anything is drawn for this rollout: a checkpoint that is written here has all of it still to come.

@@ -25,16 +25,16 @@ def _traced_only(request, monkeypatch):
         monkeypatch.setattr(module, "_compile", lambda traced, arguments: lambda tensors: traced(*tensors))
 
 
-@pytest.mark.parametrize(("m", "k", "n"), [(64, 256, 4), (64, 32, 4), (4, 256, 64), (256, 64, 2)])
-def test_products_of_few_columns_are_transposed(m, k, n):
-    """The first layer's gradient, m = 64 of k = 256 steps and n = 4 features, takes a quarter of the time so."""
-    a, b = th.randn(m, k), th.randn(k, n)
-    traced = th.fx.experimental.proxy_tensor.make_fx(th.mm, decomposition_table=module._decompositions(None, True))(
-        a, b
-    )
-    product = next(node for node in traced.graph.nodes if node.target is th.ops.aten.mm.default)
-    assert product.meta["val"].shape == ((n, m) if n < m <= k else (m, n))
-    th.testing.assert_close(traced(a, b), a @ b)
+@pytest.mark.parametrize(("n_inputs", "n_outputs", "bias"), [(4, 64, True), (64, 4, True), (4, 64, False)])
+def test_the_gradient_of_few_inputs_is_transposed(n_inputs, n_outputs, bias):
+    """It takes a quarter of the time so; and all other products stay as they are."""
+    x, weight, shift = th.randn(256, n_inputs), th.randn(n_outputs, n_inputs), th.randn(n_outputs) if bias else None
+    gradient = th.func.grad(lambda weight, x: th.nn.functional.linear(x, weight, shift).pow(2).sum())
+    traced = module.make_fx(gradient, decomposition_table=module._decompositions(None, compiled=True))(weight, x)
+    shapes = [node.meta["val"].shape for node in traced.graph.nodes if node.target is th.ops.aten.mm.default]
+    assert shapes[-1] == (min(n_inputs, n_outputs), max(n_inputs, n_outputs))
+    assert bias or shapes[0] == (256, n_outputs)
+    th.testing.assert_close(traced(weight, x), gradient(weight, x), rtol=1e-4, atol=1e-4)
 
 
 SETTINGS = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}

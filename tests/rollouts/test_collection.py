@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
@@ -15,7 +17,7 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
 )
 
-from sb3_pgext import REINFORCE, ClippedCriticPPO
+from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
 from sb3_pgext.rollouts import episodes as episodes_module
 from tests.environments import AnySpaces, NeverEnding, OneOrFifty, Scripted
 
@@ -335,10 +337,13 @@ def test_observations_are_copied():
     assert collect(model).observations[:, 1].tolist() == [0, 1, 2, 3]
 
 
+FLOAT64 = spaces.Box(-1, 1, (3,), np.float64)
+
+
 @pytest.mark.parametrize("algorithm", [REINFORCE, ClippedCriticPPO])
 def test_observations_in_double_precision_are_kept_in_single(algorithm):
-    """As MuJoCo's are. The policies make them so in any case."""
-    space = spaces.Dict({"float64": spaces.Box(-1, 1, (3,), np.float64), "image": spaces.Box(0, 255, (4,), np.uint8)})
+    """As MuJoCo's are. SB3's policies make them so in any case."""
+    space = spaces.Dict({"float64": FLOAT64, "image": spaces.Box(0, 255, (4,), np.uint8)})
     env = DummyVecEnv([lambda: AnySpaces(space, spaces.Discrete(2))])
     model = algorithm("MultiInputPolicy", env, n_steps=4) if algorithm is ClippedCriticPPO else model_on(env)
     kept = {}
@@ -351,3 +356,40 @@ def test_observations_in_double_precision_are_kept_in_single(algorithm):
     model.rollout_buffer.add = add
     model.learn(4)
     assert {key: x.dtype for key, x in kept.items()} == {"float64": th.float32, "image": th.uint8}
+
+
+class InDoublePrecision(ActorCriticPolicy):
+    """Networks in double precision, which take the observations as they are."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.double()
+        self.optimizer = th.optim.Adam(self.parameters(), 1e-3)
+
+    def forward(self, obs, deterministic=False):
+        distribution = self.get_distribution(obs)
+        actions = distribution.get_actions(deterministic)
+        return actions, self.predict_values(obs), distribution.log_prob(actions)
+
+    def evaluate_actions(self, obs, actions):
+        distribution = self.get_distribution(obs)
+        return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()
+
+    def get_distribution(self, obs):
+        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(obs))
+
+    def predict_values(self, obs):
+        return self.value_net(self.mlp_extractor.forward_critic(obs))
+
+
+@pytest.mark.parametrize("algorithm", [REINFORCE, VPG, NPG, ClippedCriticPPO, ISPG])
+def test_a_policy_in_double_precision_learns_from_what_it_acted_on(algorithm):
+    env = DummyVecEnv([lambda: TimeLimit(AnySpaces(FLOAT64, spaces.Discrete(2)), 3)])
+    model = (
+        algorithm(InDoublePrecision, env, n_steps=8, device="cpu")
+        if algorithm in (VPG, NPG, ClippedCriticPPO)
+        else (algorithm(InDoublePrecision, env, n_episodes=4, device="cpu"))
+    )
+    model.learn(30)
+    batch = model.rollout if hasattr(model, "rollout") else model.episodes
+    assert batch.observations.dtype == batch.final_observations.dtype == th.float64
