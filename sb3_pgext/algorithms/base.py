@@ -29,7 +29,7 @@ from sb3_pgext.algorithms.descent import descending
 from sb3_pgext.algorithms.distributions import log_prob_and_entropy
 from sb3_pgext.algorithms.evaluation import differentiable, evaluated, evaluation_mode
 from sb3_pgext.algorithms.graphs import has_own_methods
-from sb3_pgext.algorithms.nested import minibatches
+from sb3_pgext.algorithms.nested import minibatches, rows
 from sb3_pgext.rollouts import StepBuffer
 from sb3_pgext.rollouts.acting import ActingAlgorithm, unvalidated_distributions
 
@@ -545,7 +545,7 @@ class PolicyGradientAlgorithm(CompilingAlgorithm):
         ) as descend:
             for _ in range(n_epochs):
                 order = th.randperm(len(targets), device=targets.device)
-                for minibatch in minibatches((inputs, targets), order, batch_size):
+                for minibatch in minibatches(rows((inputs, targets), order), batch_size):
                     loss, _, _ = descend(*minibatch)
                     losses.append(loss)
         of_steps = th.stack(losses)

@@ -56,18 +56,18 @@ def rows(data: Any, indices: th.Tensor | slice) -> Any:
     :param indices: which rows
     :return: the same structure of only these rows
     """
-    return rebuilding(data)(leaf[indices] for leaf in leaves(data))
+    chosen = isinstance(indices, th.Tensor)  # which torch has a faster function for
+    return rebuilding(data)(leaf.index_select(0, indices) if chosen else leaf[indices] for leaf in leaves(data))
 
 
-def minibatches(data: Any, order: th.Tensor, batch_size: int) -> Iterator[Any]:
+def minibatches(data: Any, batch_size: int) -> Iterator[Any]:
     """
     :param data: see :func:`rows`
-    :param order: of the rows, ``(M,)``
     :param batch_size: number of rows of each minibatch; the last one may be shorter
     :return: the minibatches, one after the other
     """
     rebuild = rebuilding(data)
     size = int(batch_size)  # which may be one of numpy's
-    columns: Sequence[Sequence[th.Tensor]] = [leaf.index_select(0, order).split(size) for leaf in leaves(data)]
+    columns: Sequence[Sequence[th.Tensor]] = [leaf.split(size) for leaf in leaves(data)]
     for minibatch in zip(*columns, strict=True):
         yield rebuild(iter(minibatch))

@@ -34,7 +34,7 @@ from sb3_pgext.algorithms.base import (
 from sb3_pgext.algorithms.descent import Step, descending
 from sb3_pgext.algorithms.distributions import distribution_parameters, kl_divergence
 from sb3_pgext.algorithms.evaluation import any_distribution, evaluated
-from sb3_pgext.algorithms.nested import minibatches
+from sb3_pgext.algorithms.nested import minibatches, rows
 from sb3_pgext.algorithms.whole_updates import require_finite_state, whole_update
 from sb3_pgext.estimators.returns import rollout_advantages
 from sb3_pgext.estimators.surrogates import (
@@ -93,8 +93,51 @@ class Terms(NamedTuple):
     loss: th.Tensor
     log_ratio: th.Tensor
     values: th.Tensor
-    targets: th.Tensor
-    old_values: th.Tensor
+
+
+class TermsOfEpoch:
+    """
+    The terms of an epoch's minibatches, copied to one place: as they come they lie scattered between what the steps
+    have needed, and keep that from being used again.
+
+    :param n_steps: of the epoch, M
+    :param batch_size: of its minibatches, B
+    :param device: of the terms
+    """
+
+    def __init__(self, n_steps: int, batch_size: int, device: th.device):
+        scalars = ("policy_gradient_loss", "value_loss", "entropy_loss", "loss", "grad_norm")
+        n_minibatches = math.ceil(n_steps / batch_size)
+        self._scalars = dict(zip(scalars, th.full((len(scalars), n_minibatches), th.nan, device=device), strict=True))
+        self._log_ratio, self._values = th.empty(2, n_steps, device=device)
+        vectors = (self._log_ratio, self._values)
+        places = [column.unbind() for column in self._scalars.values()] + [x.split(int(batch_size)) for x in vectors]
+        self._places = iter(list(zip(*places, strict=True)))
+        self.sizes: list[int] = []
+
+    def add(self, terms: Terms, gradient_norm: th.Tensor | None) -> None:
+        """
+        :param terms: of the next minibatch
+        :param gradient_norm: of its step, or None if that was not taken
+        """
+        norm = th.full_like(terms.loss, th.nan) if gradient_norm is None else gradient_norm
+        th._foreach_copy_(next(self._places), (*terms[:4], norm, *terms[4:]))
+        self.sizes.append(len(terms.values))
+
+    @property
+    def scalars(self) -> dict[str, th.Tensor]:
+        """By the names that they are logged by, ``(K,)`` each; the norm of a step that was not taken is NaN."""
+        return {name: column[: len(self.sizes)] for name, column in self._scalars.items()}
+
+    @property
+    def log_ratio(self) -> th.Tensor:
+        """``(M,)``, or as many steps as there have been."""
+        return self._log_ratio[: sum(self.sizes)]
+
+    @property
+    def values(self) -> th.Tensor:
+        """``(M,)``, or as many steps as there have been."""
+        return self._values[: sum(self.sizes)]
 
 
 Measurements = dict[str, th.Tensor]
@@ -258,26 +301,24 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
         parameters = [p for name, p in self.policy.named_parameters() if name in used]
         old_distribution = self._distribution_parameters()
         steps = self._steps(old_distribution)
-        epochs: list[Measurements] = []
-        gradient_norms: list[th.Tensor] = []
+        measured: list[Measurements] = []
 
         with self._descending(parameters) as descend:
-            for minibatches_of_epoch in self._epochs(steps):
-                terms: list[Terms] = []
-                for minibatch in minibatches_of_epoch:
+            for epoch in self._epochs(steps):
+                terms = TermsOfEpoch(len(epoch.targets), self.batch_size, self.device)
+                for minibatch in minibatches(epoch, self.batch_size):
                     left, gradient_norm, taken = descend(minibatch, coefficients)
-                    terms.append(left)
+                    terms.add(left, gradient_norm)
                     if not taken:
                         break
-                    gradient_norms.append(gradient_norm)  # type: ignore[arg-type]
-                epochs.append(self._measurements(terms, coefficients))
+                measured.append(self._measurements(epoch, terms, coefficients))
                 if not taken:  # the policy is too far from the one that acted: target_kl
                     break
 
-        require_finite_losses("loss", th.cat([epoch["loss"] for epoch in epochs]), self._n_updates)
+        require_finite_losses("loss", th.cat([of_epoch["loss"] for of_epoch in measured]), self._n_updates)
         require_finite_state(self)
         kl = self._mean_kl(old_distribution)
-        self._log(steps, epochs, gradient_norms, coefficients, kl)
+        self._log(steps, measured, coefficients, kl)
         if self.surrogate == "adaptive_kl":
             self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.kl_target)
 
@@ -344,8 +385,8 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
             bootstrap_values[self.rollout.continues] = self._values(self.rollout.final_observations)
         return self._advantages(self._values(self.rollout.observations), bootstrap_values)
 
-    def _epochs(self, steps: Steps) -> Iterator[Iterator[Steps]]:
-        """Their minibatches, drawn as SB3 draws them."""
+    def _epochs(self, steps: Steps) -> Iterator[Steps]:
+        """The steps in the order of each epoch, drawn as SB3 draws it."""
         n_steps = len(steps.targets)
         for epoch in range(self.n_epochs):
             if self.recompute_advantage and epoch > 0:
@@ -353,7 +394,7 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
                 steps = steps._replace(advantages=advantages, targets=targets)
             self._n_updates += 1
             order = np.random.permutation(n_steps)  # noqa: NPY002  the generator that SB3 draws from
-            yield minibatches(steps, th.as_tensor(order, device=self.device), self.batch_size)
+            yield rows(steps, th.as_tensor(order, device=self.device))
 
     def _loss(self, minibatch: Steps, coefficients: Coefficients) -> tuple[th.Tensor, Terms]:
         """
@@ -382,8 +423,7 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
             loss = loss + self.ent_coef * entropy_loss
         loss = loss + self.vf_coef * critic_loss
         scalars = (policy_gradient_loss, critic_loss, entropy_loss, loss)
-        vectors = (log_ratio, values, minibatch.targets, minibatch.old_values)
-        return loss, Terms(*(x.detach() for x in scalars + vectors))
+        return loss, Terms(*(x.detach() for x in (*scalars, log_ratio, values)))
 
     def _surrogate(
         self,
@@ -423,38 +463,32 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
         like = any_distribution(self.policy, self.rollout.observations)
         return kl_divergence(old_distribution, new_distribution, like, self.kl_direction).mean().item()
 
-    def _measurements(self, terms: list[Terms], coefficients: Coefficients) -> Measurements:
+    def _measurements(self, epoch: Steps, terms: TermsOfEpoch, coefficients: Coefficients) -> Measurements:
         """What is logged of an epoch's minibatches, one number for each of them."""
-        measurements = {name: th.stack([getattr(t, name) for t in terms]) for name in Terms._fields[:4]}
-        log_ratio, values, targets, old_values = (th.cat(column) for column in list(zip(*terms, strict=True))[4:])
-        sizes = [len(t.log_ratio) for t in terms]
-        measurements["approx_kl"] = minibatch_means(approximate_kl(log_ratio), sizes)
+        measurements, sizes = terms.scalars, terms.sizes
+        measurements["approx_kl"] = minibatch_means(approximate_kl(terms.log_ratio), sizes)
         if self.surrogate == "clip":
-            clipped = clipped_ratios(log_ratio.exp(), coefficients.clip_range)
+            clipped = clipped_ratios(terms.log_ratio.exp(), coefficients.clip_range)
             measurements["clip_fraction"] = minibatch_means(clipped, sizes)
         if self.value_clip != "none":
-            clipped = clipped_values(values, targets, old_values, self.value_clip, coefficients.clip_range_vf)
+            values, n = terms.values, sum(sizes)
+            clip = self.value_clip, coefficients.clip_range_vf
+            clipped = clipped_values(values, epoch.targets[:n], epoch.old_values[:n], *clip)
             measurements["value_clip_fraction"] = minibatch_means(clipped, sizes)
         return measurements
 
-    def _log(
-        self,
-        steps: Steps,
-        epochs: list[Measurements],
-        gradient_norms: list[th.Tensor],
-        coefficients: Coefficients,
-        kl: float,
-    ) -> None:
+    def _log(self, steps: Steps, measured: list[Measurements], coefficients: Coefficients, kl: float) -> None:
         """SB3's keys and ours, means over the minibatches; ``approx_kl`` of the last epoch, ``loss`` the last."""
-        means = {name: th.cat([epoch[name] for epoch in epochs]).mean() for name in epochs[-1]}
-        means["approx_kl"] = epochs[-1]["approx_kl"].mean()
-        means["loss"] = epochs[-1]["loss"][-1]
+        of_all = {name: th.cat([of_epoch[name] for of_epoch in measured]) for name in measured[-1]}
+        means = {name: x.nanmean() if name == "grad_norm" else x.mean() for name, x in of_all.items()}
+        means["approx_kl"] = measured[-1]["approx_kl"].mean()
+        means["loss"] = measured[-1]["loss"][-1]
         means["explained_variance"] = explained_variance(steps.old_values, steps.targets)
-        if gradient_norms:
-            means["grad_norm"] = th.stack(gradient_norms).mean()
         if hasattr(self.policy, "log_std"):
             means["std"] = self.policy.log_std.detach().exp().mean()
         logged = dict(zip(means, th.stack(list(means.values())).tolist(), strict=True)) | {"kl": kl}
+        if math.isnan(logged["grad_norm"]):  # no step was taken
+            del logged["grad_norm"]
         if self.surrogate == "clip":
             logged["clip_range"] = coefficients.clip_range
         if self.value_clip != "none":

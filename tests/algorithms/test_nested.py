@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_pgext.algorithms.nested import leaves, minibatches, rebuilding
+from sb3_pgext.algorithms.nested import leaves, minibatches, rebuilding, rows
 
 Pair = namedtuple("Pair", ["first", "second"])
 
@@ -27,6 +27,6 @@ def test_a_dict_in_another_order():
 
 def test_minibatches_of_a_size_that_is_a_number_of_numpys():
     data = (th.arange(5), {"a": th.arange(10).reshape(5, 2)})
-    found = list(minibatches(data, th.tensor([4, 3, 2, 1, 0]), np.int64(2)))
+    found = list(minibatches(rows(data, th.tensor([4, 3, 2, 1, 0])), np.int64(2)))
     assert [x.tolist() for x, _ in found] == [[4, 3], [2, 1], [0]]
     assert [x["a"][:, 0].tolist() for _, x in found] == [[8, 6], [4, 2], [0]]
