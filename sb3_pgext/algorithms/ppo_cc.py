@@ -106,13 +106,13 @@ class TermsOfEpoch:
     """
 
     def __init__(self, n_steps: int, batch_size: int, device: th.device):
-        scalars = ("policy_gradient_loss", "value_loss", "entropy_loss", "loss", "grad_norm")
+        scalars = (*Terms._fields[:4], "grad_norm")
         n_minibatches = math.ceil(n_steps / batch_size)
         self._scalars = dict(zip(scalars, th.full((len(scalars), n_minibatches), th.nan, device=device), strict=True))
         self._log_ratio, self._values = th.empty(2, n_steps, device=device)
         vectors = (self._log_ratio, self._values)
         places = [column.unbind() for column in self._scalars.values()] + [x.split(int(batch_size)) for x in vectors]
-        self._places = iter(list(zip(*places, strict=True)))
+        self._places = zip(*places, strict=True)
         self.sizes: list[int] = []
 
     def add(self, terms: Terms, gradient_norm: th.Tensor | None) -> None:
