@@ -108,26 +108,29 @@ class TermsOfEpoch:
     def __init__(self, n_steps: int, batch_size: int, device: th.device):
         scalars = (*Terms._fields[:4], "grad_norm")
         n_minibatches = math.ceil(n_steps / batch_size)
-        self._scalars = dict(zip(scalars, th.full((len(scalars), n_minibatches), th.nan, device=device), strict=True))
+        self._scalars = dict(zip(scalars, th.empty(len(scalars), n_minibatches, device=device), strict=True))
         self._log_ratio, self._values = th.empty(2, n_steps, device=device)
         vectors = (self._log_ratio, self._values)
         places = [column.unbind() for column in self._scalars.values()] + [x.split(int(batch_size)) for x in vectors]
         self._places = zip(*places, strict=True)
         self.sizes: list[int] = []
+        self._n_taken = 0
 
     def add(self, terms: Terms, gradient_norm: th.Tensor | None) -> None:
         """
         :param terms: of the next minibatch
         :param gradient_norm: of its step, or None if that was not taken
         """
-        norm = th.full_like(terms.loss, th.nan) if gradient_norm is None else gradient_norm
+        norm = terms.loss if gradient_norm is None else gradient_norm  # what stands for None is not looked at
         th._foreach_copy_(next(self._places), (*terms[:4], norm, *terms[4:]))
         self.sizes.append(len(terms.values))
+        self._n_taken += gradient_norm is not None
 
     @property
     def scalars(self) -> dict[str, th.Tensor]:
-        """By the names that they are logged by, ``(K,)`` each; the norm of a step that was not taken is NaN."""
-        return {name: column[: len(self.sizes)] for name, column in self._scalars.items()}
+        """By the names that they are logged by, ``(K,)`` each; a last step that was not taken has no norm."""
+        scalars = {name: column[: len(self.sizes)] for name, column in self._scalars.items()}
+        return scalars | {"grad_norm": self._scalars["grad_norm"][: self._n_taken]}
 
     @property
     def log_ratio(self) -> th.Tensor:
@@ -304,23 +307,28 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
         measured: list[Measurements] = []
 
         with self._descending(parameters) as descend:
-            for epoch in self._epochs(steps):
-                terms = TermsOfEpoch(len(epoch.targets), self.batch_size, self.device)
-                for minibatch in minibatches(epoch, self.batch_size):
-                    left, gradient_norm, taken = descend(minibatch, coefficients)
-                    terms.add(left, gradient_norm)
-                    if not taken:
-                        break
-                measured.append(self._measurements(epoch, terms, coefficients))
-                if not taken:  # the policy is too far from the one that acted: target_kl
+            for steps_of_epoch, order in self._epochs(steps):
+                of_epoch, is_near = self._epoch(descend, rows(steps_of_epoch, order), coefficients)
+                measured.append(of_epoch)
+                if not is_near:
                     break
 
-        require_finite_losses("loss", th.cat([of_epoch["loss"] for of_epoch in measured]), self._n_updates)
+        require_finite_losses("loss", th.cat([m["loss"] for m in measured]), self._n_updates)
         require_finite_state(self)
         kl = self._mean_kl(old_distribution)
         self._log(steps, measured, coefficients, kl)
         if self.surrogate == "adaptive_kl":
             self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.kl_target)
+
+    def _epoch(self, descend: Step, epoch: Steps, coefficients: Coefficients) -> tuple[Measurements, bool]:
+        """One pass over the shuffled steps, as far as the policy stays near the one that acted (``target_kl``)."""
+        terms = TermsOfEpoch(len(epoch.targets), self.batch_size, self.device)
+        for minibatch in minibatches(epoch, self.batch_size):
+            left, gradient_norm, taken = descend(minibatch, coefficients)
+            terms.add(left, gradient_norm)
+            if not taken:
+                break
+        return self._measurements(epoch, terms, coefficients), taken
 
     def _descending(self, parameters: list[th.nn.Parameter]) -> AbstractContextManager[Step]:
         """An update's steps: minibatch and coefficients → terms of the loss, norm of the gradient, whether taken."""
@@ -385,8 +393,8 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
             bootstrap_values[self.rollout.continues] = self._values(self.rollout.final_observations)
         return self._advantages(self._values(self.rollout.observations), bootstrap_values)
 
-    def _epochs(self, steps: Steps) -> Iterator[Steps]:
-        """The steps in the order of each epoch, drawn as SB3 draws it."""
+    def _epochs(self, steps: Steps) -> Iterator[tuple[Steps, th.Tensor]]:
+        """Of each epoch the steps, and the order to take them in, drawn as SB3 draws it."""
         n_steps = len(steps.targets)
         for epoch in range(self.n_epochs):
             if self.recompute_advantage and epoch > 0:
@@ -394,7 +402,7 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
                 steps = steps._replace(advantages=advantages, targets=targets)
             self._n_updates += 1
             order = np.random.permutation(n_steps)  # noqa: NPY002  the generator that SB3 draws from
-            yield rows(steps, th.as_tensor(order, device=self.device))
+            yield steps, th.as_tensor(order, device=self.device)
 
     def _loss(self, minibatch: Steps, coefficients: Coefficients) -> tuple[th.Tensor, Terms]:
         """
@@ -479,16 +487,14 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
 
     def _log(self, steps: Steps, measured: list[Measurements], coefficients: Coefficients, kl: float) -> None:
         """SB3's keys and ours, means over the minibatches; ``approx_kl`` of the last epoch, ``loss`` the last."""
-        of_all = {name: th.cat([of_epoch[name] for of_epoch in measured]) for name in measured[-1]}
-        means = {name: x.nanmean() if name == "grad_norm" else x.mean() for name, x in of_all.items()}
+        columns = {name: th.cat([of_epoch[name] for of_epoch in measured]) for name in measured[-1]}
+        means = {name: column.mean() for name, column in columns.items() if len(column)}  # no norm without a step
         means["approx_kl"] = measured[-1]["approx_kl"].mean()
         means["loss"] = measured[-1]["loss"][-1]
         means["explained_variance"] = explained_variance(steps.old_values, steps.targets)
         if hasattr(self.policy, "log_std"):
             means["std"] = self.policy.log_std.detach().exp().mean()
         logged = dict(zip(means, th.stack(list(means.values())).tolist(), strict=True)) | {"kl": kl}
-        if math.isnan(logged["grad_norm"]):  # no step was taken
-            del logged["grad_norm"]
         if self.surrogate == "clip":
             logged["clip_range"] = coefficients.clip_range
         if self.value_clip != "none":

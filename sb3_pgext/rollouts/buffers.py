@@ -187,13 +187,13 @@ class EpisodeBuffer(StepRecorder):
         all_observations, all_actions = zip(*self._steps, strict=True)
         observations = _gather(all_observations, selected)
         of_truncated = self.to_torch(truncated[recording][last])
-        bootstrap_values, final_observations = th.zeros(len(ends), device=self.device), None
+        bootstrap_values, final_observations = th.zeros(len(ends), dtype=th.float32, device=self.device), None
         if bootstrap and self._final_observations:
             assert value_function is not None
             final = [self._final_observations[key] for key in sorted(self._final_observations)]
             final_observations = self._kept(_stacked(final, self.device))
             bootstrap_values[of_truncated] = value_function(final_observations)
-        values = th.zeros(len(last), device=self.device)
+        values = th.zeros(len(last), dtype=th.float32, device=self.device)
         if self._values:
             values = _gather(tuple(self._values), selected)
         elif value_function is not None:
@@ -310,7 +310,7 @@ class StepBuffer(StepRecorder):
         for key in self._continuations:
             continues[key] = True
         of_segments = self.to_torch(continues[ends])
-        bootstrap_values = th.zeros(len(of_segments), device=self.device)
+        bootstrap_values = th.zeros(len(of_segments), dtype=th.float32, device=self.device)
         final, final_observations = [self._continuations[key] for key in sorted(self._continuations)], None
         if final:
             bootstrap_values[of_segments] = th.stack([value for _, value in final])

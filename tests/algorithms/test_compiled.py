@@ -25,16 +25,22 @@ def _traced_only(request, monkeypatch):
         monkeypatch.setattr(module, "_compile", lambda traced, arguments: lambda tensors: traced(*tensors))
 
 
-@pytest.mark.parametrize(("n_inputs", "n_outputs", "bias"), [(4, 64, True), (64, 4, True), (4, 64, False)])
-def test_the_gradient_of_few_inputs_is_transposed(n_inputs, n_outputs, bias):
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_the_gradient_of_few_inputs_is_transposed(n_outputs):
     """It takes a quarter of the time so; and all other products stay as they are."""
-    x, weight, shift = th.randn(256, n_inputs), th.randn(n_outputs, n_inputs), th.randn(n_outputs) if bias else None
-    gradient = th.func.grad(lambda weight, x: th.nn.functional.linear(x, weight, shift).pow(2).sum())
-    traced = module.make_fx(gradient, decomposition_table=module._decompositions(None, compiled=True))(weight, x)
-    shapes = [node.meta["val"].shape for node in traced.graph.nodes if node.target is th.ops.aten.mm.default]
-    assert shapes[-1] == (min(n_inputs, n_outputs), max(n_inputs, n_outputs))
-    assert bias or shapes[0] == (256, n_outputs)
-    th.testing.assert_close(traced(weight, x), gradient(weight, x), rtol=1e-4, atol=1e-4)
+    network = th.nn.Sequential(th.nn.Linear(4, 64), th.nn.Linear(64, 64, bias=False), th.nn.Linear(64, n_outputs))
+    names, weights = zip(*network.named_parameters(), strict=True)
+
+    def loss(weights, x):
+        return th.func.functional_call(network, dict(zip(names, weights, strict=True)), x).pow(2).sum()
+
+    gradient, x = th.func.grad(loss), th.randn(256, 4)
+    traced = module.make_fx(gradient, decomposition_table=module._decompositions(None, compiled=True))(weights, x)
+    products = [node.meta["val"].shape for node in traced.graph.nodes if node.target is th.ops.aten.mm.default]
+    assert products[0] == (256, 64)  # forwards
+    assert set(products[1:-1]) == {(256, 64), (64, 64), (n_outputs, 64)}
+    assert products[-1] == (4, 64)
+    th.testing.assert_close(traced(weights, x), gradient(weights, x), rtol=1e-4, atol=1e-3)
 
 
 SETTINGS = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
