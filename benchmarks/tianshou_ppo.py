@@ -47,11 +47,11 @@ class TianshouPPO:
     ):
         th.manual_seed(seed)
         self.n_steps, self.batch_size, self.n_epochs = n_steps, batch_size, n_epochs
-        limits = (lambda e: e) if hasattr(env.action_space, "n") else ClipAction  # Tianshou's own clips to ±1
+        discrete = hasattr(env.action_space, "n")
+        limits = (lambda e: e) if discrete else ClipAction  # Tianshou's own clips to ±1
         self.env = DummyVectorEnv([lambda e=e: limits(e) for e in env.envs])  # type: ignore[misc]
         self.env.seed(seed)
-        widths, spaces = policy_kwargs["net_arch"], (env.observation_space, env.action_space)
-        discrete = hasattr(env.action_space, "n")
+        widths = policy_kwargs["net_arch"]
 
         def features(name: str) -> Net:
             shape = int(np.prod(env.observation_space.shape))  # type: ignore[arg-type]
@@ -78,8 +78,8 @@ class TianshouPPO:
                 dist_fn=(lambda logits: Categorical(logits=logits))
                 if discrete
                 else (lambda mean_and_std: Independent(Normal(*mean_and_std), 1)),
-                observation_space=spaces[0],
-                action_space=spaces[1],
+                observation_space=env.observation_space,
+                action_space=env.action_space,
                 action_scaling=False,
                 action_bound_method=None,
             ),

@@ -31,7 +31,7 @@ from sb3_pgext.algorithms.evaluation import differentiable, evaluated, evaluatio
 from sb3_pgext.algorithms.graphs import has_own_methods
 from sb3_pgext.algorithms.nested import minibatches, rows
 from sb3_pgext.rollouts import StepBuffer
-from sb3_pgext.rollouts.acting import ActingAlgorithm, unvalidated_distributions
+from sb3_pgext.rollouts.acting import ActingAlgorithm, has_sb3s, unvalidated_distributions
 
 __all__ = [
     "CompilingAlgorithm",
@@ -567,11 +567,7 @@ class PolicyGradientAlgorithm(CompilingAlgorithm):
         :return: the inputs, M of them, and the function of a minibatch of them to V
         """
         policy = self.policy
-        methods = ("predict_values", "extract_features")
-        # A policy that torch has compiled as a whole is of a class of torch's.
-        if not isinstance(policy, ActorCriticPolicy) or any(
-            name in vars(policy) or _overrides(type(policy), name) for name in methods
-        ):
+        if not has_sb3s(policy, "predict_values", "extract_features"):
             return observations, policy.predict_values
         extractor = policy.vf_features_extractor
         fixed = {id(p) for p in extractor.parameters()}.isdisjoint(map(id, moved))

@@ -27,6 +27,7 @@ __all__ = [
     "copy_of",
     "drawing_actions",
     "environment_actions",
+    "has_sb3s",
     "observation_of",
     "require_finite",
     "require_observation",
@@ -107,17 +108,24 @@ def observation_of(obs: Any, env_index: int) -> Any:
     return {key: value[env_index] for key, value in obs.items()} if isinstance(obs, dict) else obs[env_index]
 
 
-def takes_single_precision(policy: ActorCriticPolicy) -> bool:
+def has_sb3s(policy: th.nn.Module, *methods: str) -> bool:
+    """
+    :param policy: any; one that torch has compiled as a whole is of a class of torch's
+    :param methods: of SB3's ActorCriticPolicy
+    :return: whether it has them from there, replaced neither by its class nor in it
+    """
+    return isinstance(policy, ActorCriticPolicy) and not any(
+        name in vars(policy) or getattr(type(policy), name) is not getattr(ActorCriticPolicy, name) for name in methods
+    )
+
+
+def takes_single_precision(policy: th.nn.Module) -> bool:
     """
     :param policy: any
     :return: whether it is known to make its observations single before anything else, as SB3's policies do
     """
-    of_sb3 = ("stable_baselines3", "sb3_contrib")
     methods = ("forward", "evaluate_actions", "get_distribution", "predict_values", "extract_features")
-    return not any(
-        name in vars(policy) or getattr(type(policy), name).__module__.partition(".")[0] not in of_sb3
-        for name in methods
-    )
+    return has_sb3s(policy, *methods)
 
 
 def require_finite(what: str, array: Any, n_steps: int, env_index: int | None = None) -> None:
