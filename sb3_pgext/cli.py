@@ -1,6 +1,7 @@
 """The command line: ``sb3-pgext train``, ``enjoy``, ``compare``, ``variance``, ``zoo`` and more."""
 
 import argparse
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Run a command.
 
     :param argv: the arguments; default: those of the process
-    :return: exit status: 0, 1 when a run of a study failed, 2 for a mistake in the arguments
+    :return: exit status: 0, 1 when a run of a study failed, 2 for a mistake in the arguments, 130 when interrupted
     """
     try:
         return _run(argv)
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if extras is None:
             raise
         return _report(f'{error.name} is not installed: pip install "sb3-pgext[{extras}]"')
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except OSError as error:  # a full disk, a folder that cannot be written to
         return _report(str(error))
     except ValueError as error:
@@ -49,21 +52,22 @@ def _run(argv: Sequence[str] | None) -> int:
         if (arguments.study is None) == (arguments.env is None):
             parser.error("compare: give a study, or environments with --env, not both")
         if arguments.study is not None:
-            for name in ("algos", "seeds", "timesteps"):
+            for name in ("algos", "seeds", "timesteps", "gym_packages"):
                 if getattr(arguments, name) is not None:
-                    parser.error(f"compare: --{name} belongs to --env; a study file has its own")
+                    parser.error(f"compare: --{name.replace('_', '-')} belongs to --env; a study file has its own")
             study = arguments.study
         else:
             if arguments.algos is None:
                 parser.error("compare: --env needs --algos")
-            study = quick_study(arguments.env, arguments.algos, arguments.seeds, arguments.timesteps)
+            names = ["env", "algos", "seeds", "timesteps", "gym_packages"]
+            study = quick_study(*(getattr(arguments, name) for name in names))
         return 0 if compare(study, arguments.out, arguments.jobs, arguments.backend) else 1
 
     if arguments.command == "variance":
         from sb3_pgext.compare.variance import parse_study, variance
 
         names = ["algo", "env", "vary", "at_steps", "batches", "episodes", "seed", "conf_file", "params"]
-        names += ["steps", "reference"]
+        names += ["steps", "reference", "gym_packages"]
         arguments.params = dict(arguments.params)
         variance(parse_study(*(getattr(arguments, name) for name in names)), arguments.out, arguments.jobs)
         return 0
@@ -110,19 +114,25 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timesteps", type=int, metavar="N", help="without a file: environment steps (default: the configurations')"
     )
+    parser.add_argument(
+        "--gym-packages", nargs="+", metavar="MODULE", help="without a file: modules that register environments"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default: runs/<study's name>)")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: one per core)")
     parser.add_argument(
         "--backend",
         default="loky",
         metavar="NAME",
-        help="joblib's: loky (default), dask, ray: where the runs are trained",
+        help="joblib's: loky (default), dask, ray: where the runs are trained; sequential: in this process",
     )
 
 
 def _add_variance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--algo", default="reinforce", help="zoo key (default: reinforce)")
     parser.add_argument("--env", default="CartPole-v1", help="environment id (default: CartPole-v1)")
+    parser.add_argument(
+        "--gym-packages", nargs="+", default=(), metavar="MODULE", help="modules that register environments"
+    )
     parser.add_argument("--vary", required=True, metavar="OPTION=VALUE,…", help="e.g. baseline=none,time,state")
     parser.add_argument("--at-steps", default="0", metavar="N,…", help="training steps to freeze the policy at")
     parser.add_argument("--batches", type=int, default=200, help="gradient batches of each kind (default: 200)")

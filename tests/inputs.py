@@ -468,7 +468,7 @@ STUDIES = {
     "deterministic": Domain(lambda x: isinstance(x, bool), [True, False]),
     "runs": Domain(lambda x: False, [STUDY["runs"]]),
     "algo": Domain(lambda x: x in ("reinforce", "ppo"), ["reinforce"]),
-    "params": Domain(lambda x: x in (None, {}, 0, False, "", []), [{}]),
+    "params": Domain(lambda x: x in (None, {}), [{}]),
 }
 for _key in ("n_timesteps", "threshold", "runs"):
     _usual = STUDIES[_key].usual

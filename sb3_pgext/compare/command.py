@@ -1,9 +1,12 @@
 """``sb3-pgext compare``: from a study file to its results."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import joblib
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from sb3_pgext.compare.aggregate import aggregate
@@ -11,11 +14,13 @@ from sb3_pgext.compare.display import show_progress
 from sb3_pgext.compare.page import aggregate_table, write_pages
 from sb3_pgext.compare.plots import FIGURES, plot_study
 from sb3_pgext.compare.report import SummaryTable, print_summary, results_table, summary_table, summary_tables
-from sb3_pgext.compare.runs import Outcome, execute_all, finished
+from sb3_pgext.compare.runs import Outcome, check_backend, execute_all, finished
 from sb3_pgext.compare.study import Study, find_study, read_study
 from sb3_pgext.rollouts.files import replacing
 
 _TABLES = ("results.csv", "summary.csv")
+_FILES = [*_TABLES, *(f"{figure}.{suffix}" for figure in FIGURES for suffix in ("png", "svg"))]
+"""Which not every study has."""
 _FILE_WIDTH = 120
 """Columns of what is printed where there is no terminal to fit it to."""
 
@@ -30,62 +35,86 @@ def compare(study: Study | str | Path, out: Path | None = None, jobs: int | None
     :param study: what to compare, path of a study file, or name of a ready one in ``zoo_configs/studies``
     :param out: folder of the results; default: ``runs/<name of the study>``
     :param jobs: runs at the same time; default: one per core
-    :param backend: of joblib: where they run, see :func:`~sb3_pgext.compare.runs.backend_context`
+    :param backend: of joblib: where they run, see :func:`~sb3_pgext.compare.runs.check_backend`
     :return: whether all runs finished
     :raises ValueError: an argument is not allowed, or the study is not a valid one; nothing has been trained then
+    :raises OSError: the folder cannot be written to; nothing has been trained then. Or the disk is full
+    :raises KeyboardInterrupt: as it was raised, when the runs that had finished by then have been compared
     """
     if not isinstance(study, Study):
         study = read_study(find_study(str(study)))
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, not {jobs}")
+    check_backend(backend)
     out = (out or Path("runs") / study.name).resolve()
     # Runs redirect the standard output while they train, also in this process.
     console = Console(file=sys.stdout, highlight=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
-    failures = _train(study, out / "runs", jobs or joblib.cpu_count(), backend, console)
-    _report(study, failures, out, console)
-    for failure in failures:
-        run = failure.run
-        console.print(
-            f"failed: {run.label}, {run.environment}, seed {run.seed}: {failure.error} (see {failure.log})",
-            style="red",
-            markup=False,
-            soft_wrap=True,
-        )
-    return not failures
+    outcomes: list[Outcome] = []
+    with _alone_in(out):
+        try:
+            _train(study, out / "runs", jobs or joblib.cpu_count(), backend, console, outcomes)
+        except KeyboardInterrupt:
+            _report(study, outcomes, out, console)
+            console.print("interrupted: start it again and it goes on with what is missing")
+            raise
+        _report(study, outcomes, out, console)
+    return all(outcome.error is None for outcome in outcomes)
 
 
-def _train(study: Study, folder: Path, jobs: int, backend: str, console: Console) -> list[Outcome]:
-    """Train what is missing and return what failed."""
+@contextlib.contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Of two studies in one folder each would take the other's unfinished runs for left-overs."""
+    foreign = [name for name in _FILES if (out / name).exists() and not (out / "report.html").exists()]
+    if foreign:
+        raise ValueError(f"out={str(out)!r}: it has a {foreign[0]} that is not a study's: allowed is another folder")
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / "runs" / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ValueError(f"out={str(out)!r}: another process is training into it: wait for it, or stop it") from None
+
+
+def _train(study: Study, folder: Path, jobs: int, backend: str, console: Console, outcomes: list[Outcome]) -> None:
+    """Train what is missing; how it ended is appended to the outcomes."""
     missing = [run for run in study.runs if not finished(run, folder)]
     if len(missing) < len(study.runs):
         console.print(f"{len(study.runs) - len(missing)} of {len(study.runs)} runs have been trained before")
-    if not missing:
-        return []
-    outcomes = show_progress(execute_all(missing, folder, jobs, backend), missing, folder, console)
-    return [outcome for outcome in outcomes if outcome.error is not None]
+    if missing:
+        show_progress(execute_all(missing, folder, jobs, backend), outcomes, missing, folder, console)
 
 
-def _report(study: Study, failures: list[Outcome], out: Path, console: Console) -> None:
-    """Write and print the comparison of the runs that finished, and which did not."""
-    for name in [*_TABLES, *(f"{figure}.{suffix}" for figure in FIGURES for suffix in ("png", "svg"))]:
-        (out / name).unlink(missing_ok=True)  # of an earlier study, which may have had figures that this one has not
+def _report(study: Study, outcomes: list[Outcome], out: Path, console: Console) -> None:
+    """Print and write the comparison of the runs that finished, and which did not."""
+    failures = [outcome for outcome in outcomes if outcome.error is not None]
     results = results_table(study, out / "runs")
     tables: list[SummaryTable] = []
-    figures: list[Path] = []
     if not results.empty:
         summary = summary_table(study, results)
-        for name, data in zip(_TABLES, (results, summary), strict=True):
-            with replacing(out / name) as file:
-                data.to_csv(file, index=False)
         tables = summary_tables(study, summary)
         statistics = aggregate(study, results)
         if statistics is not None:
             tables.append(aggregate_table(statistics, study))
-        figures = plot_study(study, results, statistics, out)
-        print_summary(tables, console)
-    write_pages(study, tables, figures, failures, out)
+    print_summary(tables, console)
+    for failure in failures:
+        run = failure.run
+        text = f"failed: {run.label}, {run.environment}, seed {run.seed}: {failure.error}"
+        text += "" if failure.log is None else f" (see {failure.log})"
+        console.print(text, style="red", markup=False, soft_wrap=True)
+    for name in _FILES:
+        (out / name).unlink(missing_ok=True)  # of an earlier study, which may have had figures that this one has not
+    figures: list[Path] = []
+    try:
+        if not results.empty:
+            for name, data in zip(_TABLES, (results, summary), strict=True):
+                with replacing(out / name) as file:
+                    data.to_csv(file, index=False)
+            figures = plot_study(study, results, statistics, out)
+        write_pages(study, tables, figures, failures, out)
+    except OSError as error:  # of a full disk it does not say where that is
+        raise OSError(error.errno, error.strerror, error.filename or str(out)) from error
     written = ["report.html", "summary.md"] + (["the figures", *_TABLES] if figures else [])
     console.print(f"written to {_shown(out)}: {', '.join(written)}", soft_wrap=True)
 

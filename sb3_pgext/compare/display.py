@@ -16,17 +16,18 @@ LINE_SECONDS = 15.0
 """Between two lines where there is no terminal to draw a bar on."""
 
 
-def show_progress(outcomes: Iterable[Outcome], runs: list[Run], folder: Path, console: Console) -> list[Outcome]:
+def show_progress(
+    outcomes: Iterable[Outcome], ended: list[Outcome], runs: list[Run], folder: Path, console: Console
+) -> None:
     """
     Show the progress of runs until all have ended.
 
     :param outcomes: the outcomes, as the runs end
+    :param ended: to which they are appended
     :param runs: all runs that are to be trained
     :param folder: the folder of all runs
     :param console: where to show it: a bar on a terminal, else a line now and then
-    :return: the outcomes
     """
-    ended: list[Outcome] = []
     stop = threading.Event()
     watch = threading.Thread(target=_watch, args=(stop, ended, runs, folder, console), daemon=True)
     watch.start()
@@ -36,7 +37,6 @@ def show_progress(outcomes: Iterable[Outcome], runs: list[Run], folder: Path, co
     finally:
         stop.set()
         watch.join()
-    return ended
 
 
 def _watch(stop: threading.Event, ended: list[Outcome], runs: list[Run], folder: Path, console: Console) -> None:

@@ -4,6 +4,7 @@ import base64
 import html
 import os
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 
 from sb3_pgext.compare.aggregate import Aggregate
 from sb3_pgext.compare.plots import FIGURES
-from sb3_pgext.compare.report import SummaryTable
+from sb3_pgext.compare.report import SummaryTable, bootstrap_note
 from sb3_pgext.compare.runs import Outcome
 from sb3_pgext.compare.study import VERSIONS, Study
 from sb3_pgext.rollouts.files import replacing
@@ -34,7 +35,7 @@ def aggregate_table(statistics: Aggregate, study: Study) -> SummaryTable:
         rows.append([label, _estimate_text(final), probability])
     n = len(study.environments)
     caption = "Score: 0 before training, 1 the best final return of any run in the environment. "
-    caption += "Brackets: 95 % stratified bootstrap intervals."
+    caption += f"Brackets: 95 % stratified bootstrap intervals.{bootstrap_note(statistics.seeds)}"
     if missing := [label for label in study.labels if label not in statistics.final]:
         caption += f" Left out, for want of finished runs: {', '.join(missing)}."
     return SummaryTable(
@@ -65,7 +66,7 @@ def write_pages(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["cell"] = _cell
+    environment.filters |= {"markdown": _markdown, "code": _code}
     content = {
         "study": study,
         "tables": tables,
@@ -75,6 +76,7 @@ def write_pages(
         "versions": VERSIONS,
         "machine": _machine(),
         "evaluations": _evaluations(study),
+        "gym_packages": dict.fromkeys(package for run in study.runs for package in run.gym_packages),
     }
     for name, autoescape in (("report.html", True), ("summary.md", False)):
         page = environment.overlay(autoescape=autoescape).get_template(f"{name}.jinja").render(content)
@@ -82,9 +84,20 @@ def write_pages(
             file.write(page.encode())
 
 
-def _cell(text: object) -> str:
-    """As Markdown, in one cell of a table or one line of a list."""
-    return html.escape(" ".join(str(text).split()), quote=False).replace("|", r"\|")
+_MARKUP = re.compile(r"[\\`*~$|]|(?<![^\W_])_|_(?![^\W_])|\](?=\()|:(?=//)")
+"""What Markdown does not take literally: underscores at the edge of a word, brackets and colons in links."""
+
+
+def _markdown(text: object) -> str:
+    """As plain Markdown, within a line or the cell of a table."""
+    return _MARKUP.sub(r"\\\g<0>", html.escape(" ".join(str(text).split()), quote=False))
+
+
+def _code(text: object) -> str:
+    """As code in a line of Markdown, between more backticks than stand in it anywhere."""
+    line = " ".join(str(text).split())
+    fence = "`" * (1 + max(map(len, re.findall("`*", line))))
+    return f"{fence} {line} {fence}"
 
 
 def _inline(figure: Path) -> str:

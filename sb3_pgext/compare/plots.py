@@ -1,5 +1,6 @@
 """Figures for print."""
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,9 @@ _LINE_STYLES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1
 """Colour is not the only mark of a curve."""
 
 _MAX_COLUMNS = 3
+
+_FULL = 0.96
+"""Share of a figure's width: at another resolution its texts are a few percent wider."""
 
 
 def plot_study(study: Study, results: pd.DataFrame, statistics: Aggregate | None, folder: Path) -> list[Path]:
@@ -78,7 +82,7 @@ def learning_curves_figure(study: Study, results: pd.DataFrame) -> Figure:
     """
     n_columns = min(len(study.environments), _MAX_COLUMNS)
     n_rows = -(-len(study.environments) // n_columns)
-    figure = Figure(figsize=(max(6.4, 4.0 * n_columns), 3.4 * n_rows + 1.0), layout="constrained")
+    figure = Figure(figsize=(max(6.4, 4.0 * n_columns), 3.4 * n_rows + 0.1), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(n_rows, n_columns, squeeze=False)
     for axes, environment in zip(panels.flat, study.environments, strict=False):
@@ -114,12 +118,12 @@ def _curve(axes: Axes, study: Study, label: str, x: np.ndarray, curve: Estimate)
     for edge in (curve.low, curve.high):
         axes.plot(x, edge, linewidth=0.5, alpha=0.6, **style)
     line_style = _LINE_STYLES[(i + i // n_colors) % len(_LINE_STYLES)]
-    axes.plot(x, curve.value, linewidth=1.8, linestyle=line_style, label=_plain(label), **style)
+    axes.plot(x, curve.value, linewidth=1.8, linestyle=line_style, label=label, **style)
 
 
-def _plain(label: str) -> str:
-    """Without mathematics, which matplotlib sees between dollars."""
-    return label.replace("$", r"\$")
+def _wrapped(text: str, width: int) -> str:
+    """In lines of at most so many characters, and without mathematics, which matplotlib sees between dollars."""
+    return textwrap.fill(text, width).replace("$", r"\$")
 
 
 def sample_efficiency_figure(study: Study, statistics: Aggregate) -> Figure:
@@ -156,7 +160,10 @@ def improvement_figure(study: Study, statistics: Aggregate) -> Figure:
     :param statistics: of all its environments
     :return: the probability that a run of each label ends with a higher score than one of the baseline
     """
-    figure = Figure(figsize=(6.4, 1.5 + 0.45 * len(statistics.improvements)), layout="constrained")
+    labels = [_wrapped(label, 32) for label in statistics.improvements]
+    lines = 1 + max(label.count("\n") for label in labels)
+    height = 1.5 + (0.3 + 0.15 * lines) * len(labels)
+    figure = Figure(figsize=(6.4, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     colors = sns.color_palette("colorblind", len(study.labels))
@@ -164,15 +171,21 @@ def improvement_figure(study: Study, statistics: Aggregate) -> Figure:
         width = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
         color = colors[study.labels.index(label)]
         axes.errorbar([estimate.value], [y], xerr=width, fmt="o", color=color, markersize=6, capsize=3)
-    axes.set_yticks(range(len(statistics.improvements)), [_plain(label) for label in statistics.improvements])
-    axes.set_ylim(len(statistics.improvements) - 0.5, -0.5)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.axvline(0.5, color="0.4", linewidth=0.8, linestyle=(0, (2, 3)))
     axes.set_xlim(-0.03, 1.03)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.set_xlabel(
-        f"probability of a higher final score than {_plain(statistics.baseline)}\n(bars: 95 % bootstrap intervals)"
-    )
     sns.despine(ax=axes)
+    # The layout gives no room to an axis label that is wider than its panel.
+    sentences = f"probability of a higher final score than {statistics.baseline}", "(bars: 95 % bootstrap intervals)"
+    for n_characters in range(72, 0, -12):
+        text = "\n".join(_wrapped(sentence, n_characters) for sentence in sentences)
+        axes.set_xlabel(text)
+        figure.set_figheight(height + 0.17 * (text.count("\n") - 1))
+        figure.draw_without_rendering()
+        if axes.xaxis.label.get_window_extent().x1 <= _FULL * figure.bbox.x1:
+            break
     return figure
 
 
@@ -180,7 +193,7 @@ def _curves_figure(
     study: Study, statistics: Aggregate, x: np.ndarray, curves: Mapping[str, Estimate], legend: str
 ) -> tuple[Figure, Axes]:
     """One panel with a line for each label, and the legend below it."""
-    figure = Figure(figsize=(6.4, 4.0 + 0.1 * len(statistics.final)), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     n_environments = len(study.environments)
@@ -189,14 +202,29 @@ def _curves_figure(
         _curve(axes, study, label, x, curve)
     axes.margins(x=0.01)
     sns.despine(ax=axes)
-    figure.legend(
-        title=f"{legend}\nband: 95 % bootstrap interval",
-        loc="outside lower center",
-        ncols=2,
-        frameon=False,
-        handlelength=3,
-    )
+    _legend(figure, f"{legend}\nband: 95 % bootstrap interval")
     return figure, axes
+
+
+def _legend(figure: Figure, title: str) -> None:
+    """Below the panels, which keep their height: in two columns if the labels are short enough, else in one."""
+    entries = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    for n_columns, width in ((2, 60), (1, 60), (1, 40)):
+        figure.legends.clear()
+        legend = figure.legend(
+            entries.values(),
+            [_wrapped(label, width) for label in entries],
+            title=title,
+            loc="outside lower center",
+            ncols=n_columns,
+            frameon=False,
+            handlelength=3,
+        )
+        if legend.get_window_extent().width <= _FULL * figure.bbox.width:
+            break
+    figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
 
 
 def _runs(study: Study, statistics: Aggregate) -> str:
@@ -241,18 +269,7 @@ def _label(figure: Figure, panels: np.ndarray, study: Study, results: pd.DataFra
         axes.set_ylabel(f"mean return of\n{evaluation.episodes} {kind} episodes")
     for axes in panels.flat:
         axes.set_xlabel("environment steps")
-    entries = {
-        label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        entries.values(),
-        entries.keys(),
-        title=_legend_title(results),
-        loc="outside lower center",
-        ncols=2,
-        frameon=False,
-        handlelength=3,
-    )
+    _legend(figure, _legend_title(results))
 
 
 def _legend_title(results: pd.DataFrame) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,8 +23,8 @@ from sb3_pgext.compare.statistics import (
 )
 from sb3_pgext.compare.study import Study
 
-_MIN_COLUMN_WIDTH = 6
-"""Of the printed summary: a narrow terminal breaks lines, it does not drop columns."""
+_MIN_COLUMN_WIDTH = 5
+"""Of the printed summary: a narrow terminal breaks lines, it drops nothing."""
 
 
 def results_table(study: Study, folder: Path) -> pd.DataFrame:
@@ -77,8 +78,9 @@ def summary_table(study: Study, results: pd.DataFrame) -> pd.DataFrame:
     :return: one row per label and environment. ``final_*``: mean of the last evaluation with Student's 95 % interval;
         ``final_iqm*``: its interquartile mean with a bootstrap interval, if all have 5 seeds or more; ``area*``: return
         over the training, likewise if all have 5 seeds or more, else the mean with Student's interval;
-        ``steps_to_threshold``: median over seeds, infinite if most never reach it; ``seconds``: training time, mean
-        over seeds, without evaluations
+        ``steps_to_threshold``: median over seeds, infinite if most never reach it; ``steps_per_second`` and
+        ``seconds``: of the training without evaluations, median over seeds, for which a run that was suspended for a
+        while does not count
     """
     rows = [
         _summary(study, results, label, environment)
@@ -104,8 +106,8 @@ def _summary(study: Study, results: pd.DataFrame, label: str, environment: str) 
         row |= {"final_iqm": iqm.value, "final_iqm_low": iqm.low, "final_iqm_high": iqm.high}
     row |= {"area": area.value, "area_low": area.low, "area_high": area.high}
     row |= _steps_to_threshold(timesteps, returns, study.thresholds.get(environment))
-    row["steps_per_second"] = (last["true_timesteps"] / last["training_seconds"]).mean()
-    row["seconds"] = last["training_seconds"].mean()
+    row["steps_per_second"] = (last["true_timesteps"] / last["training_seconds"]).median()
+    row["seconds"] = last["training_seconds"].median()
     return row
 
 
@@ -155,20 +157,25 @@ def print_summary(tables: Sequence[SummaryTable], console: Console) -> None:
     :param console: where to print them
     """
     for table in tables:
-        printed = Table(title=Text(table.title), caption=Text(table.caption), box=box.SIMPLE_HEAD)
+        printed = Table(title=Text(table.title), caption=Text(table.caption), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for i, name in enumerate(table.header):
-            printed.add_column(Text(name), justify="right" if i else "left", min_width=_MIN_COLUMN_WIDTH)
+            printed.add_column(
+                Text(name), justify="right" if i else "left", min_width=_MIN_COLUMN_WIDTH, overflow="fold"
+            )
+        # Of columns without a width the widest is narrowed first, which would leave a label as little as a number.
+        longest = max(cell_len(text) for text in [table.header[0], *(row[0] for row in table.rows)])
+        printed.columns[0].width = min(longest, console.width // 4)
         for row in table.rows:
             printed.add_row(*map(Text, row))
-        console.print(printed)
+        console.print(printed, crop=False)
 
 
 def _table(environment: str, rows: Sequence[Mapping[Any, Any]], threshold: float | None) -> SummaryTable:
     seeds = sorted({row["seeds"] for row in rows})
     with_iqm = "final_iqm" in rows[0]
     caption = "Brackets: 95 % intervals over seeds; Student's t around a mean"
-    caption += ", bootstrap around an IQM." if with_iqm else "."
-    caption += " Speed and time: training only."
+    caption += f", bootstrap around an IQM.{bootstrap_note(seeds[0])}" if with_iqm else "."
+    caption += " Speed and time: medians over seeds, training only; runs that share a machine slow each other down."
     columns: dict[str, Callable[[Mapping[Any, Any]], str]] = {
         "run": lambda row: row["run"],
         "final return\nmean": lambda row: _interval(row["final_mean"], row["final_low"], row["final_high"]),
@@ -188,6 +195,14 @@ def _table(environment: str, rows: Sequence[Mapping[Any, Any]], threshold: float
     columns["time"] = lambda row: f"{row['seconds']:.1f} s"
     title = f"{environment}, {'-'.join(map(str, seeds))} seeds"
     return SummaryTable(title, list(columns), [[cell(row) for cell in columns.values()] for row in rows], caption)
+
+
+def bootstrap_note(seeds: int) -> str:
+    """
+    :param seeds: number of seeds
+    :return: what to say of their bootstrap intervals; nothing if there are enough seeds
+    """
+    return " Of fewer than 10 seeds bootstrap intervals are too narrow: 5 seeds give about 90 %." if seeds < 10 else ""
 
 
 def _interval(value: float, low: float, high: float) -> str:

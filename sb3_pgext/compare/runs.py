@@ -3,9 +3,11 @@
 import contextlib
 import json
 import math
+import re
 import shutil
 import time
 import traceback
+import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,12 +35,12 @@ class Outcome:
 
     :param run: the run
     :param error: what it failed with; None if it finished
-    :param log: its log file
+    :param log: its log file; None if not even that could be written
     """
 
     run: Run
     error: str | None
-    log: Path
+    log: Path | None
 
 
 def finished(run: Run, folder: Path) -> bool:
@@ -52,15 +54,17 @@ def finished(run: Run, folder: Path) -> bool:
 
 def execute_all(runs: list[Run], folder: Path, jobs: int, backend: str = "loky") -> Iterator[Outcome]:
     """
-    Train runs, several at a time, in worker processes (a single local job runs in this process).
+    Train runs, several at a time, in worker processes. No other process may do so in the same folder meanwhile.
 
     :param runs: the runs
     :param folder: the folder of all runs, which all workers must see under this name
-    :param jobs: number of worker processes
-    :param backend: of joblib, see :func:`backend_context`
+    :param jobs: number of runs at the same time
+    :param backend: of joblib, see :func:`check_backend`
     :return: the outcomes, as the runs end, or all at the end from backends that cannot do better
     """
-    with backend_context(backend):
+    for leftover in folder.glob("*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with _backend_context(backend):
         yield from _executed(runs, folder, jobs, at_once=jobs)
 
 
@@ -69,19 +73,20 @@ def _executed(runs: list[Run], folder: Path, jobs: int, at_once: int) -> Iterato
     chosen, _ = joblib.parallel.get_active_backend()
     return_as = "generator_unordered" if chosen.supports_return_generator else "list"
     left = {run.folder_name: run for run in runs}
-    for name in left:
-        shutil.rmtree(folder / f"{name}.partial", ignore_errors=True)
     while left:
-        workers = joblib.Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=at_once, return_as=return_as)
+        # Of a single worker joblib makes none: it would train in this process, and a run that dies would end it.
+        workers = joblib.Parallel(n_jobs=max(jobs, 2), batch_size=1, pre_dispatch=at_once, return_as=return_as)
         try:
             for outcome in workers(joblib.delayed(execute)(run, folder) for run in list(left.values())):
                 del left[outcome.run.folder_name]
                 yield outcome
         except TerminatedWorkerError as error:
-            under_way = [run for name, run in left.items() if (folder / f"{name}.partial").is_dir()]
+            under_way = [run for run in left.values() if _partial_folders(run, folder)]
             if not under_way:
                 raise
             if len(under_way) > 1:
+                for run in under_way:
+                    _remove(_partial_folders(run, folder))
                 yield from _executed(under_way, folder, jobs, at_once=1)
             else:
                 yield _died(under_way[0], folder, error)
@@ -90,24 +95,48 @@ def _executed(runs: list[Run], folder: Path, jobs: int, at_once: int) -> Iterato
 
 
 def _died(run: Run, folder: Path, error: TerminatedWorkerError) -> Outcome:
-    partial, failed = (folder / f"{run.folder_name}{suffix}" for suffix in (".partial", ".failed"))
-    shutil.rmtree(failed, ignore_errors=True)
-    partial.rename(failed)
-    cause = str(error).strip().splitlines()[-1]
-    return Outcome(run, f"its process died: {cause}", failed / "log.txt")
+    codes = re.search(r"exit codes? of the workers? (?:is|are) \{(.*)\}", str(error))
+    return _failed(run, folder, f"its process died: {codes[1] if codes else error}", *_partial_folders(run, folder))
+
+
+def _failed(run: Run, folder: Path, error: str, *partial: Path) -> Outcome:
+    """What there is of the run is kept under a name of its own."""
+    failed = folder / f"{run.folder_name}.failed"
+    _remove([failed])
+    for path in partial:
+        with contextlib.suppress(OSError):  # the disk may be what it failed with
+            path.rename(failed)
+    log = failed / "log.txt"
+    return Outcome(run, error, log if log.is_file() else None)
+
+
+def _partial_folders(run: Run, folder: Path) -> list[Path]:
+    """Those of a run under way. Each attempt has its own: one whose study was killed may still be at it."""
+    return list(folder.glob(f"{run.folder_name}.*.partial"))
+
+
+def _remove(folders: list[Path]) -> None:
+    for path in folders:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def check_backend(backend: str) -> None:
+    """
+    :param backend: of joblib: ``"loky"`` (processes of this machine), ``"dask"`` (the cluster that
+        ``DASK_SCHEDULER_ADDRESS`` names, else one on this machine), ``"ray"`` (that of ``RAY_ADDRESS``, likewise),
+        ``"sequential"`` (this process, one run after the other: for a debugger) or another one that has been registered
+        with joblib
+    :raises ValueError: there is no such backend, or its workers are threads, which share what a run must have alone, or
+        it is ``"multiprocessing"``, which waits for ever for a run that takes its process with it
+    """
+    known = sorted({*joblib.parallel.BACKENDS, "dask", "ray"} - {"threading", "multiprocessing"})
+    if backend not in known:
+        raise ValueError(f"backend={backend!r}: allowed is one of {', '.join(map(repr, known))}")
 
 
 @contextlib.contextmanager
-def backend_context(backend: str) -> Iterator[None]:
-    """
-    Where joblib's workers are.
-
-    :param backend: ``"loky"`` (processes of this machine), ``"dask"`` (the cluster that ``DASK_SCHEDULER_ADDRESS``
-        names, else one on this machine), ``"ray"`` (that of ``RAY_ADDRESS``, likewise) or another one that has been
-        registered with joblib
-    :return: context
-    :raises ValueError: there is no such backend, or its workers are threads, which share what a run must have alone
-    """
+def _backend_context(backend: str) -> Iterator[None]:
+    """Where joblib's workers are."""
     with contextlib.ExitStack() as stack:
         if backend == "dask":
             import dask
@@ -120,25 +149,25 @@ def backend_context(backend: str) -> Iterator[None]:
             from ray.util.joblib import register_ray
 
             register_ray()
-        known = sorted({*joblib.parallel.BACKENDS, "dask", "ray"} - {"threading", "sequential"})
-        if backend not in known:
-            raise ValueError(f"backend={backend!r}: allowed is one of {', '.join(map(repr, known))}")
         stack.enter_context(joblib.parallel_config(backend=backend))
         yield
 
 
 def execute(run: Run, folder: Path) -> Outcome:
     """
-    Train one run. Its folder gets its name only when it has finished; that of a failed run ends in ``.failed``.
+    Train one run, if it has not finished. Its folder gets its name only then; that of a failed run ends in ``.failed``.
 
     :param run: the run
     :param folder: the folder of all runs
     :return: how it ended
     """
-    final, partial, failed = (folder / f"{run.folder_name}{suffix}" for suffix in ("", ".partial", ".failed"))
-    for leftover in (partial, failed):
-        shutil.rmtree(leftover, ignore_errors=True)
-    error = None
+    final = folder / run.folder_name
+    if finished(run, folder):  # a scheduler that lost sight of a worker trains its run again
+        return Outcome(run, None, final / "log.txt")
+    lost = _partial_folders(run, folder)
+    if lost:  # and would again: Dask gives it to the next worker, and joblib waits for ever when there is none left
+        return _failed(run, folder, "its process died", *lost)
+    partial = folder / f"{run.folder_name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         partial.mkdir(parents=True)
         with (
@@ -152,12 +181,12 @@ def execute(run: Run, folder: Path) -> Outcome:
             except (Exception, SystemExit):
                 traceback.print_exc()
                 raise
-    except (Exception, SystemExit) as exception:  # whatever it is, also a log that cannot be written; others go on
-        error = f"{type(exception).__name__}: {exception}"
-    destination = final if error is None else failed
-    if partial.exists():
-        partial.rename(destination)
-    return Outcome(run, error, destination / "log.txt")
+        partial.rename(final)
+    except (Exception, SystemExit) as error:  # whatever it is, also a log that cannot be written; others go on
+        if not finished(run, folder):
+            return _failed(run, folder, f"{type(error).__name__}: {error}", partial)
+        _remove([partial])  # another attempt came first
+    return Outcome(run, None, final / "log.txt")
 
 
 def progress(run: Run, folder: Path) -> int:
@@ -168,10 +197,11 @@ def progress(run: Run, folder: Path) -> int:
     """
     if finished(run, folder):
         return run.n_timesteps
-    try:
-        return int((folder / f"{run.folder_name}.partial" / "progress").read_text())
-    except FileNotFoundError:
-        return 0
+    steps = 0
+    for partial in _partial_folders(run, folder):
+        with contextlib.suppress(FileNotFoundError):
+            steps = max(steps, int((partial / "progress").read_text()))
+    return steps
 
 
 def measurements(run: Run, folder: Path) -> list[Measurement]:

@@ -4,9 +4,10 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -15,7 +16,7 @@ from rl_zoo3 import ALGOS
 import sb3_pgext
 from sb3_pgext.algorithms.base import MAX_NUMBER
 from sb3_pgext.zoo import check_environment, check_name, configs_folder, read_config
-from sb3_pgext.zoo.configs import MAX_TIMESTEPS, check_keys, check_values, is_whole
+from sb3_pgext.zoo.configs import MAX_TIMESTEPS, check_keys, check_required, check_values, is_whole
 from sb3_pgext.zoo.names import import_environments
 
 VERSIONS = {"sb3-pgext": sb3_pgext.__version__} | {
@@ -25,6 +26,9 @@ VERSIONS = {"sb3-pgext": sb3_pgext.__version__} | {
 
 MAX_SEEDS = 10_000
 """Given as a number."""
+
+_MAX_SLUG = 100
+"""Characters: file systems allow 255 for a name, also of those that are not ASCII and take several bytes."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Run:
     :param n_timesteps: environment steps that the run may take
     :param evaluation: how it is evaluated
     :param config: its hyperparameters as rl_zoo3 reads them, ``n_timesteps`` included
-    :param gym_packages: modules that register its environment
+    :param gym_packages: modules that register its environment → digest of their code
     """
 
     label: str
@@ -64,7 +68,7 @@ class Run:
     n_timesteps: int
     evaluation: Evaluation
     config: Mapping[str, Any]
-    gym_packages: tuple[str, ...] = ()
+    gym_packages: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folder_name(self) -> str:
@@ -72,7 +76,7 @@ class Run:
         settings = json.dumps([asdict(self), VERSIONS], sort_keys=True, default=str)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
         slug = re.sub(r"[^\w.+-]+", "-", f"{self.label}_{self.environment}").strip("-")
-        return f"{slug}_{self.seed}_{digest}"
+        return f"{slug[:_MAX_SLUG]}_{self.seed}_{digest}"
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,8 @@ def find_study(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
+    if Path(name).suffix in (".yml", ".yaml") or Path(name).is_dir():
+        raise ValueError(f"there is no study file {name!r}")
     ready = {path.stem: path for path in (configs_folder() / "studies").glob("*.yml")}
     return ready[check_name("study", name, ready)]
 
@@ -131,6 +137,8 @@ def read_study(path: Path) -> Study:
         return _parse(path.stem, yaml.load(path.read_text(), _Loader))
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: an alias stands inside of what it stands for") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -145,7 +153,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def quick_study(
-    environments: list[str], algorithms: list[str], seeds: int | None = None, n_timesteps: int | None = None
+    environments: list[str],
+    algorithms: list[str],
+    seeds: int | None = None,
+    n_timesteps: int | None = None,
+    gym_packages: list[str] | None = None,
 ) -> Study:
     """
     A study without a file: algorithms with their configurations of the zoo.
@@ -154,23 +166,25 @@ def quick_study(
     :param algorithms: zoo keys; the first is what the others are compared with
     :param seeds: how many; None for the default of a study file
     :param n_timesteps: environment steps of each run; None for what the configurations say
+    :param gym_packages: modules that register environments
     :return: the study, named by environments and algorithms
     :raises ValueError: as for :func:`read_study`
     """
     runs = {algo: {"algo": algo} for algo in _distinct("algos", algorithms)}
     content = {"environments": environments, "runs": runs, "seeds": seeds, "n_timesteps": n_timesteps}
+    content["gym_packages"] = gym_packages
     name = re.sub(r"[^\w.+-]+", "-", f"{'+'.join(environments)}_{'+'.join(algorithms)}")
-    return _parse(name, {key: value for key, value in content.items() if value is not None})
+    return _parse(name[:_MAX_SLUG], {key: value for key, value in content.items() if value is not None})
 
 
 def _parse(name: str, content: object) -> Study:
     keys = {"environments", "seeds", "n_timesteps", "evaluation", "threshold", "baseline", "gym_packages", "runs"}
     content = _mapping("a study", content, keys, required=("environments", "runs"))
-    gym_packages = tuple(_list("gym_packages", content.get("gym_packages", [])))
-    for package in gym_packages:
+    packages = _list("gym_packages", content.get("gym_packages", []))
+    for package in packages:
         if not isinstance(package, str) or not all(part.isidentifier() for part in package.split(".")):
             raise ValueError(f"gym_packages: a module has a name, not {package!r}")
-    import_environments(gym_packages)
+    gym_packages = {package: _digest(module) for package, module in import_environments(packages).items()}
     environments = [check_environment(env_id) for env_id in _distinct("environments", content["environments"])]
     seeds = _seeds(content.get("seeds", 3))
     templates = {
@@ -189,6 +203,14 @@ def _parse(name: str, content: object) -> Study:
     return Study(name, tuple(runs), _thresholds(content, environments), baseline)
 
 
+def _digest(module: ModuleType) -> str:
+    """Of its code: what is trained in an environment that has been changed since is another run."""
+    paths = [Path(module.__file__)] if module.__file__ else []
+    for folder in getattr(module, "__path__", []):
+        paths += sorted(Path(folder).rglob("*.py"))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()
+
+
 def _named_runs(runs: object) -> list[tuple[str, object]]:
     """The labels of a study with what stands under them."""
     runs = _mapping("runs", runs)
@@ -205,11 +227,13 @@ def _template(label: str, settings: object, env_id: str, content: Mapping[str, A
     where = f"runs: {label}"
     settings = _mapping(where, settings, {"algo", "params"}, required=("algo",))
     algo = check_name("algorithm", settings["algo"], ALGOS)
-    params = _mapping(f"{where}: params", settings.get("params") or {})
+    params = settings.get("params")
+    params = _mapping(f"{where}: params", {} if params is None else params)
     check_keys(algo, params, where)
     if "n_timesteps" in params:
         raise ValueError(f"{where}: params: n_timesteps={params['n_timesteps']!r} is a key of the study, for all runs")
     config = merge(read_config(algo, env_id), params)
+    check_required(config, where)
     check_values(algo, config, where)
     n_timesteps = _by_environment(content, "n_timesteps", env_id, content["environments"])
     n_timesteps = _positive("n_timesteps", config["n_timesteps"] if n_timesteps is None else n_timesteps)
@@ -311,5 +335,8 @@ def _distinct(what: str, content: object) -> list[Any]:
 def _positive(what: str, value: object) -> int:
     """Refuse what is not a whole number of at least 1."""
     if not is_whole(value, 1, MAX_TIMESTEPS):
-        raise ValueError(f"{what} must be a whole number of at least 1, not {value!r}")
+        hint = ""
+        if isinstance(value, str) and re.fullmatch(r"\d+e\d+", value):
+            hint = " (YAML takes it for text: write it out, or with a point and a sign, as 1.0e+6)"
+        raise ValueError(f"{what} must be a whole number of at least 1, not {value!r}{hint}")
     return int(value)  # type: ignore[call-overload]

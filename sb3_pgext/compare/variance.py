@@ -30,6 +30,7 @@ from sb3_pgext.envs import TabularMDP
 from sb3_pgext.zoo import ALGORITHMS, check_environment, check_name, read_config
 from sb3_pgext.zoo.configs import check_keys
 from sb3_pgext.zoo.experiments import experiment, model_of, one_torch_thread
+from sb3_pgext.zoo.names import import_environments
 
 _BATCHES_PER_TASK = 20
 _SAMPLING_SEED_OFFSET = 2_000_000
@@ -59,6 +60,7 @@ class VarianceStudy:
         gradient, where there is one
     :param common: options that all values share although the configuration says otherwise, because one of the values
         allows nothing else: the estimates are to differ in one ingredient
+    :param gym_packages: modules that register the environment
     """
 
     algo: str
@@ -72,6 +74,7 @@ class VarianceStudy:
     seed: int = 0
     reference: Any = None
     common: Mapping[str, Any] = field(default_factory=dict)
+    gym_packages: tuple[str, ...] = ()
 
 
 def parse_study(
@@ -86,6 +89,7 @@ def parse_study(
     params: Mapping[str, Any] | None = None,
     n_steps: int | None = None,
     reference: str | None = None,
+    gym_packages: Sequence[str] = (),
 ) -> VarianceStudy:
     """
     :param algo: zoo key of an algorithm of ours
@@ -100,10 +104,12 @@ def parse_study(
     :param n_steps: steps of each sub-environment of a batch, for an algorithm that collects steps; None for the
         configuration's
     :param reference: one of the values, see :class:`VarianceStudy`
+    :param gym_packages: see :class:`VarianceStudy`
     :return: the study, each of its values known to be allowed
     :raises ValueError: a name is unknown, or a value not allowed
     """
     check_name("algorithm", algo, [key for key, known in ALGORITHMS.items() if hasattr(known, "estimate_options")])
+    import_environments(gym_packages)
     check_environment(environment)
     option, separator, values = vary.partition("=")
     if not separator or not values:
@@ -126,6 +132,7 @@ def parse_study(
         _size(algo, {"n_episodes": n_episodes, "n_steps": n_steps}),
         seed,
         None if reference is None else parse_value(reference),
+        gym_packages=tuple(gym_packages),
     )
     return replace(study, common=_check_values(study))
 
@@ -325,6 +332,7 @@ def _sample(
     study: VarianceStudy, folder: Path, task: tuple[int, int, int]
 ) -> tuple[tuple[int, int, int], th.Tensor, th.Tensor | None]:
     """Some gradient batches of one snapshot under one value, and the exact gradient where it can be had."""
+    import_environments(study.gym_packages)
     steps, index, part = task
     n_batches = min(_BATCHES_PER_TASK, study.n_batches - part * _BATCHES_PER_TASK)
     seed = study.seed + _SAMPLING_SEED_OFFSET + part * _SEED_STRIDE

@@ -214,11 +214,22 @@ def read_config(algo: str, env_id: str, conf_file: str | None = None) -> dict[st
             raise ValueError(f"{conf_file}: not a configuration by environment: {error}") from error
     where = f"{conf_file}: {env_id}"
     check_keys(algo, config, where)
+    check_required(config, where)
+    check_values(algo, config, where)
+    return config
+
+
+def check_required(config: Mapping[str, Any], where: str) -> None:
+    """
+    Refuse a configuration that lacks what every training needs.
+
+    :param config: the configuration
+    :param where: where it stands, for the message
+    :raises ValueError: naming the key
+    """
     for key in _REQUIRED:
         if key not in config:
             raise ValueError(f"{where}: the key {key!r} is missing")
-    check_values(algo, config, where)
-    return config
 
 
 def check_config(algo: str, env_id: str, conf_file: str | None = None, params: Mapping[str, Any] | None = None) -> None:

@@ -2,7 +2,9 @@
 
 import difflib
 import importlib
+import sys
 from collections.abc import Collection, Iterable
+from types import ModuleType
 
 import gymnasium as gym
 
@@ -51,21 +53,26 @@ def check_environment(env_id: object) -> str:
         return env_id
     raise ValueError(
         f"unknown environment {env_id!r}{nearest(str(env_id), gym.registry)} "
-        "(an environment of another package is registered by --gym-packages or gym_packages)"
+        "(an environment of another package: --gym-packages MODULE, or gym_packages in a study)"
     )
 
 
-def import_environments(packages: Iterable[str]) -> None:
+def import_environments(packages: Iterable[str]) -> dict[str, ModuleType]:
     """
-    Import the modules that register a user's environments with gymnasium.
+    Import the modules that register a user's environments with gymnasium, also from the current folder.
 
     :param packages: names of importable modules
+    :return: name → module
     :raises ValueError: there is no such module
     """
+    modules = {}
     for package in packages:
+        if "" not in sys.path:  # as under python -m
+            sys.path.append("")
         try:
-            importlib.import_module(package)
+            modules[package] = importlib.import_module(package)
         except ModuleNotFoundError as error:
             if error.name != package.split(".")[0] and error.name != package:
                 raise
             raise ValueError(f"unknown package of environments {package!r}: {error}") from error
+    return modules

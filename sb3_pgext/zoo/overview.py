@@ -89,14 +89,14 @@ def check_zoo() -> bool:
     """
     console = Console(soft_wrap=True)
     failures = dict(_failures(console))
-    missing = {e.name: error for e, error in failures.items() if isinstance(error, DependencyNotInstalled)}
-    for name, why in missing.items():
+    missing = {entry: error for entry, error in failures.items() if isinstance(error, DependencyNotInstalled)}
+    for name, why in {entry.name: error for entry, error in missing.items()}.items():
         console.print(f"{name}: not installed, not checked: {why}", markup=False, highlight=False)
-    failures = {entry: error for entry, error in failures.items() if entry.name not in missing}
+    failures = {entry: error for entry, error in failures.items() if entry not in missing}
     for entry, error in failures.items():
         text = f"{config_path(entry.algo).name}: {entry.name}: {type(error).__name__}: {error}"
         console.print(text, style="red", markup=False, highlight=False)
-    n = sum(entry.name not in missing for entry in entries())
+    n = len(entries()) - len(missing)
     console.print(f"{n - len(failures)} of {n} configurations are valid", highlight=False)
     return not failures
 

@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from filelock import FileLock
 from joblib.externals.loky import get_reusable_executor
 
 from sb3_pgext.cli import main
 from sb3_pgext.compare import Evaluation, command, compare, read_study, runs
 from sb3_pgext.compare.page import _evaluations
 from sb3_pgext.compare.report import summary_table, summary_tables
-from sb3_pgext.compare.runs import execute
+from sb3_pgext.compare.runs import Outcome, execute
 
 _STUDY: dict[str, Any] = {
     "environments": ["CartPole-v1"],
@@ -57,7 +58,7 @@ def _trained(monkeypatch) -> list[tuple[str, int]]:
 
 
 def test_a_study_from_the_command_line(capsys) -> None:
-    assert main(["compare", _write(), "--jobs", "1"]) == 0
+    assert main(["compare", _write(), "--backend", "sequential"]) == 0
     out = Path("runs/mine")
     assert {path.name for path in out.iterdir()} == {
         "report.html",
@@ -78,7 +79,7 @@ def test_a_study_from_the_command_line(capsys) -> None:
 
 
 def test_the_summary_is_that_of_the_results() -> None:
-    compare(_write(), jobs=1)
+    compare(_write(), backend="sequential")
     results, summary = (pd.read_csv(f"runs/mine/{name}.csv") for name in ("results", "summary"))
     assert summary["run"].tolist() == ["ours [a]", "theirs"]
     for _, row in summary.iterrows():
@@ -97,7 +98,7 @@ def test_the_summary_is_that_of_the_results() -> None:
 
 
 def test_with_five_seeds_there_are_interquartile_means() -> None:
-    compare(_write(seeds=5, n_timesteps=40, runs={"theirs": {"algo": "ppo"}}), jobs=1)
+    compare(_write(seeds=5, n_timesteps=40, runs={"theirs": {"algo": "ppo"}}), backend="sequential")
     results, summary = (pd.read_csv(f"runs/mine/{name}.csv") for name in ("results", "summary"))
     final = np.sort(results[results["timesteps"] == 40]["mean_return"])
     assert summary["final_iqm"].item() == pytest.approx(final[1:4].mean())
@@ -105,7 +106,7 @@ def test_with_five_seeds_there_are_interquartile_means() -> None:
 
 
 def test_a_run_can_be_watched_with_enjoy() -> None:
-    compare(_write(), jobs=1)
+    compare(_write(), backend="sequential")
     (folder,) = Path("runs/mine/runs").glob("ours*_0_*")
     assert main(["enjoy", "--folder", str(folder), "--no-render", "-n", "10"]) == 0
 
@@ -123,11 +124,11 @@ def test_worker_processes_give_the_same_numbers_also_in_an_environment_of_anothe
     get_reusable_executor().shutdown(wait=True)
     study = _write(environments=["StudyCartPole-v0"], gym_packages=["study_envs"], seeds=1)
     assert compare(study, Path("two"), jobs=2)
-    assert compare(study, Path("one"), jobs=1)
+    assert compare(study, Path("one"), backend="sequential")
     pd.testing.assert_frame_equal(_numbers("one"), _numbers("two"))
 
 
-@pytest.mark.parametrize("backend", ["dask", "multiprocessing", "ray"])
+@pytest.mark.parametrize("backend", ["dask", "ray"])
 def test_other_backends_of_joblib_give_the_same_numbers(backend, monkeypatch) -> None:
     """A cluster of two workers on this machine."""
     with contextlib.ExitStack() as stack:
@@ -141,21 +142,35 @@ def test_other_backends_of_joblib_give_the_same_numbers(backend, monkeypatch) ->
             ray.init(num_cpus=2, include_dashboard=False)
             stack.callback(ray.shutdown)
         assert main(["compare", _write(seeds=1), "--out", backend, "--jobs", "2", "--backend", backend]) == 0
-    assert compare(_write(seeds=1), Path("here"), jobs=1)
+    assert compare(_write(seeds=1), Path("here"), backend="sequential")
     pd.testing.assert_frame_equal(_numbers("here"), _numbers(backend))
 
 
 def test_without_a_file(capsys) -> None:
     arguments = ["--env", "CartPole-v1", "--algos", "reinforce", "ppo", "--seeds", "1", "--timesteps", "40"]
-    assert main(["compare", *arguments, "--jobs", "1"]) == 0
+    assert main(["compare", *arguments, "--backend", "sequential"]) == 0
     results = _numbers("runs/CartPole-v1_reinforce+ppo")
     assert set(results["run"]) == {"reinforce", "ppo"}
     assert results["timesteps"].max() == 40
     assert "runs/CartPole-v1_reinforce+ppo: report.html" in capsys.readouterr().out
 
 
+def test_environments_of_a_module_in_the_current_folder(capsys) -> None:
+    Path("envs_here.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "gymnasium.register('Here-v0', CartPoleEnv, max_episode_steps=20)\n"
+    )
+    get_reusable_executor().shutdown(wait=True)
+    arguments = ["compare", "--env", "Here-v0", "--algos", "ppo", "--seeds", "1", "--timesteps", "40"]
+    assert main(arguments) == 2
+    assert "unknown environment 'Here-v0'" in capsys.readouterr().err
+    assert main([*arguments, "--gym-packages", "envs_here", "--jobs", "2"]) == 0
+    assert "envs_here" in Path("runs/Here-v0_ppo/report.html").read_text()
+
+
 def test_the_report_is_one_page_with_all_there_is_to_know() -> None:
-    compare(_write(seeds=5, n_timesteps=40, runs={"a": {"algo": "ppo"}, "<b>": {"algo": "a2c"}}), jobs=1)
+    compare(_write(seeds=5, n_timesteps=40, runs={"a": {"algo": "ppo"}, "<b>": {"algo": "a2c"}}), backend="sequential")
     page = Path("runs/mine/report.html").read_text()
     assert page.count("data:image/svg+xml;base64,") == 4
     assert 'src="http' not in page
@@ -170,9 +185,25 @@ def test_the_report_is_one_page_with_all_there_is_to_know() -> None:
 
 
 @pytest.mark.parametrize(
-    "fatal", ["os.abort()", "sys.exit('no licence')", "return super().step(action)[0], float('nan'), True, False, {}"]
+    ("fatal", "message", "jobs", "backend"),
+    [
+        ("os.abort()", "its process died: SIGABRT", 2, "loky"),
+        ("os.abort()", "its process died: SIGABRT", 1, "loky"),
+        ("os.abort()", "its process died", 2, "dask"),
+        ("sys.exit('no licence')", "SystemExit: no licence", 2, "loky"),
+        (
+            "return super().step(action)[0], float('nan'), True, False, {}",
+            "ValueError: mean return nan at 0",
+            2,
+            "loky",
+        ),
+    ],
 )
-def test_a_run_that_ends_its_process_leaves_the_others_alone(fatal: str, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_run_that_ends_its_process_leaves_the_others_alone(
+    fatal: str, message: str, jobs: int, backend: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    if backend == "dask":
+        pytest.importorskip("distributed")
     (tmp_path / "fatal_envs.py").write_text(
         "import gymnasium, os, sys\n"
         "from gymnasium.envs.classic_control import CartPoleEnv\n"
@@ -189,21 +220,83 @@ def test_a_run_that_ends_its_process_leaves_the_others_alone(fatal: str, tmp_pat
         runs={"theirs": {"algo": "ppo"}},
         threshold=None,
     )
-    assert not compare(study, jobs=2)
+    assert not compare(study, jobs=jobs, backend=backend)
     assert set(_numbers("runs/mine")["environment"]) == {"CartPole-v1"}
     assert _numbers("runs/mine")["seed"].nunique() == 2
     assert capsys.readouterr().out.count("failed: theirs, Fatal-v0, seed ") == 2
     page = Path("runs/mine/report.html").read_text()
-    message = {"o": "its process died", "s": "SystemExit: no licence", "r": "ValueError: mean return nan at 0"}
-    assert page.count(message[fatal[0]]) == 2
+    assert page.count(message) == 2
+    assert not list(Path("runs/mine/runs").glob("*.partial"))
+
+
+def test_two_attempts_at_a_run_do_not_meet(tmp_path: Path, monkeypatch) -> None:
+    """A worker may outlive its study, or be given up by a scheduler that then has the run trained by another."""
+    run = read_study(Path(_write())).runs[0]
+    begun = runs._train
+
+    def while_another_finishes(run, folder):
+        begun(run, folder)
+        folder.rename(tmp_path / run.folder_name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "_train", while_another_finishes)
+        assert execute(run, tmp_path).error is None
+    assert execute(run, tmp_path) == Outcome(run, None, tmp_path / run.folder_name / "log.txt")
+    assert not list(tmp_path.glob("*.failed"))
+    shutil.rmtree(tmp_path / run.folder_name)
+    (tmp_path / f"{run.folder_name}.12345678.partial").mkdir()
+    (tmp_path / f"{run.folder_name}.12345678.partial" / "log.txt").write_text("its last words")
+    outcome = execute(run, tmp_path)
+    assert outcome.error == "its process died"
+    assert outcome.log is not None
+    assert outcome.log.read_text() == "its last words"
+
+
+def test_two_studies_do_not_share_a_folder(monkeypatch, capsys) -> None:
+    assert main(["compare", _write(seeds=1), "--backend", "sequential"]) == 0
+    trained = _trained(monkeypatch)
+    with FileLock("runs/mine/runs/.lock"):
+        assert main(["compare", _write(seeds=3), "--backend", "sequential"]) == 2
+    assert "runs/mine': another process is training into it" in capsys.readouterr().err
+    assert trained == []
+
+
+def test_a_folder_with_files_of_the_users_own_is_refused(capsys) -> None:
+    Path("profiles.png").write_text("mine")
+    assert main(["compare", _write(), "--out", ".", "--backend", "sequential"]) == 2
+    assert "it has a profiles.png that is not a study's: allowed is another folder" in capsys.readouterr().err
+    assert main(["compare", _write(), "--out", "profiles.png", "--backend", "sequential"]) == 2
+    assert "profiles.png" in capsys.readouterr().err
+    assert Path("profiles.png").read_text() == "mine"
+    assert not Path("runs").exists()
+
+
+def test_an_interruption_is_reported_with_what_had_finished(monkeypatch, capsys) -> None:
+    def interrupted(run, folder):
+        if run.seed:
+            raise KeyboardInterrupt
+        return execute(run, folder)
+
+    monkeypatch.setattr("sb3_pgext.compare.runs.execute", interrupted)
+    assert main(["compare", _write(), "--backend", "sequential"]) == 130
+    assert "interrupted: start it again and it goes on with what is missing" in capsys.readouterr().out
+    assert set(_numbers("runs/mine")["seed"]) == {0}
+    assert Path("runs/mine/report.html").exists()
+
+
+@pytest.mark.parametrize("backend", ["nosuch", "threading", "multiprocessing"])
+def test_an_unknown_backend_is_refused_before_anything_is_done(backend: str, capsys) -> None:
+    assert main(["compare", _write(), "--backend", backend]) == 2
+    assert f"backend='{backend}': allowed is one of 'dask', 'loky', 'ray', 'sequential'" in capsys.readouterr().err
+    assert not Path("runs").exists()
 
 
 def test_figures_of_an_earlier_study_do_not_stay() -> None:
     runs = {"a": {"algo": "ppo"}, "b": {"algo": "a2c"}}
-    compare(_write(seeds=5, n_timesteps=40, runs=runs), jobs=1)
+    compare(_write(seeds=5, n_timesteps=40, runs=runs), backend="sequential")
     Path("runs/mine/notes.csv").write_text("mine")
     assert Path("runs/mine/profiles.png").exists()
-    compare(_write(seeds=3, n_timesteps=40, runs=runs), jobs=1)
+    compare(_write(seeds=3, n_timesteps=40, runs=runs), backend="sequential")
     assert not Path("runs/mine/profiles.png").exists()
     assert Path("runs/mine/learning_curves.png").exists()
     assert Path("runs/mine/notes.csv").read_text() == "mine"
@@ -212,7 +305,7 @@ def test_figures_of_an_earlier_study_do_not_stay() -> None:
 def test_progress_is_shown_and_not_logged_with_a_single_job(monkeypatch, capsys) -> None:
     monkeypatch.setattr("sb3_pgext.compare.display.LINE_SECONDS", 0.0)
     monkeypatch.setattr("sb3_pgext.compare.display._REFRESH_SECONDS", 0.01)
-    compare(_write(seeds=1, n_timesteps=2000), jobs=1)
+    compare(_write(seeds=1, n_timesteps=2000), backend="sequential")
     assert capsys.readouterr().out.count("/2 runs") > 2
     for log in Path("runs/mine/runs").glob("*/log.txt"):
         assert "/2 runs" not in log.read_text()
@@ -221,7 +314,7 @@ def test_progress_is_shown_and_not_logged_with_a_single_job(monkeypatch, capsys)
 def test_labels_may_have_any_marks(capsys) -> None:
     labels = [r"cost $\bad{$", "x [/a]", "a | b <c>"]
     runs = {label: {"algo": "ppo"} for label in labels}
-    compare(_write(seeds=5, n_timesteps=40, runs=runs, baseline=labels[1]), jobs=1)
+    compare(_write(seeds=5, n_timesteps=40, runs=runs, baseline=labels[1]), backend="sequential")
     printed = capsys.readouterr().out
     assert all(label in printed for label in labels)
     assert "a \\| b &lt;c&gt;" in Path("runs/mine/summary.md").read_text()
@@ -252,28 +345,31 @@ def test_a_full_disk_is_one_failed_run(monkeypatch, capsys) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr("sb3_pgext.compare.runs._train", full)
-        assert main(["compare", _write(seeds=1), "--jobs", "1"]) == 1
+        assert main(["compare", _write(seeds=1), "--backend", "sequential"]) == 1
     assert "seed 0: OSError: [Errno 28] No space left on device" in capsys.readouterr().out
     page = Path("runs/mine/report.html").read_text()
     assert "Runs that failed" in page
     assert "No space left on device" in page
     monkeypatch.setattr("sb3_pgext.compare.command.write_pages", lambda *args: full(*args[:2]))
-    assert main(["compare", _write(seeds=1), "--jobs", "1"]) == 2
-    assert "error: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert main(["compare", _write(seeds=1), "--backend", "sequential"]) == 2
+    printed = capsys.readouterr()
+    assert "error: [Errno 28] No space left on device: '" in printed.err
+    assert "runs/mine" in printed.err
+    assert "ours [a]" in printed.out  # the table
 
 
 def test_a_finished_study_trains_nothing(monkeypatch, capsys) -> None:
-    compare(_write(), jobs=1)
+    compare(_write(), backend="sequential")
     before = _numbers("runs/mine")
     trained = _trained(monkeypatch)
-    assert compare(_write(), jobs=1)
+    assert compare(_write(), backend="sequential")
     assert trained == []
     assert "4 of 4 runs have been trained before" in capsys.readouterr().out
     pd.testing.assert_frame_equal(_numbers("runs/mine"), before)
 
 
 def test_an_interrupted_study_goes_on_with_what_is_missing(monkeypatch) -> None:
-    compare(_write(), jobs=1)
+    compare(_write(), backend="sequential")
     before = _numbers("runs/mine")
     # One run was not begun, another was killed on its way.
     (missing,) = Path("runs/mine/runs").glob("ours*_1_*")
@@ -282,7 +378,7 @@ def test_an_interrupted_study_goes_on_with_what_is_missing(monkeypatch) -> None:
     (killed / "evaluations.json").write_text("[]")
     killed.rename(f"{killed}.partial")
     trained = _trained(monkeypatch)
-    assert compare(_write(), jobs=1)
+    assert compare(_write(), backend="sequential")
     assert sorted(trained) == [("ours [a]", 1), ("theirs", 0)]
     pd.testing.assert_frame_equal(_numbers("runs/mine"), before)
     assert not list(Path("runs/mine/runs").glob("*.partial"))
@@ -294,14 +390,14 @@ def test_a_run_gets_its_name_only_when_it_has_finished(monkeypatch) -> None:
 
     monkeypatch.setattr("sb3_pgext.compare.runs.EvaluateAtTimesteps._on_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        compare(_write(), jobs=1)
-    assert [path.suffix for path in Path("runs/mine/runs").iterdir()] == [".partial"]
+        compare(_write(), backend="sequential")
+    assert sorted(path.suffix for path in Path("runs/mine/runs").iterdir()) == ["", ".partial"]
 
 
 def test_changed_settings_never_use_old_results(monkeypatch) -> None:
-    compare(_write(), jobs=1)
+    compare(_write(), backend="sequential")
     trained = _trained(monkeypatch)
-    compare(_write(runs=_STUDY["runs"] | {"theirs": {"algo": "ppo", "params": {"n_epochs": 2}}}), jobs=1)
+    compare(_write(runs=_STUDY["runs"] | {"theirs": {"algo": "ppo", "params": {"n_epochs": 2}}}), backend="sequential")
     assert sorted(trained) == [("theirs", 0), ("theirs", 1)]
     assert len(_numbers("runs/mine")) == 12
 
@@ -310,7 +406,7 @@ def test_changed_settings_never_use_old_results(monkeypatch) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_failed_run_is_reported_and_the_others_go_on(capsys) -> None:
     study = _write(seeds=1, runs=_FAILS | _STUDY["runs"])
-    assert main(["compare", study, "--jobs", "1"]) == 1
+    assert main(["compare", study, "--backend", "sequential"]) == 1
     printed = capsys.readouterr().out
     for name in ("report.html", "summary.md"):
         assert "AssertionError: `n_steps * n_envs` must be greater than 1" in Path(f"runs/mine/{name}").read_text()
@@ -324,28 +420,28 @@ def test_a_failed_run_is_reported_and_the_others_go_on(capsys) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_failed_run_is_tried_again(monkeypatch) -> None:
     study = _write(seeds=1, runs=_FAILS)
-    assert not compare(study, jobs=1)
+    assert not compare(study, backend="sequential")
     trained = _trained(monkeypatch)
-    assert not compare(study, jobs=1)
+    assert not compare(study, backend="sequential")
     assert trained == [("fails", 0)]
     assert not Path("runs/mine/results.csv").exists()
 
 
 def test_a_run_that_stops_before_its_end_has_failed(capsys) -> None:
     stops = {"callback": [{"stable_baselines3.common.callbacks.StopTrainingOnMaxEpisodes": {"max_episodes": 1}}]}
-    assert not compare(_write(seeds=1, runs={"stops": {"algo": "ppo", "params": stops}}), jobs=1)
+    assert not compare(_write(seeds=1, runs={"stops": {"algo": "ppo", "params": stops}}), backend="sequential")
     assert "training stopped after" in capsys.readouterr().out
 
 
 def test_nothing_is_trained_for_a_study_that_is_wrong_anywhere(monkeypatch) -> None:
     monkeypatch.setattr(command, "execute_all", lambda *args: pytest.fail("it trained"))
     with pytest.raises(ValueError, match="unknown algorithm 'pppo'"):
-        compare(_write(runs=_STUDY["runs"] | {"wrong": {"algo": "pppo"}}), jobs=1)
+        compare(_write(runs=_STUDY["runs"] | {"wrong": {"algo": "pppo"}}), backend="sequential")
     assert not Path("runs").exists()
 
 
 def test_what_rl_zoo3_prints_goes_to_the_runs_log(capsys) -> None:
-    compare(_write(seeds=1), jobs=1)
+    compare(_write(seeds=1), backend="sequential")
     assert "Loading hyperparameters" not in capsys.readouterr().out
     for log in Path("runs/mine/runs").glob("*/log.txt"):
         assert "Loading hyperparameters" in log.read_text()

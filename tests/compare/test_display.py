@@ -17,14 +17,14 @@ def _outcome(run: Run, error: str | None = None) -> Outcome:
 
 
 def test_steps_are_those_of_ended_runs_and_as_reported_of_the_others(tmp_path: Path) -> None:
-    running = tmp_path / f"{_RUNS[1].folder_name}.partial"
+    running = tmp_path / f"{_RUNS[1].folder_name}.1a2b3c4d.partial"
     running.mkdir()
     _Reporter(running / "progress")(250)
     assert _steps([_outcome(_RUNS[0])], _RUNS, tmp_path) == (1000 + 250 + 0, 750 + 1000)
 
 
 def test_a_failed_run_has_taken_what_it_reported_and_has_nothing_left(tmp_path: Path) -> None:
-    failed = tmp_path / f"{_RUNS[0].folder_name}.partial"
+    failed = tmp_path / f"{_RUNS[0].folder_name}.1a2b3c4d.partial"
     failed.mkdir()
     _Reporter(failed / "progress")(250)
     assert _steps([_outcome(_RUNS[0], "ValueError")], _RUNS, tmp_path) == (250, 2000)
@@ -39,7 +39,9 @@ def test_the_time_left_follows_from_the_speed() -> None:
 def test_a_file_gets_plain_lines(tmp_path: Path) -> None:
     file = io.StringIO()
     outcomes = [_outcome(run) for run in _RUNS]
-    assert show_progress(iter(outcomes), _RUNS, tmp_path, Console(file=file)) == outcomes
+    ended: list[Outcome] = []
+    show_progress(iter(outcomes), ended, _RUNS, tmp_path, Console(file=file))
+    assert ended == outcomes
     assert "3/3 runs" in file.getvalue()
     assert "\x1b" not in file.getvalue()
 
@@ -47,6 +49,6 @@ def test_a_file_gets_plain_lines(tmp_path: Path) -> None:
 def test_a_terminal_gets_a_bar(tmp_path: Path) -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=100)
-    show_progress(iter([_outcome(run) for run in _RUNS]), _RUNS, tmp_path, console)
+    show_progress(iter([_outcome(run) for run in _RUNS]), [], _RUNS, tmp_path, console)
     assert "3/3 runs" in file.getvalue()
     assert "━" in file.getvalue()

@@ -1,10 +1,15 @@
 """Claim: the figure shows every run with its spread, its axes named with units, and its legend covers no data."""
 
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from sb3_pgext.compare.aggregate import aggregate
 from sb3_pgext.compare.plots import (
@@ -73,8 +78,56 @@ def test_figures_of_all_environments_name_their_axes_and_each_run_once(n_environ
     figure.canvas.draw()
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_yticklabels()] == labels[1:]
-    assert labels[0] in axes.get_xlabel()
+    assert labels[0] in axes.get_xlabel().replace("\n", " ")
     assert axes.get_tightbbox().x0 >= 0
+
+
+_SENTENCE = "PPO whose label says all about it: value_clip = max, gamma = 0.99, gae_lambda = 0.95, no VecNormalize"
+
+
+@pytest.mark.parametrize("label", ["PPO (SB3)", _SENTENCE[:50], _SENTENCE, "x" * 120, "W" * 120])
+def test_a_label_of_any_length_is_whole_and_inside_the_figures(label: str) -> None:
+    labels = [f"{label} {i}" for i in range(4)]
+    study, results = _study(labels, ["X-v0"], 5)
+    statistics = aggregate(study, results)
+    assert statistics is not None
+    curves = [
+        learning_curves_figure(study, results),
+        sample_efficiency_figure(study, statistics),
+        profiles_figure(study, statistics),
+    ]
+    improvement = improvement_figure(study, statistics)
+    for dpi in (100, 200):
+        for figure in curves:
+            _draw(figure, dpi)
+            (axes,), (legend,) = figure.axes, figure.legends
+            assert _unwrapped(legend.get_texts())[:4] == [label.replace(" ", "") for label in labels]
+            assert _inside(figure, legend)
+            assert not axes.get_tightbbox().overlaps(legend.get_window_extent())
+            assert axes.bbox.height > 2 * dpi
+        _draw(improvement, dpi)
+        (axes,) = improvement.axes
+        names = axes.get_yticklabels()
+        assert _unwrapped(names) == [label.replace(" ", "") for label in labels[1:]]
+        assert labels[0].replace(" ", "") in _unwrapped([axes.xaxis.label])[0]
+        for text in [*names, axes.xaxis.label]:
+            assert _inside(improvement, text)
+        assert not any(a.get_window_extent().overlaps(b.get_window_extent()) for a, b in pairwise(names))
+        assert min(axes.bbox.size) > 0.5 * dpi
+
+
+def _draw(figure: Figure, dpi: int) -> None:
+    figure.set_dpi(dpi)
+    figure.canvas.draw()
+
+
+def _inside(figure: Figure, artist: Artist) -> bool:
+    box = artist.get_window_extent()
+    return figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+
+
+def _unwrapped(texts: Iterable[Text]) -> list[str]:
+    return ["".join(text.get_text().split()) for text in texts]
 
 
 @pytest.mark.parametrize(("n_labels", "n_environments", "seeds"), [(2, 1, 3), (4, 2, 3), (3, 4, 5)])

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import yaml
+from rl_zoo3 import ALGOS
 
 from sb3_pgext.compare import study as study_module
-from sb3_pgext.compare.study import Evaluation, find_study, merge, read_study
+from sb3_pgext.compare.study import Evaluation, find_study, merge, quick_study, read_study
 from sb3_pgext.zoo import configs_folder, read_config
 
 _STUDY: dict[str, Any] = {
@@ -102,6 +103,11 @@ def test_every_setting_changes_the_name_of_a_runs_folder(tmp_path: Path, monkeyp
     monkeypatch.setitem(study_module.VERSIONS, "torch", "0")
     others.append(name())
     assert len({first, *others}) == len(others) + 1
+    (tmp_path / "envs_of_study.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    others.append(name(gym_packages=["envs_of_study"]))
+    (tmp_path / "envs_of_study.py").write_text("# another reward")
+    others.append(name(gym_packages=["envs_of_study"]))
     # What does not concern the run does not.
     monkeypatch.undo()
     assert name(seeds=9, threshold=3) == first
@@ -127,7 +133,10 @@ def test_labels_that_differ_only_in_marks_have_folders_of_their_own(tmp_path: Pa
         ({"seeds": [-1]}, "a seed must be a whole number from 0"),
         ({"seeds": True}, "seeds must be a whole number"),
         ({"n_timesteps": 0}, "n_timesteps must be a whole number of at least 1, not 0"),
-        ({"n_timesteps": "1e5"}, "n_timesteps must be a whole number of at least 1, not '1e5'"),
+        (
+            {"n_timesteps": "1e5"},
+            "n_timesteps must be a whole number of at least 1, not '1e5' (YAML takes it for text: ",
+        ),
         (
             {"n_timesteps": {"CartPole": 10}},
             "unknown environment of n_timesteps 'CartPole', did you mean 'CartPole-v1'",
@@ -150,6 +159,8 @@ def test_labels_that_differ_only_in_marks_have_folders_of_their_own(tmp_path: Pa
             {"runs": {"a": {"algo": "ppo", "params": {"n_step": 1}}}},
             "runs: a: unknown key 'n_step', did you mean 'n_steps'",
         ),
+        ({"runs": {"a": {"algo": "ppo", "params": []}}}, "runs: a: params must be a mapping, not []"),
+        ({"runs": {"a": {"algo": "ppo", "params": {"policy": None}}}}, "runs: a: the key 'policy' is missing"),
         ({"runs": {3: {"algo": "ppo"}}}, "a label must be a text of one line"),
         ({"runs": {"a\nb": {"algo": "ppo"}}}, "a label must be a text of one line"),
         ({"runs": {"_a": {"algo": "ppo"}}}, "a label must be a text of one line that does not begin with _"),
@@ -176,7 +187,16 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
         read_study(path)
 
 
-@pytest.mark.parametrize("content", ["", "3", "[", "- a"])
+def test_a_label_may_be_longer_than_a_file_name(tmp_path: Path) -> None:
+    labels = ["a" * 300 + end for end in ("", "b")]
+    study = _read(tmp_path, runs={label: {"algo": "ppo"} for label in labels})
+    for run in study.runs:
+        (tmp_path / f"{run.folder_name}.12345678.partial").mkdir()
+    quick = quick_study(["CartPole-v1"], list(ALGOS))
+    (tmp_path / quick.name).mkdir()
+
+
+@pytest.mark.parametrize("content", ["", "3", "[", "- a", "&a [*a]", "environments: [CartPole-v1]\nruns: &r {a: *r}"])
 def test_a_file_that_is_no_study_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yml").write_text(content)
     with pytest.raises(ValueError, match=r"mine\.yml"):
@@ -189,6 +209,9 @@ def test_a_study_is_found_by_path_or_by_name(tmp_path: Path) -> None:
     assert find_study("demo") == configs_folder() / "studies" / "demo.yml"
     with pytest.raises(ValueError, match="unknown study 'demon', did you mean 'demo'"):
         find_study("demon")
+    for missing in (str(tmp_path), "yours.yml"):
+        with pytest.raises(ValueError, match=f"there is no study file '{missing}'"):
+            find_study(missing)
 
 
 @pytest.mark.parametrize("path", sorted((configs_folder() / "studies").glob("*.yml")), ids=lambda path: path.stem)

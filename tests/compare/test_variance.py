@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch as th
+from joblib.externals.loky import get_reusable_executor
 
 from sb3_pgext import REINFORCE, VPG
 from sb3_pgext.cli import main
@@ -18,6 +19,18 @@ def measure(tmp_path, algo="reinforce", env=MDP, **arguments):
     study = parse_study(algo, env, **{"n_batches": 3, **size, **arguments})
     variance(study, tmp_path / "out", jobs=1)
     return pd.read_csv(tmp_path / "out" / "variance.csv", keep_default_na=False)
+
+
+def test_environments_of_another_package(tmp_path, monkeypatch):
+    (tmp_path / "variance_envs.py").write_text(
+        "import gymnasium\ngymnasium.register('OfVariance-v0', 'sb3_pgext.envs.tabular:random_mdp')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    get_reusable_executor().shutdown(wait=True)  # its workers would not look there
+    packages = {"gym_packages": ["variance_envs"]}
+    study = parse_study("reinforce", "OfVariance-v0", "gamma=1", n_batches=21, n_episodes=2, **packages)
+    variance(study, tmp_path / "out", jobs=2)
+    assert len(pd.read_csv(tmp_path / "out" / "variance.csv")) == 1
 
 
 def test_table_and_figure(tmp_path):

@@ -1,5 +1,6 @@
 """Claim: every configuration that we ship is valid and makes a model, and an invalid one is refused by name."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,14 @@ def test_an_environment_that_is_not_installed_is_no_mistake(monkeypatch, tmp_pat
     printed = capsys.readouterr().out
     assert "Hopper-v5: not installed, not checked: MuJoCo is not installed" in printed
     assert "5 of 5 configurations are valid" in printed
+
+    def without_mujoco_and_wrong(entry):
+        without_mujoco(replace(entry, name="Pendulum-v1") if entry.algo == "vpg" else entry)
+        raise ValueError("gama")
+
+    monkeypatch.setattr("sb3_pgext.zoo.overview.check_entry", without_mujoco_and_wrong)
+    assert main(["zoo", "check"]) == 1
+    assert "vpg.yml: Hopper-v5: ValueError: gama" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("algo", sorted(ALGOS))
