@@ -64,18 +64,19 @@ def execute_all(runs: list[Run], folder: Path, jobs: int, backend: str = "loky")
     """
     for leftover in folder.glob("*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
+    # Instead of a single worker joblib would take this process, and a run that dies would end it.
+    n_workers = max(jobs, 2) if backend == "loky" else jobs
     with _backend_context(backend):
-        yield from _executed(runs, folder, jobs, at_once=jobs)
+        yield from _executed(runs, folder, n_workers, at_once=jobs)
 
 
-def _executed(runs: list[Run], folder: Path, jobs: int, at_once: int) -> Iterator[Outcome]:
+def _executed(runs: list[Run], folder: Path, n_workers: int, at_once: int) -> Iterator[Outcome]:
     """Each run's outcome, also if it takes its process with it: then those that were under way are told apart."""
     chosen, _ = joblib.parallel.get_active_backend()
     return_as = "generator_unordered" if chosen.supports_return_generator else "list"
     left = {run.folder_name: run for run in runs}
     while left:
-        # Of a single worker joblib makes none: it would train in this process, and a run that dies would end it.
-        workers = joblib.Parallel(n_jobs=max(jobs, 2), batch_size=1, pre_dispatch=at_once, return_as=return_as)
+        workers = joblib.Parallel(n_jobs=n_workers, batch_size=1, pre_dispatch=at_once, return_as=return_as)
         try:
             for outcome in workers(joblib.delayed(execute)(run, folder) for run in list(left.values())):
                 del left[outcome.run.folder_name]
@@ -87,7 +88,7 @@ def _executed(runs: list[Run], folder: Path, jobs: int, at_once: int) -> Iterato
             if len(under_way) > 1:
                 for run in under_way:
                     _remove(_partial_folders(run, folder))
-                yield from _executed(under_way, folder, jobs, at_once=1)
+                yield from _executed(under_way, folder, n_workers, at_once=1)
             else:
                 yield _died(under_way[0], folder, error)
             for run in under_way:
@@ -167,6 +168,7 @@ def execute(run: Run, folder: Path) -> Outcome:
     lost = _partial_folders(run, folder)
     if lost:  # and would again: Dask gives it to the next worker, and joblib waits for ever when there is none left
         return _failed(run, folder, "its process died", *lost)
+    _remove([folder / f"{run.folder_name}.failed"])
     partial = folder / f"{run.folder_name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         partial.mkdir(parents=True)

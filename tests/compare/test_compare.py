@@ -250,6 +250,8 @@ def test_two_attempts_at_a_run_do_not_meet(tmp_path: Path, monkeypatch) -> None:
     assert outcome.error == "its process died"
     assert outcome.log is not None
     assert outcome.log.read_text() == "its last words"
+    assert execute(run, tmp_path).error is None
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [run.folder_name]
 
 
 def test_two_studies_do_not_share_a_folder(monkeypatch, capsys) -> None:
