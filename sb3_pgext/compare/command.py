@@ -66,12 +66,13 @@ def compare(study: Study | str | Path, out: Path | None = None, jobs: int | None
 @contextlib.contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
     """Of two studies in one folder each would take the other's unfinished runs for left-overs."""
-    foreign = [name for name in _FILES if (out / name).exists() and not (out / "report.html").exists()]
-    if foreign:
+    lock = out / "runs" / ".lock"
+    foreign = [name for name in _FILES if (out / name).exists()]
+    if foreign and not (lock.exists() or (out / "report.html").exists()):
         raise ValueError(f"out={str(out)!r}: it has a {foreign[0]} that is not a study's: allowed is another folder")
-    (out / "runs").mkdir(parents=True, exist_ok=True)
+    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(out / "runs" / ".lock", timeout=0):
+        with FileLock(lock, timeout=0):
             yield
     except Timeout:
         raise ValueError(f"out={str(out)!r}: another process is training into it: wait for it, or stop it") from None
