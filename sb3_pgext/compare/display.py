@@ -67,10 +67,8 @@ def _watch(stop: threading.Event, ended: list[Outcome], runs: list[Run], folder:
 def _steps(ended: list[Outcome], runs: list[Run], folder: Path) -> tuple[int, int]:
     """Environment steps that have been taken, as far as reported, and those still to be: a failed run has none left."""
     failed = {outcome.run.folder_name for outcome in ended if outcome.error is not None}
-    successful = {outcome.run.folder_name for outcome in ended} - failed
-    taken = {
-        run.folder_name: run.n_timesteps if run.folder_name in successful else progress(run, folder) for run in runs
-    }
+    successful = {outcome.run.folder_name: outcome.run.n_timesteps for outcome in ended if outcome.error is None}
+    taken = progress(runs, folder) | successful
     left = sum(run.n_timesteps - taken[run.folder_name] for run in runs if run.folder_name not in failed)
     return sum(taken.values()), left
 

@@ -8,7 +8,7 @@ import shutil
 import time
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -191,18 +191,18 @@ def execute(run: Run, folder: Path) -> Outcome:
     return Outcome(run, None, final / "log.txt")
 
 
-def progress(run: Run, folder: Path) -> int:
+def progress(runs: Iterable[Run], folder: Path) -> dict[str, int]:
     """
-    :param run: a run
+    :param runs: some runs
     :param folder: the folder of all runs
-    :return: the environment steps that a run has taken, as it last reported
+    :return: folder name of each run → the environment steps that it has taken, as it last reported
     """
-    if finished(run, folder):
-        return run.n_timesteps
-    steps = 0
-    for partial in _partial_folders(run, folder):
-        with contextlib.suppress(FileNotFoundError):
-            steps = max(steps, int((partial / "progress").read_text()))
+    steps = {run.folder_name: run.n_timesteps if finished(run, folder) else 0 for run in runs}
+    for report in folder.glob("*.partial/progress"):
+        name = report.parent.name.rsplit(".", 2)[0]
+        with contextlib.suppress(FileNotFoundError):  # the run has just ended
+            if name in steps:
+                steps[name] = max(steps[name], int(report.read_text()))
     return steps
 
 

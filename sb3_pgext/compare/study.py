@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -70,7 +71,7 @@ class Run:
     config: Mapping[str, Any]
     gym_packages: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def folder_name(self) -> str:
         """The run's folder: label, environment, seed, and a hash of all settings and versions."""
         settings = json.dumps([asdict(self), VERSIONS], sort_keys=True, default=str)
