@@ -67,8 +67,8 @@ def compare(study: Study | str | Path, out: Path | None = None, jobs: int | None
 def _alone_in(out: Path) -> Iterator[None]:
     """Of two studies in one folder each would take the other's unfinished runs for left-overs."""
     lock = out / "runs" / ".lock"
-    foreign = [name for name in _FILES if (out / name).exists()]
-    if foreign and not (lock.exists() or (out / "report.html").exists()):
+    foreign = [name for name in ("report.html", "summary.md", *_FILES) if (out / name).exists()]
+    if foreign and not any((out / "runs").glob("*/log.txt")):
         raise ValueError(f"out={str(out)!r}: it has a {foreign[0]} that is not a study's: allowed is another folder")
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -79,8 +79,8 @@ def summary_table(study: Study, results: pd.DataFrame) -> pd.DataFrame:
         ``final_iqm*``: its interquartile mean with a bootstrap interval, if all have 5 seeds or more; ``area*``: return
         over the training, likewise if all have 5 seeds or more, else the mean with Student's interval;
         ``steps_to_threshold``: median over seeds, infinite if most never reach it; ``steps_per_second`` and
-        ``seconds``: of the training without evaluations, median over seeds, for which a run that was suspended for a
-        while does not count
+        ``seconds``: of the training without evaluations, median over seeds, which a single run that was suspended for a
+        while does not move far
     """
     rows = [
         _summary(study, results, label, environment)

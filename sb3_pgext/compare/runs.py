@@ -24,6 +24,7 @@ from sb3_pgext.zoo.names import import_environments
 
 _MAX_EVALUATION_ENVS = 10
 _EVALUATION_SEED_OFFSET = 1_000_000
+_ERROR = "error.txt"
 _PROGRESS_INTERVAL = 0.5
 """Seconds between two reports of a run's progress."""
 
@@ -62,8 +63,7 @@ def execute_all(runs: list[Run], folder: Path, jobs: int, backend: str = "loky")
     :param backend: of joblib, see :func:`check_backend`
     :return: the outcomes, as the runs end, or all at the end from backends that cannot do better
     """
-    for leftover in folder.glob("*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _remove([*folder.glob("*.partial"), *(folder / f"{run.folder_name}.failed" for run in runs)])
     # Instead of a single worker joblib would take this process, and a run that dies would end it.
     n_workers = max(jobs, 2) if backend == "loky" else jobs
     with _backend_context(backend):
@@ -82,10 +82,8 @@ def _executed(runs: list[Run], folder: Path, n_workers: int, at_once: int) -> It
                 del left[outcome.run.folder_name]
                 yield outcome
         except TerminatedWorkerError as error:
-            under_way = [run for run in left.values() if _partial_folders(run, folder)]
-            if not under_way:
-                raise
-            if len(under_way) > 1:
+            under_way = [run for run in left.values() if _partial_folders(run, folder)] or list(left.values())[:1]
+            if at_once > 1:  # which of them it was, shows when each is alone
                 for run in under_way:
                     _remove(_partial_folders(run, folder))
                 yield from _executed(under_way, folder, n_workers, at_once=1)
@@ -103,10 +101,11 @@ def _died(run: Run, folder: Path, error: TerminatedWorkerError) -> Outcome:
 def _failed(run: Run, folder: Path, error: str, *partial: Path) -> Outcome:
     """What there is of the run is kept under a name of its own."""
     failed = folder / f"{run.folder_name}.failed"
-    _remove([failed])
     for path in partial:
         with contextlib.suppress(OSError):  # the disk may be what it failed with
+            (path / _ERROR).write_text(error)
             path.rename(failed)
+    _remove(partial)
     log = failed / "log.txt"
     return Outcome(run, error, log if log.is_file() else None)
 
@@ -116,7 +115,7 @@ def _partial_folders(run: Run, folder: Path) -> list[Path]:
     return list(folder.glob(f"{run.folder_name}.*.partial"))
 
 
-def _remove(folders: list[Path]) -> None:
+def _remove(folders: Iterable[Path]) -> None:
     for path in folders:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -163,12 +162,16 @@ def execute(run: Run, folder: Path) -> Outcome:
     :return: how it ended
     """
     final = folder / run.folder_name
-    if finished(run, folder):  # a scheduler that lost sight of a worker trains its run again
+    # When a worker dies Dask trains its runs anew, also those that had ended, and joblib waits for ever for a run that
+    # a few workers died of.
+    if finished(run, folder):
         return Outcome(run, None, final / "log.txt")
+    failed = folder / f"{run.folder_name}.failed"
+    if failed.is_dir():
+        return Outcome(run, (failed / _ERROR).read_text(), failed / "log.txt")
     lost = _partial_folders(run, folder)
-    if lost:  # and would again: Dask gives it to the next worker, and joblib waits for ever when there is none left
+    if lost:
         return _failed(run, folder, "its process died", *lost)
-    _remove([folder / f"{run.folder_name}.failed"])
     partial = folder / f"{run.folder_name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         partial.mkdir(parents=True)

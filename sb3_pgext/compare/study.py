@@ -28,8 +28,8 @@ VERSIONS = {"sb3-pgext": sb3_pgext.__version__} | {
 MAX_SEEDS = 10_000
 """Given as a number."""
 
-_MAX_SLUG = 100
-"""Characters: file systems allow 255 for a name, also of those that are not ASCII and take several bytes."""
+_MAX_SLUG = 150
+"""Bytes; file systems allow 255 for a name."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ class Run:
         """The run's folder: label, environment, seed, and a hash of all settings and versions."""
         settings = json.dumps([asdict(self), VERSIONS], sort_keys=True, default=str)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
-        slug = re.sub(r"[^\w.+-]+", "-", f"{self.label}_{self.environment}").strip("-")
-        return f"{slug[:_MAX_SLUG]}_{self.seed}_{digest}"
+        return f"{_slug(f'{self.label}_{self.environment}')}_{self.seed}_{digest}"
 
 
 @dataclass(frozen=True)
@@ -120,9 +119,9 @@ def find_study(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    if Path(name).suffix in (".yml", ".yaml") or Path(name).is_dir():
-        raise ValueError(f"there is no study file {name!r}")
     ready = {path.stem: path for path in (configs_folder() / "studies").glob("*.yml")}
+    if name not in ready and (Path(name).suffix in (".yml", ".yaml") or Path(name).is_dir()):
+        raise ValueError(f"there is no study file {name!r}")
     return ready[check_name("study", name, ready)]
 
 
@@ -174,8 +173,8 @@ def quick_study(
     runs = {algo: {"algo": algo} for algo in _distinct("algos", algorithms)}
     content = {"environments": environments, "runs": runs, "seeds": seeds, "n_timesteps": n_timesteps}
     content["gym_packages"] = gym_packages
-    name = re.sub(r"[^\w.+-]+", "-", f"{'+'.join(environments)}_{'+'.join(algorithms)}")
-    return _parse(name[:_MAX_SLUG], {key: value for key, value in content.items() if value is not None})
+    name = _slug(f"{'+'.join(environments)}_{'+'.join(algorithms)}")
+    return _parse(name, {key: value for key, value in content.items() if value is not None})
 
 
 def _parse(name: str, content: object) -> Study:
@@ -204,12 +203,19 @@ def _parse(name: str, content: object) -> Study:
     return Study(name, tuple(runs), _thresholds(content, environments), baseline)
 
 
+def _slug(text: str) -> str:
+    """As part of a file's name."""
+    slug = re.sub(r"[^\w.+-]+", "-", text).strip("-")
+    return slug.encode()[:_MAX_SLUG].decode(errors="ignore")
+
+
 def _digest(module: ModuleType) -> str:
     """Of its code: what is trained in an environment that has been changed since is another run."""
-    paths = [Path(module.__file__)] if module.__file__ else []
+    file = getattr(module, "__file__", None)
+    paths = [Path(file)] if file else []
     for folder in getattr(module, "__path__", []):
         paths += sorted(Path(folder).rglob("*.py"))
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths)).hexdigest()
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths if path.is_file())).hexdigest()
 
 
 def _named_runs(runs: object) -> list[tuple[str, object]]:
@@ -337,7 +343,7 @@ def _positive(what: str, value: object) -> int:
     """Refuse what is not a whole number of at least 1."""
     if not is_whole(value, 1, MAX_TIMESTEPS):
         hint = ""
-        if isinstance(value, str) and re.fullmatch(r"\d+e\d+", value):
+        if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d+", value):
             hint = " (YAML takes it for text: write it out, or with a point and a sign, as 1.0e+6)"
         raise ValueError(f"{what} must be a whole number of at least 1, not {value!r}{hint}")
     return int(value)  # type: ignore[call-overload]

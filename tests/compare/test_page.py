@@ -1,6 +1,7 @@
 """Claim: the printed summary, ``summary.md`` and ``report.html`` say all that was found, and mark up nothing of it."""
 
 import io
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
@@ -16,10 +17,10 @@ from sb3_pgext.compare.study import Evaluation, Run, Study
 
 
 def _study(
-    labels: list[str], seeds: int = 5, environment: str = "X-v0", gym_packages: tuple[str, ...] = ()
+    labels: list[str], seeds: int = 5, environment: str = "X-v0", gym_packages: Collection[str] = ()
 ) -> tuple[Study, pd.DataFrame]:
     runs = tuple(
-        Run(label, "ppo", environment, seed, 100_000, Evaluation(50_000), {}, gym_packages)
+        Run(label, "ppo", environment, seed, 100_000, Evaluation(50_000), {}, dict.fromkeys(gym_packages, ""))
         for seed in range(seeds)
         for label in labels
     )

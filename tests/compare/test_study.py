@@ -1,5 +1,6 @@
 """Claim: a study file gives exactly the runs it names, and a wrong one is refused before anything is trained."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def test_every_setting_changes_the_name_of_a_runs_folder(tmp_path: Path, monkeyp
     assert len({first, *others}) == len(others) + 1
     (tmp_path / "envs_of_study.py").write_text("")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     others.append(name(gym_packages=["envs_of_study"]))
     (tmp_path / "envs_of_study.py").write_text("# another reward")
     others.append(name(gym_packages=["envs_of_study"]))
@@ -148,6 +150,7 @@ def test_labels_that_differ_only_in_marks_have_folders_of_their_own(tmp_path: Pa
         ({"evaluation": {"deterministic": "no"}}, "deterministic must be true or false"),
         ({"threshold": "high"}, "threshold must be a return, not 'high'"),
         ({"gym_packages": ["no_such_envs"]}, "unknown package of environments 'no_such_envs'"),
+        ({"gym_packages": ["sys"], "seeds": 0}, "seeds must be a whole number of at least 1, not 0"),
         ({"runs": {}}, "runs: there is none"),
         ({"runs": None}, "a study: the key 'runs' is missing"),
         ({"runs": ["ppo"]}, "runs must be a mapping"),
@@ -188,7 +191,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_label_may_be_longer_than_a_file_name(tmp_path: Path) -> None:
-    labels = ["a" * 300 + end for end in ("", "b")]
+    labels = ["a" * 300, "a" * 300 + "b", "\u7b56" * 100]
     study = _read(tmp_path, runs={label: {"algo": "ppo"} for label in labels})
     for run in study.runs:
         (tmp_path / f"{run.folder_name}.12345678.partial").mkdir()
@@ -203,9 +206,11 @@ def test_a_file_that_is_no_study_is_refused(content: str, tmp_path: Path) -> Non
         read_study(tmp_path / "mine.yml")
 
 
-def test_a_study_is_found_by_path_or_by_name(tmp_path: Path) -> None:
+def test_a_study_is_found_by_path_or_by_name(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "mine.yml").touch()
     assert find_study(str(tmp_path / "mine.yml")) == tmp_path / "mine.yml"
+    monkeypatch.chdir(tmp_path)
+    Path("demo").mkdir()  # of results
     assert find_study("demo") == configs_folder() / "studies" / "demo.yml"
     with pytest.raises(ValueError, match="unknown study 'demon', did you mean 'demo'"):
         find_study("demon")
