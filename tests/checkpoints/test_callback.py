@@ -66,8 +66,10 @@ class Interrupt(BaseCallback):
 @pytest.mark.parametrize("in_update", [False, True])
 def test_ctrl_c_leaves_the_checkpoints_before(in_update, tmp_path):
     model = small(VPG).learn(600, callback=CheckpointCallback(100, tmp_path / "uninterrupted"))
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with pytest.raises(KeyboardInterrupt):
         small(VPG).learn(600, callback=[CheckpointCallback(100, tmp_path / "a"), Interrupt(400, in_update)])
+    signal.signal(signal.SIGINT, handler)
     other = resume(tmp_path / "a")
     assert other.num_timesteps == 384
     assert_same(model, other.learn(600 - other.num_timesteps, reset_num_timesteps=False))
