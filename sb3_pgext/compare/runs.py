@@ -104,6 +104,7 @@ def _failed(run: Run, folder: Path, error: str, *partial: Path) -> Outcome:
     for path in partial:
         with contextlib.suppress(OSError):  # the disk may be what it failed with
             (path / _ERROR).write_text(error)
+        with contextlib.suppress(OSError):
             path.rename(failed)
     _remove(partial)
     log = failed / "log.txt"
@@ -168,7 +169,8 @@ def execute(run: Run, folder: Path) -> Outcome:
         return Outcome(run, None, final / "log.txt")
     failed = folder / f"{run.folder_name}.failed"
     if failed.is_dir():
-        return Outcome(run, (failed / _ERROR).read_text(), failed / "log.txt")
+        said = failed / _ERROR
+        return Outcome(run, (said.read_text() if said.is_file() else "") or "it failed", failed / "log.txt")
     lost = _partial_folders(run, folder)
     if lost:
         return _failed(run, folder, "its process died", *lost)

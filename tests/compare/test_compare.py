@@ -355,8 +355,13 @@ def test_a_full_disk_is_one_failed_run(monkeypatch, capsys) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr("sb3_pgext.compare.runs._train", full)
-        assert main(["compare", _write(seeds=1), "--backend", "sequential"]) == 1
+        study = _write(seeds=1)
+        patch.setattr(Path, "write_text", full)
+        assert main(["compare", study, "--backend", "sequential"]) == 1
     assert "seed 0: OSError: [Errno 28] No space left on device" in capsys.readouterr().out
+    logs = list(Path("runs/mine/runs").glob("*.failed/log.txt"))
+    assert len(logs) == 2
+    assert all("No space left on device" in log.read_text() for log in logs)
     page = Path("runs/mine/report.html").read_text()
     assert "Runs that failed" in page
     assert "No space left on device" in page
