@@ -15,7 +15,7 @@ from sb3_pgext.algorithms.compiled import compiled_function
 from sb3_pgext.algorithms.graphs import is_plain
 from sb3_pgext.algorithms.nested import leaves, rebuilding, rows
 
-__all__ = ["any_distribution", "differentiable", "evaluated", "evaluation_mode"]
+__all__ = ["any_distribution", "differentiable", "evaluated", "evaluation_mode", "separable_parts"]
 
 AT_ONCE = 1024
 """Rows that go through the networks together: what these keep of each takes more memory than the row itself."""
@@ -56,7 +56,7 @@ def evaluated(policy: BasePolicy, function: Callable[..., Any], batch: tuple[Any
     :param key: everything else that it depends on and that may change, to compile it; None does not
     :return: what the function returns, of all M rows, constant
     """
-    parts = _parts(batch)
+    parts = _parts(batch, AT_ONCE)
     with evaluation_mode(policy):
         compiled = None if key is None else compiled_function(policy, function, parts[0], key)
         n_rows = [len(leaves(part)[0]) for part in parts]  # of the last part, there may be fewer
@@ -70,16 +70,15 @@ def evaluated(policy: BasePolicy, function: Callable[..., Any], batch: tuple[Any
 def differentiable(policy: BasePolicy, function: Callable[..., Any], batch: tuple[Any, ...]) -> Any:
     """
     The same for a gradient that is asked for once. Of a large batch, what the networks keep of each row is computed
-    anew when the gradient is. Where the policy may look at other rows, with parts of a user's own or running
-    statistics, they go through it all at once.
+    anew when the gradient is, in :func:`separable_parts`.
 
     :param policy: the network that the function evaluates
     :param function: see :func:`evaluated`
     :param batch: see :func:`evaluated`
     :return: what the function returns, of all M rows, differentiable
     """
-    parts = _parts(batch)
-    if len(parts) == 1 or not is_plain(policy) or _looks_at_other_rows(policy):
+    parts = separable_parts(policy, batch, AT_ONCE)
+    if len(parts) == 1:
         return function(*batch)
 
     def of_part(*part: Any) -> Any:
@@ -88,14 +87,27 @@ def differentiable(policy: BasePolicy, function: Callable[..., Any], batch: tupl
     return _together([checkpoint(of_part, *part, use_reentrant=False) for part in parts])
 
 
+def separable_parts(policy: BasePolicy, batch: tuple[Any, ...], n_rows: int) -> list[tuple[Any, ...]]:
+    """
+    :param policy: a network
+    :param batch: tensors ``(M, …)``, nested in any way
+    :param n_rows: how many rows go together
+    :return: parts of so many rows, of which the last one may have fewer; the whole batch, as the only one, where the
+        policy may look at other rows than its own while it is trained: with parts of a user's own or running statistics
+    """
+    if not is_plain(policy) or _looks_at_other_rows(policy):
+        return [batch]
+    return _parts(batch, n_rows)
+
+
 def _looks_at_other_rows(policy: BasePolicy) -> bool:
     """Running statistics are buffers; batch norm may do without."""
     return any(True for _ in policy.buffers()) or any(isinstance(m, _BatchNorm) for m in policy.modules())
 
 
-def _parts(batch: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+def _parts(batch: tuple[Any, ...], n_rows: int) -> list[tuple[Any, ...]]:
     rebuild = rebuilding(batch)
-    return [rebuild(iter(part)) for part in zip(*(leaf.split(AT_ONCE) for leaf in leaves(batch)), strict=True)]
+    return [rebuild(iter(part)) for part in zip(*(leaf.split(n_rows) for leaf in leaves(batch)), strict=True)]
 
 
 def _together(results: list[Any]) -> Any:

@@ -30,7 +30,7 @@ from sb3_pgext.algorithms.distributions import (
     kl_divergence,
     log_prob_and_entropy,
 )
-from sb3_pgext.algorithms.evaluation import any_distribution, evaluated
+from sb3_pgext.algorithms.evaluation import any_distribution, evaluated, separable_parts
 from sb3_pgext.algorithms.nested import rows
 from sb3_pgext.algorithms.whole_updates import whole_update
 from sb3_pgext.estimators.natural import (
@@ -51,6 +51,9 @@ TOLERATED_KL = 1.5
 
 MAX_TRIES = 10
 """Lengths that are tried for that, without a line search."""
+
+COMPILED_TOGETHER = 2048
+"""Rows of a compiled product with F: what is kept of more does not stay in the cache, and takes much memory."""
 
 SelfNPG = TypeVar("SelfNPG", bound="NPG")
 
@@ -288,13 +291,23 @@ class NPG(ActorCriticAlgorithm):
     def _compiled_fisher(
         self, steps: Steps, parameters: list[th.nn.Parameter]
     ) -> Callable[[th.Tensor], th.Tensor] | None:
-        """v → F v, compiled; None where that cannot be."""
+        """v → F v, compiled, as the mean over parts of the steps; None where that cannot be."""
 
         def geometry(observations: PyTorchObs, actions: th.Tensor) -> tuple[Tangents, Metric]:
             distribution = self.policy.get_distribution(observations)
             return self._geometry(distribution, distribution.log_prob(actions))
 
-        return compiled_fisher(self.policy, parameters, geometry, (steps.observations, steps.actions), self.fisher)
+        parts = separable_parts(self.policy, (steps.observations, steps.actions), COMPILED_TOGETHER)
+        shares = [len(part[1]) / len(steps.advantages) for part in parts]
+        products = []
+        for share, part in zip(shares, parts, strict=True):
+            if share < shares[0]:  # what is left over is not worth a graph of its own
+                products.append(fisher_vector_product(*geometry(*part), parameters))
+            elif (product := compiled_fisher(self.policy, parameters, geometry, part, self.fisher)) is not None:
+                products.append(product)
+            else:
+                return None
+        return lambda v: th.stack([share * f(v) for share, f in zip(shares, products, strict=True)]).sum(0)
 
     def _objective(self, log_prob: th.Tensor, entropy: th.Tensor, steps: Steps) -> Objective:
         surrogate = unclipped_surrogate((log_prob - steps.old_log_prob).exp(), steps.advantages)

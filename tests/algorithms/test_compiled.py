@@ -1,5 +1,6 @@
 """Claim: compiled updates compute what the uncompiled ones do, and where they cannot, say so and do without."""
 
+import functools
 import warnings
 
 import pytest
@@ -11,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
 from sb3_pgext.algorithms import graphs as module
+from sb3_pgext.algorithms import npg as npg_module
 from sb3_pgext.algorithms.base import policy_parameters
 from sb3_pgext.algorithms.compiled import compiled_acting
 from sb3_pgext.rollouts.acting import unvalidated_distributions
@@ -445,6 +447,26 @@ def test_the_same_products_with_the_fisher_matrix(options, fisher):
 @pytest.mark.filterwarnings("error:compile=True")
 def test_the_same_products_compiled():
     assert_same_products(with_rollout(npg(False)))
+
+
+@pytest.mark.parametrize("fisher", ["exact", "empirical"])
+@pytest.mark.parametrize("together", [11, 8, 7])  # of 22 steps: without a remainder, with a large one, and of one step
+@pytest.mark.filterwarnings("error:compile=True")
+def test_the_same_products_in_parts(fisher, together, monkeypatch):
+    monkeypatch.setattr(npg_module, "COMPILED_TOGETHER", together)
+    model = with_rollout(npg(False, fisher=fisher))
+    assert len(model._steps().advantages) == 22
+    assert_same_products(model)
+    (shapes,) = {key[0][-1] for key in module._graphs[model.policy] if key[0][0] == "fisher"}
+    assert any(shape == (together, *VECTOR.shape) for shape, *_ in shapes), "the graph is of a part"
+
+
+@pytest.mark.filterwarnings("error:compile=True")
+def test_products_of_a_policy_that_looks_at_other_rows(monkeypatch):
+    """Batch norm over the minibatch: parts would have means of their own."""
+    norm = functools.partial(th.nn.BatchNorm1d, 64, track_running_stats=False)
+    monkeypatch.setattr(npg_module, "COMPILED_TOGETHER", 11)
+    assert_same_products(with_rollout(npg(False, policy_kwargs={"activation_fn": norm})))
 
 
 @pytest.mark.filterwarnings("error:compile=True")
