@@ -80,6 +80,8 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 def _train(study: Study, folder: Path, jobs: int, backend: str, console: Console, outcomes: list[Outcome]) -> None:
     """Train what is missing; how it ended is appended to the outcomes."""
+    for note in study.notes:
+        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
     missing = [run for run in study.runs if not finished(run, folder)]
     if len(missing) < len(study.runs):
         console.print(f"{len(study.runs) - len(missing)} of {len(study.runs)} runs have been trained before")

@@ -16,8 +16,9 @@ from rl_zoo3 import ALGOS
 
 import sb3_pgext
 from sb3_pgext.algorithms.base import MAX_NUMBER
-from sb3_pgext.zoo import check_environment, check_name, configs_folder, read_config
+from sb3_pgext.zoo import check_environment, check_name, config_path, configs_folder, read_config
 from sb3_pgext.zoo.configs import MAX_TIMESTEPS, check_keys, check_required, check_values, is_whole
+from sb3_pgext.zoo.experiments import ATARI, DEFAULT, entry_for
 from sb3_pgext.zoo.names import import_environments
 
 VERSIONS = {"sb3-pgext": sb3_pgext.__version__} | {
@@ -88,12 +89,14 @@ class Study:
     :param runs: its runs; all labels of one environment and seed stand together
     :param thresholds: for some environments, the mean return to be reached
     :param baseline: label that the others are compared with; None for the first
+    :param notes: on configurations that are not of the environment that they are used for
     """
 
     name: str
     runs: tuple[Run, ...]
     thresholds: Mapping[str, float]
     baseline: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def environments(self) -> list[str]:
@@ -200,7 +203,23 @@ def _parse(name: str, content: object) -> Study:
     baseline = content.get("baseline")
     if baseline is not None:
         check_name("label of baseline", baseline, dict.fromkeys(run.label for run in runs))
-    return Study(name, tuple(runs), _thresholds(content, environments), baseline)
+    return Study(name, tuple(runs), _thresholds(content, environments), baseline, _notes(runs))
+
+
+def _notes(runs: list[Run]) -> tuple[str, ...]:
+    """Which labels are trained with a configuration that is of another environment, or of none."""
+    untuned: dict[tuple[str, str], list[str]] = {}
+    other: dict[str, dict[str, str]] = {}
+    for run in (run for run in runs if run.seed == runs[0].seed):
+        entry = entry_for(run.environment, str(config_path(run.algo)))
+        if entry == DEFAULT:
+            untuned.setdefault((run.label, run.algo), []).append(run.environment)
+        elif entry not in (run.environment, DEFAULT, ATARI):
+            other.setdefault(run.label, {})[run.environment] = entry
+    return (
+        *(f"{label} on {', '.join(on)}: as configured for {', '.join(on.values())}" for label, on in other.items()),
+        *(f"{label} on {', '.join(on)}: as {algo} is by default, untuned" for (label, algo), on in untuned.items()),
+    )
 
 
 def _slug(text: str) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 import rl_zoo3
 import yaml
 from rl_zoo3 import ALGOS
-from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_pgext
 from sb3_pgext.algorithms.base import MAX_COUNT, require
+from sb3_pgext.zoo.experiments import Experiment
 from sb3_pgext.zoo.names import nearest
 from sb3_pgext.zoo.registration import ALGORITHMS
 from sb3_pgext.zoo.vec_envs import VEC_ENVS
@@ -195,7 +195,8 @@ def _check_arguments(algorithm: type[BaseAlgorithm], config: Mapping[str, Any]) 
 
 def read_config(algo: str, env_id: str, conf_file: str | None = None) -> dict[str, Any]:
     """
-    Read the hyperparameters of an algorithm for an environment, as rl_zoo3 reads them.
+    Read the hyperparameters of an algorithm for an environment, as rl_zoo3 reads them, or of another version of it: see
+    :func:`~sb3_pgext.zoo.experiments.entry_for`.
 
     :param algo: zoo key of the algorithm
     :param env_id: a registered environment
@@ -206,7 +207,7 @@ def read_config(algo: str, env_id: str, conf_file: str | None = None) -> dict[st
     """
     conf_file = conf_file or str(config_path(algo))
     _check_readable(conf_file)
-    manager = ExperimentManager(Namespace(), algo, env_id, log_folder="logs", config=conf_file)
+    manager = Experiment(Namespace(), algo, env_id, log_folder="logs", config=conf_file)
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             config = dict(manager.read_hyperparameters()[0])

@@ -1,8 +1,10 @@
 """Models as rl_zoo3 makes them from a configuration: with its wrappers, schedules and normalisation."""
 
 import contextlib
+import re
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,41 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_pgext.zoo.names import check_environment, check_name
 from sb3_pgext.zoo.vec_envs import VEC_ENVS, VecEnvFactory, vec_env_class
 
+ATARI, DEFAULT = "atari", "default"
+"""Entries of a configuration file that are of no one environment."""
+
+
+def entry_for(env_id: str, conf_file: str) -> str:
+    """
+    Which entry of a configuration file holds for an environment.
+
+    :param env_id: a registered environment
+    :param conf_file: a configuration file. What is not YAML is taken as rl_zoo3 takes it
+    :return: its own id, :data:`ATARI`, the id of the latest other version of it, or :data:`DEFAULT`
+    """
+    if Path(conf_file).suffix not in (".yml", ".yaml"):
+        return env_id
+    entries = _entries(conf_file, Path(conf_file).stat().st_mtime_ns)
+    if not entries or env_id in entries:
+        return env_id
+    if ATARI in entries and ExperimentManager.is_atari(env_id):
+        return ATARI
+    name = re.escape(re.sub(r"-v\d+$", "", env_id))
+    versions = {int(match[1]): entry for entry in entries if (match := re.fullmatch(rf"{name}-v(\d+)", entry))}
+    return versions[max(versions)] if versions else DEFAULT
+
+
+@lru_cache
+def _entries(conf_file: str, changed: int) -> frozenset[str]:
+    """Their names; none where there is no mapping, which rl_zoo3 then says. It takes a while to read each time."""
+    content = yaml.safe_load(Path(conf_file).read_text())
+    return frozenset(map(str, content)) if isinstance(content, Mapping) else frozenset()
+
 
 class Experiment(ExperimentManager):
     """
     rl_zoo3's experiment; its configuration may also say which kind of vectorised environment it has: ``vec_env``.
+    An environment without an entry in it gets that of another version, such as HalfCheetah-v4's: :func:`entry_for`.
 
     :param arguments: rl_zoo3's
     :param vec_env: the kind, laid over the configuration; None for what it says
@@ -30,6 +63,18 @@ class Experiment(ExperimentManager):
         if vec_env is not None:
             self.custom_hyperparams = {**(self.custom_hyperparams or {}), "vec_env": vec_env}
         self._vec_env: str | None = None
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """rl_zoo3 reads those of ``env_name``."""
+        own = self.env_name
+        entry = entry_for(own.gym_id, self.config)
+        if entry not in (own.gym_id, ATARI, DEFAULT):
+            print(f"{own.gym_id} has none there: those of {entry}")
+            self.env_name = type(own)(entry)
+        try:
+            return super().read_hyperparameters()
+        finally:
+            self.env_name = own
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         if "vec_env" in hyperparams:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -140,6 +141,13 @@ def test_a_heading_has_something_under_it(tmp_path: Path) -> None:
     write_pages(study, _tables(study, results), [figure], [], tmp_path)
     assert "<h2>Results</h2>" in (tmp_path / "report.html").read_text()
     assert "## Figures" in (tmp_path / "summary.md").read_text()
+
+
+def test_the_pages_say_whose_configurations_are_used(tmp_path: Path) -> None:
+    study = replace(_study(["a"])[0], notes=("a on X-v1: as configured for X-v0",))
+    write_pages(study, [], [], [], tmp_path)
+    for name in ("report.html", "summary.md"):
+        assert "Note: a on X-v1: as configured for X-v0." in (tmp_path / name).read_text()
 
 
 def test_the_report_names_the_modules_of_the_environments(tmp_path: Path) -> None:

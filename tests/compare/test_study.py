@@ -45,6 +45,18 @@ def test_a_runs_settings_are_the_zoos_with_the_studys_on_top(tmp_path: Path) -> 
     assert zoo.get("gamma") != 0.5
 
 
+def test_a_configuration_of_another_environment_is_used_with_a_note(tmp_path: Path) -> None:
+    pytest.importorskip("mujoco")
+    runs = {"theirs": {"algo": "trpo"}, "ours": {"algo": "npg"}}
+    environments = ["Swimmer-v5", "CartPole-v1", "Reacher-v5", "HalfCheetah-v5"]
+    study = _read(tmp_path, runs=runs, environments=environments)
+    assert study.notes == (
+        "theirs on Swimmer-v5, HalfCheetah-v5: as configured for Swimmer-v4, HalfCheetah-v4",
+        "theirs on Reacher-v5: as trpo is by default, untuned",
+    )
+    assert next(run.config["gamma"] for run in study.runs if run.label == "theirs") == 0.9999  # Swimmer-v4's
+
+
 def test_a_parameter_set_to_null_is_taken_out_of_the_configuration(tmp_path: Path) -> None:
     runs = {
         "no critic": {

@@ -154,3 +154,20 @@ def test_a_missing_file_or_module_is_named(name: str) -> None:
 def test_a_python_file_is_read_as_rl_zoo3_reads_it(tmp_path: Path) -> None:
     path = _write(tmp_path / "mine.py", f"hyperparams = {{'CartPole-v1': {_MINIMAL}}}")
     assert read_config("reinforce", "CartPole-v1", path) == _MINIMAL
+
+
+@pytest.mark.parametrize(
+    ("known", "entry"),
+    [
+        (["Pendulum-v1", "Pendulum-v0", "default"], "Pendulum-v1"),
+        (["Pendulum-v0", "Pendulum-v10", "Pendulum-v9", "default"], "Pendulum-v10"),
+        (["InvertedPendulum-v1", "Pendulum-v0-x", "PendulumXv1", "default"], "default"),
+        (["default", "atari"], "default"),
+    ],
+)
+def test_the_latest_other_version_of_an_environment_comes_before_the_default(known, entry, tmp_path: Path) -> None:
+    path = tmp_path / "vpg.yml"
+    _write(path, {name: _MINIMAL | {"n_steps": 2 + i} for i, name in enumerate(known)})
+    assert read_config("vpg", "Pendulum-v1", str(path))["n_steps"] == 2 + known.index(entry)
+    _write(path, {name: _MINIMAL | {"n_steps": 2 + i} for i, name in enumerate(["Pendulum-v1", *known[1:]])})
+    assert read_config("vpg", "Pendulum-v1", str(path))["n_steps"] == 2, "the file has changed"
