@@ -1,6 +1,6 @@
 """Why the natural gradient: softmax policy gradient against exponential weights on two arms (lecture 004).
 
-usage: python examples/softmax_bandit.py [--seeds 1000] [--out docs/results/softmax_bandit]
+usage: python examples/softmax_bandit.py [--seeds 1000] [--out runs/softmax_bandit]
 
 Rewards are Bernoulli(0.6) and Bernoulli(0.4), both seen in each of 1,000 rounds (the lecture's expert setting); the
 first policy is [0.0001, 0.9999], so nearly all on the worse arm. Per round, with the advantage A(a) = r(a) - π·r,

@@ -128,7 +128,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_variance(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--algo", default="reinforce", help="zoo key (default: reinforce)")
+    parser.add_argument("--algo", default="reinforce", help="reinforce (default), vpg or ispg")
     parser.add_argument("--env", default="CartPole-v1", help="environment id (default: CartPole-v1)")
     parser.add_argument(
         "--gym-packages", nargs="+", default=(), metavar="MODULE", help="modules that register environments"

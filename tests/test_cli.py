@@ -176,6 +176,15 @@ def test_help_of_train_is_rl_zoo3s(capsys) -> None:
     assert "reinforce" in out
 
 
+@pytest.mark.parametrize("command", ["enjoy", "record-video"])
+def test_help_names_trust(command, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    out = capsys.readouterr().out
+    assert "--trust" in out
+    assert "--load-checkpoint" in out
+
+
 def test_version_in_a_process_of_its_own() -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "sb3_pgext.cli", "--version"], capture_output=True, text=True, check=True

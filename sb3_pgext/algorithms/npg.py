@@ -411,6 +411,9 @@ class NPG(ActorCriticAlgorithm):
             reason = "(the default) without line_search=True"
             arguments["line_search_shrinking_factor"] = (0.8, reason)
             arguments["line_search_max_iter"] = (10, reason)
+        elif self.line_search_max_iter == 1:
+            reason = "(the default) with line_search_max_iter=1: no second length is tried"
+            arguments["line_search_shrinking_factor"] = (0.8, reason)
         return arguments
 
     def learn(

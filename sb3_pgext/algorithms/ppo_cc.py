@@ -153,7 +153,7 @@ class ClippedCriticPPO(CompilingAlgorithm, FixedLengthAlgorithm, PPO):
     adds the clipped critic of the lecture and the original implementations, and the KL-penalised surrogates.
 
     With ``value_clip="none"`` it is SB3's PPO with ``clip_range_vf=None``, with ``value_clip="clip"`` SB3's PPO with
-    that ``clip_range_vf``: same seed, same parameters, up to rounding.
+    that ``clip_range_vf``: same seed, same parameters, to the bit (with ``compile=True`` up to rounding).
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, MultiInputPolicy, or an ActorCriticPolicy class)
     :param env: The environment to learn from (if registered in Gym, can be str)

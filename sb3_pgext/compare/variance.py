@@ -22,6 +22,7 @@ from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_pgext.algorithms.base import require
 from sb3_pgext.compare.display import LINE_SECONDS
 from sb3_pgext.compare.plots import plot_variances
 from sb3_pgext.compare.study import merge
@@ -108,7 +109,11 @@ def parse_study(
     :return: the study, each of its values known to be allowed
     :raises ValueError: a name is unknown, or a value not allowed
     """
-    check_name("algorithm", algo, [key for key, known in ALGORITHMS.items() if hasattr(known, "estimate_options")])
+    check_name("algorithm", algo, ALGORITHMS)
+    measurable = [key for key, known in ALGORITHMS.items() if hasattr(known, "estimate_options")]
+    require(
+        algo in measurable, "--algo", algo, f"{', '.join(measurable)}, whose update is one estimate of the gradient"
+    )
     import_environments(gym_packages)
     check_environment(environment)
     option, separator, values = vary.partition("=")
@@ -117,7 +122,7 @@ def parse_study(
     check_name("option to vary", option, ALGORITHMS[algo].estimate_options)  # type: ignore[attr-defined]
     if n_batches < 3:
         raise ValueError(f"--batches {n_batches}: allowed is a whole number >= 3")
-    check_keys(algo, params or {}, "-params")
+    check_keys(algo, params or {}, "--params")
     parsed = tuple(parse_value(value) for value in values.split(","))
     if reference is not None and parse_value(reference) not in parsed:
         raise ValueError(f"--reference {reference}: allowed is one of the values of {option}: {values}")

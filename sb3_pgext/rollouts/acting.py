@@ -146,7 +146,7 @@ def require_finite(what: str, array: Any, n_steps: int, env_index: int | None = 
         if bad.any():
             e = int(np.argmax(bad))
             raise ValueError(
-                f"{what}={rows[e]!r} of sub-environment {e if env_index is None else env_index} at vector step "
+                f"{what}={rows[e]} of sub-environment {e if env_index is None else env_index} at vector step "
                 f"{n_steps} of this rollout: allowed are finite numbers only"
             )
 

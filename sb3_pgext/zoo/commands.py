@@ -118,6 +118,7 @@ def _run_with_trained(
     it.
     """
     if _asks_for_help(arguments):
+        print(_trust_flag().format_help())
         return _run(command, name, arguments)
     own, arguments = _trust_flag().parse_known_args(arguments)
     flags = _known_flags(_trained_flags(), arguments)
@@ -159,9 +160,10 @@ def _own_flags() -> argparse.ArgumentParser:
         "--checkpoint-every",
         type=int,
         metavar="N",
-        help=f"environment steps between two checkpoints (default: {_CHECKPOINT_EVERY}; if negative, none)",
+        help=f"of our algorithms: steps between two checkpoints (default: {_CHECKPOINT_EVERY}; if negative, none)",
     )
-    parser.add_argument("--vec-env", metavar="KIND", help=f"of vectorised environment: {', '.join(VEC_ENVS)}")
+    kinds = f"of vectorised environment: {', '.join(VEC_ENVS)} (not only rl_zoo3's, below)"
+    parser.add_argument("--vec-env", metavar="KIND", help=kinds)
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with the training in this folder of a run")
     return parser
 

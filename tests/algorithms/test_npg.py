@@ -346,6 +346,10 @@ def test_bad_values(parameters, named):
         ({"step_rule": "fixed", "target_kl": 0.2}, "target_kl=0.2.*line_search=False"),
         ({"line_search_shrinking_factor": 0.5}, "line_search_shrinking_factor=0.5.*line_search=True"),
         ({"line_search_max_iter": 5}, "line_search_max_iter=5.*line_search=True"),
+        (
+            {"line_search": True, "line_search_max_iter": 1, "line_search_shrinking_factor": 0.1},
+            "line_search_shrinking_factor=0.1.*line_search_max_iter=1",
+        ),
     ],
 )
 def test_arguments_without_effect(parameters, named):
