@@ -211,7 +211,9 @@ def _split(
     :param n_first: number of first arguments
     :return: first arguments → all that depends on them alone and is needed further; that and the others → results
     """
-    traced = make_fx(functionalize(traced))(*arguments)  # nothing may change in place what is computed once
+    # Nothing may change in place what is computed once. (Tracing anew takes all of its memory again.)
+    if any(map(_changes_in_place, traced.graph.nodes)):
+        traced = make_fx(functionalize(traced))(*arguments)
     traced.graph.eliminate_dead_code()
     nodes = list(traced.graph.nodes)
     placeholders = [node for node in nodes if node.op == "placeholder"]
@@ -297,6 +299,10 @@ def _is_constant(traced: th.fx.GraphModule, node: th.fx.Node) -> bool:
 
 def _draws(node: th.fx.Node) -> bool:
     return th.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _changes_in_place(node: th.fx.Node) -> bool:
+    return isinstance(node.target, th._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _state_of(module: th.nn.Module) -> list[Any]:
