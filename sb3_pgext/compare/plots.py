@@ -278,7 +278,7 @@ def _legend_title(results: pd.DataFrame) -> str:
     seeds = "–".join(map(str, dict.fromkeys((n_seeds.min(), n_seeds.max()))))
     if enough_seeds(results):
         return f"line: interquartile mean of {seeds} seeds, band: 95 % bootstrap interval"
-    return f"line: mean of {seeds} seeds, band: lowest to highest seed"
+    return "line: one seed" if seeds == "1" else f"line: mean of {seeds} seeds, band: lowest to highest seed"
 
 
 _STATISTICS = {

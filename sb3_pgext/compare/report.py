@@ -193,7 +193,7 @@ def _table(environment: str, rows: Sequence[Mapping[Any, Any]], threshold: float
         columns["steps"] = lambda row: f"{row['timesteps']:,}"
     columns["steps/s"] = lambda row: f"{row['steps_per_second']:,.0f}"
     columns["time"] = lambda row: f"{row['seconds']:.1f} s"
-    title = f"{environment}, {'-'.join(map(str, seeds))} seeds"
+    title = f"{environment}, {'-'.join(map(str, seeds))} seed{'' if seeds == [1] else 's'}"
     return SummaryTable(title, list(columns), [[cell(row) for cell in columns.values()] for row in rows], caption)
 
 

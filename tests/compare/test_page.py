@@ -89,6 +89,12 @@ def test_students_intervals_are_not_said_to_be_too_narrow() -> None:
     assert "narrow" not in table.caption
 
 
+@pytest.mark.parametrize(("seeds", "title"), [(1, "X-v0, 1 seed"), (2, "X-v0, 2 seeds")])
+def test_the_title_counts_the_seeds(seeds: int, title: str) -> None:
+    study, results = _study(["a"], seeds)
+    assert summary_tables(study, summary_table(study, results))[0].title == title
+
+
 _MARKED_UP = [
     "*bold* [x](http://y) `c`",
     "_a_ __b__ ~~c~~ a|b",

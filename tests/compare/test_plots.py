@@ -161,6 +161,7 @@ def test_the_legend_names_also_what_only_one_panel_shows() -> None:
 
 def test_the_legend_says_what_line_and_band_are() -> None:
     for seeds, text in (
+        (1, "line: one seed"),
         (3, "mean of 3 seeds, band: lowest to highest"),
         (5, "interquartile mean of 5 seeds, band: 95 %"),
     ):
