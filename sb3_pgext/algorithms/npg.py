@@ -53,7 +53,7 @@ MAX_TRIES = 10
 """Lengths that are tried for that, without a line search."""
 
 COMPILED_TOGETHER = 2048
-"""Rows of a compiled product with F: what is kept of more does not stay in the cache, and takes much memory."""
+"""Rows of a compiled product with F at most: what is kept of more does not stay in the cache, and takes much memory."""
 
 SelfNPG = TypeVar("SelfNPG", bound="NPG")
 
@@ -297,8 +297,10 @@ class NPG(ActorCriticAlgorithm):
             distribution = self.policy.get_distribution(observations)
             return self._geometry(distribution, distribution.log_prob(actions))
 
-        parts = separable_parts(self.policy, (steps.observations, steps.actions), COMPILED_TOGETHER)
-        shares = [len(part[1]) / len(steps.advantages) for part in parts]
+        n_steps = len(steps.advantages)
+        together = math.ceil(n_steps / math.ceil(n_steps / COMPILED_TOGETHER))  # so that little is left over
+        parts = separable_parts(self.policy, (steps.observations, steps.actions), together)
+        shares = [len(part[1]) / n_steps for part in parts]
         products = []
         for share, part in zip(shares, parts, strict=True):
             if share < shares[0]:  # what is left over is not worth a graph of its own

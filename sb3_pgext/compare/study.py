@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -203,23 +203,25 @@ def _parse(name: str, content: object) -> Study:
     baseline = content.get("baseline")
     if baseline is not None:
         check_name("label of baseline", baseline, dict.fromkeys(run.label for run in runs))
-    return Study(name, tuple(runs), _thresholds(content, environments), baseline, _notes(runs))
+    notes = configuration_notes((run.label, run.algo, run.environment) for run in runs)
+    return Study(name, tuple(runs), _thresholds(content, environments), baseline, notes)
 
 
-def _notes(runs: list[Run]) -> tuple[str, ...]:
-    """Which labels are trained with a configuration that is of another environment, or of none."""
-    untuned: dict[tuple[str, str], list[str]] = {}
-    other: dict[str, dict[str, str]] = {}
-    for run in (run for run in runs if run.seed == runs[0].seed):
-        entry = entry_for(run.environment, str(config_path(run.algo)))
-        if entry == DEFAULT:
-            untuned.setdefault((run.label, run.algo), []).append(run.environment)
-        elif entry not in (run.environment, DEFAULT, ATARI):
-            other.setdefault(run.label, {})[run.environment] = entry
-    return (
-        *(f"{label} on {', '.join(on)}: as configured for {', '.join(on.values())}" for label, on in other.items()),
-        *(f"{label} on {', '.join(on)}: as {algo} is by default, untuned" for (label, algo), on in untuned.items()),
-    )
+def configuration_notes(trained: Iterable[tuple[str, str, str]], conf_file: str | None = None) -> tuple[str, ...]:
+    """
+    Which are trained with a configuration that is of another version of their environment, or of none.
+
+    :param trained: label, zoo key of the algorithm and environment of each
+    :param conf_file: the configuration file; None for those of the algorithms
+    :return: a note for each label
+    """
+    origins: dict[str, list[str]] = {}
+    for label, algo, env_id in dict.fromkeys(trained):
+        entry = entry_for(env_id, conf_file or str(config_path(algo)))
+        if entry not in (env_id, ATARI):
+            origin = f"{algo}'s default, untuned" if entry == DEFAULT else f"that of {entry}"
+            origins.setdefault(label, []).append(f"for {env_id} {origin}")
+    return tuple(f"the configuration of {label} is {', '.join(each)}" for label, each in origins.items())
 
 
 def _slug(text: str) -> str:

@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_pgext.algorithms.base import require
 from sb3_pgext.compare.display import LINE_SECONDS
 from sb3_pgext.compare.plots import plot_variances
-from sb3_pgext.compare.study import merge
+from sb3_pgext.compare.study import configuration_notes, merge
 from sb3_pgext.diagnostics import Interval, estimated_gradient, gradient_samples, gradient_statistics, set_options
 from sb3_pgext.envs import TabularMDP
 from sb3_pgext.zoo import ALGORITHMS, check_environment, check_name, read_config
@@ -62,6 +62,7 @@ class VarianceStudy:
     :param common: options that all values share although the configuration says otherwise, because one of the values
         allows nothing else: the estimates are to differ in one ingredient
     :param gym_packages: modules that register the environment
+    :param notes: on a configuration that is not of the environment
     """
 
     algo: str
@@ -76,6 +77,7 @@ class VarianceStudy:
     reference: Any = None
     common: Mapping[str, Any] = field(default_factory=dict)
     gym_packages: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def parse_study(
@@ -138,6 +140,7 @@ def parse_study(
         seed,
         None if reference is None else parse_value(reference),
         gym_packages=tuple(gym_packages),
+        notes=configuration_notes([(algo, algo, environment)], conf_file),
     )
     return replace(study, common=_check_values(study))
 
@@ -160,6 +163,8 @@ def variance(study: VarianceStudy, out: Path | None = None, jobs: int | None = N
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
+    for note in study.notes:
+        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
     for name, value in study.common.items():
         console.print(f"{name}={value!r} for all values of {study.option}, so that they differ in nothing else")
     normalized = {**study.config, **study.common}.get("normalize_advantage", False)

@@ -118,7 +118,7 @@ def _run_with_trained(
     it.
     """
     if _asks_for_help(arguments):
-        print(_trust_flag().format_help())
+        print(_trust_flag(f"sb3-pgext {name}").format_help())
         return _run(command, name, arguments)
     own, arguments = _trust_flag().parse_known_args(arguments)
     flags = _known_flags(_trained_flags(), arguments)
@@ -141,8 +141,8 @@ def _asks_for_help(arguments: Sequence[str]) -> bool:
     return "-h" in arguments or "--help" in arguments
 
 
-def _trust_flag() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sb3-pgext", add_help=False, allow_abbrev=False)
+def _trust_flag(command: str = "sb3-pgext") -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=command, add_help=False, allow_abbrev=False)
     parser.add_argument("--trust", action="store_true", help="run code that is in the saved run")
     return parser
 

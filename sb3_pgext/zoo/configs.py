@@ -17,7 +17,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_pgext
 from sb3_pgext.algorithms.base import MAX_COUNT, require
-from sb3_pgext.zoo.experiments import Experiment
+from sb3_pgext.zoo.experiments import Experiment, entry_for
 from sb3_pgext.zoo.names import nearest
 from sb3_pgext.zoo.registration import ALGORITHMS
 from sb3_pgext.zoo.vec_envs import VEC_ENVS
@@ -213,7 +213,7 @@ def read_config(algo: str, env_id: str, conf_file: str | None = None) -> dict[st
             config = dict(manager.read_hyperparameters()[0])
         except (yaml.YAMLError, AttributeError, TypeError) as error:
             raise ValueError(f"{conf_file}: not a configuration by environment: {error}") from error
-    where = f"{conf_file}: {env_id}"
+    where = f"{conf_file}: {entry_for(env_id, conf_file)}"
     check_keys(algo, config, where)
     check_required(config, where)
     check_values(algo, config, where)

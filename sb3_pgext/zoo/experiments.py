@@ -20,6 +20,8 @@ from sb3_pgext.zoo.vec_envs import VEC_ENVS, VecEnvFactory, vec_env_class
 ATARI, DEFAULT = "atari", "default"
 """Entries of a configuration file that are of no one environment."""
 
+_WRAPPERS = {"env_wrapper", "vec_env_wrapper", "callback"}
+
 
 def entry_for(env_id: str, conf_file: str) -> str:
     """
@@ -27,25 +29,27 @@ def entry_for(env_id: str, conf_file: str) -> str:
 
     :param env_id: a registered environment
     :param conf_file: a configuration file. What is not YAML is taken as rl_zoo3 takes it
-    :return: its own id, :data:`ATARI`, the id of the latest other version of it, or :data:`DEFAULT`
+    :return: its own id, :data:`ATARI`, the id of the latest other version of it that is not wrapped (wrappers are for
+        the one version), or :data:`DEFAULT`
     """
     if Path(conf_file).suffix not in (".yml", ".yaml"):
         return env_id
-    entries = _entries(conf_file, Path(conf_file).stat().st_mtime_ns)
+    entries = _entries(Path(conf_file).read_text())
     if not entries or env_id in entries:
         return env_id
     if ATARI in entries and ExperimentManager.is_atari(env_id):
         return ATARI
     name = re.escape(re.sub(r"-v\d+$", "", env_id))
-    versions = {int(match[1]): entry for entry in entries if (match := re.fullmatch(rf"{name}-v(\d+)", entry))}
+    bare = [entry for entry, config in entries.items() if isinstance(config, Mapping) and not _WRAPPERS & config.keys()]
+    versions = {int(match[1]): entry for entry in bare if (match := re.fullmatch(rf"{name}-v(\d+)", str(entry)))}
     return versions[max(versions)] if versions else DEFAULT
 
 
 @lru_cache
-def _entries(conf_file: str, changed: int) -> frozenset[str]:
-    """Their names; none where there is no mapping, which rl_zoo3 then says. It takes a while to read each time."""
-    content = yaml.safe_load(Path(conf_file).read_text())
-    return frozenset(map(str, content)) if isinstance(content, Mapping) else frozenset()
+def _entries(text: str) -> Mapping[str, object]:
+    """Of a file's text, which takes a while; none where there is no mapping, which rl_zoo3 then says."""
+    content = yaml.safe_load(text)
+    return content if isinstance(content, Mapping) else {}
 
 
 class Experiment(ExperimentManager):
@@ -69,7 +73,7 @@ class Experiment(ExperimentManager):
         own = self.env_name
         entry = entry_for(own.gym_id, self.config)
         if entry not in (own.gym_id, ATARI, DEFAULT):
-            print(f"{own.gym_id} has none there: those of {entry}")
+            print(f"{self.config} has no entry {own.gym_id}: that of {entry} is used")
             self.env_name = type(own)(entry)
         try:
             return super().read_hyperparameters()

@@ -150,10 +150,10 @@ def test_a_heading_has_something_under_it(tmp_path: Path) -> None:
 
 
 def test_the_pages_say_whose_configurations_are_used(tmp_path: Path) -> None:
-    study = replace(_study(["a"])[0], notes=("a on X-v1: as configured for X-v0",))
+    study = replace(_study(["a"])[0], notes=("the configuration of a is for X-v1 that of X-v0",))
     write_pages(study, [], [], [], tmp_path)
     for name in ("report.html", "summary.md"):
-        assert "Note: a on X-v1: as configured for X-v0." in (tmp_path / name).read_text()
+        assert "Note: the configuration of a is for X-v1 that of X-v0." in (tmp_path / name).read_text()
 
 
 def test_the_report_names_the_modules_of_the_environments(tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def test_a_configuration_of_another_environment_is_used_with_a_note(tmp_path: Pa
     environments = ["Swimmer-v5", "CartPole-v1", "Reacher-v5", "HalfCheetah-v5"]
     study = _read(tmp_path, runs=runs, environments=environments)
     assert study.notes == (
-        "theirs on Swimmer-v5, HalfCheetah-v5: as configured for Swimmer-v4, HalfCheetah-v4",
-        "theirs on Reacher-v5: as trpo is by default, untuned",
+        "the configuration of theirs is for Swimmer-v5 that of Swimmer-v4, for Reacher-v5 trpo's default, untuned, "
+        "for HalfCheetah-v5 that of HalfCheetah-v4",
     )
     assert next(run.config["gamma"] for run in study.runs if run.label == "theirs") == 0.9999  # Swimmer-v4's
 

@@ -58,7 +58,10 @@ def test_values_differ_in_the_option_alone(tmp_path, capsys):
     table = measure(tmp_path, vary="baseline=none,optimal", conf_file=str(conf))
     plain = measure(tmp_path, vary="baseline=none", conf_file=str(conf), params={"normalize_advantage": None})
     assert table["trace"][0] == plain["trace"][0]
-    assert "normalize_advantage=False for all values of baseline" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "normalize_advantage=False for all values of baseline" in printed
+    assert "note: the configuration of reinforce is for" in printed
+    assert "reinforce's default, untuned" in printed
 
 
 def test_normalized_advantages_are_pointed_out(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Claim: every configuration that we ship is valid and makes a model, and an invalid one is refused by name."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,5 +170,24 @@ def test_the_latest_other_version_of_an_environment_comes_before_the_default(kno
     path = tmp_path / "vpg.yml"
     _write(path, {name: _MINIMAL | {"n_steps": 2 + i} for i, name in enumerate(known)})
     assert read_config("vpg", "Pendulum-v1", str(path))["n_steps"] == 2 + known.index(entry)
+    changed = path.stat().st_mtime_ns
     _write(path, {name: _MINIMAL | {"n_steps": 2 + i} for i, name in enumerate(["Pendulum-v1", *known[1:]])})
+    os.utime(path, ns=(changed, changed))
     assert read_config("vpg", "Pendulum-v1", str(path))["n_steps"] == 2, "the file has changed"
+
+
+@pytest.mark.parametrize("key", ["env_wrapper", "vec_env_wrapper", "callback"])
+def test_what_is_wrapped_is_of_its_own_version_alone(key, tmp_path: Path) -> None:
+    path = tmp_path / "vpg.yml"
+    wrapped = _MINIMAL | {key: "ae.wrapper.AutoencoderWrapper"}
+    _write(path, {"Pendulum-v0": _MINIMAL | {"n_steps": 3}, "Pendulum-v9": wrapped, "default": _MINIMAL})
+    assert read_config("vpg", "Pendulum-v1", str(path))["n_steps"] == 3
+    _write(path, {"Pendulum-v9": wrapped, "default": _MINIMAL})
+    assert read_config("vpg", "Pendulum-v1", str(path)) == _MINIMAL
+
+
+def test_a_mistake_is_named_by_the_entry_that_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "vpg.yml"
+    _write(path, {"Pendulum-v0": _MINIMAL | {"gama": 1}})
+    with pytest.raises(ValueError, match=r"vpg\.yml: Pendulum-v0: unknown key 'gama'"):
+        read_config("vpg", "Pendulum-v1", str(path))
