@@ -72,10 +72,7 @@ def check_entry(entry: Entry) -> None:
 def list_zoo() -> None:
     """Print the algorithms, and which environments have a configuration for each."""
     of_algorithm = {algo: list(_content(algo)) for algo in ALGORITHMS}
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        caption="others: the entry of another version, or else default",
-    )
+    table = Table(box=box.SIMPLE_HEAD, caption="others: the entry of another version, or else default")
     table.add_column("environment")
     for algo, algorithm in ALGORITHMS.items():
         table.add_column(f"{algo}\n{algorithm.__name__}", justify="center")
