@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from sb3_pgext.compare.aggregate import aggregate
-from sb3_pgext.compare.display import show_progress
+from sb3_pgext.compare.display import show_notes, show_progress
 from sb3_pgext.compare.page import aggregate_table, write_pages
 from sb3_pgext.compare.plots import FIGURES, plot_study
 from sb3_pgext.compare.report import SummaryTable, print_summary, results_table, summary_table, summary_tables
@@ -80,8 +80,7 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 def _train(study: Study, folder: Path, jobs: int, backend: str, console: Console, outcomes: list[Outcome]) -> None:
     """Train what is missing; how it ended is appended to the outcomes."""
-    for note in study.notes:
-        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+    show_notes(study.notes, console)
     missing = [run for run in study.runs if not finished(run, folder)]
     if len(missing) < len(study.runs):
         console.print(f"{len(study.runs) - len(missing)} of {len(study.runs)} runs have been trained before")

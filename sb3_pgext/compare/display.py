@@ -1,4 +1,4 @@
-"""One progress display for a whole study."""
+"""What a study shows while it runs: its notes, and one progress display for all of it."""
 
 import threading
 import time
@@ -14,6 +14,15 @@ from sb3_pgext.compare.study import Run
 _REFRESH_SECONDS = 0.5
 LINE_SECONDS = 15.0
 """Between two lines where there is no terminal to draw a bar on."""
+
+
+def show_notes(notes: Iterable[str], console: Console) -> None:
+    """
+    :param notes: what the user is to know before anything is trained
+    :param console: where to show them
+    """
+    for note in notes:
+        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
 
 
 def show_progress(

@@ -23,7 +23,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_pgext.algorithms.base import require
-from sb3_pgext.compare.display import LINE_SECONDS
+from sb3_pgext.compare.display import LINE_SECONDS, show_notes
 from sb3_pgext.compare.plots import plot_variances
 from sb3_pgext.compare.study import configuration_notes, merge
 from sb3_pgext.diagnostics import Interval, estimated_gradient, gradient_samples, gradient_statistics, set_options
@@ -163,8 +163,7 @@ def variance(study: VarianceStudy, out: Path | None = None, jobs: int | None = N
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
-    for note in study.notes:
-        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+    show_notes(study.notes, console)
     for name, value in study.common.items():
         console.print(f"{name}={value!r} for all values of {study.option}, so that they differ in nothing else")
     normalized = {**study.config, **study.common}.get("normalize_advantage", False)

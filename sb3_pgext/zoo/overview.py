@@ -16,7 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from sb3_pgext.zoo.configs import check_keys, config_path
-from sb3_pgext.zoo.experiments import experiment, model_of
+from sb3_pgext.zoo.experiments import ATARI, DEFAULT, experiment, model_of
 from sb3_pgext.zoo.registration import ALGORITHMS
 
 __all__ = ["Entry", "check_entry", "check_zoo", "entries", "list_zoo"]
@@ -58,9 +58,9 @@ def check_entry(entry: Entry) -> None:
     """
     config = _content(entry.algo)[entry.name]
     check_keys(entry.algo, config, entry.name)
-    if entry.name == "atari":
+    if entry.name == ATARI:
         return
-    environment = _EXAMPLE_OF_DEFAULT if entry.name == "default" else entry.name
+    environment = _EXAMPLE_OF_DEFAULT if entry.name == DEFAULT else entry.name
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.redirect_stdout(io.StringIO()),
