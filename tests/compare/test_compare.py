@@ -106,6 +106,14 @@ def test_with_five_seeds_there_are_interquartile_means() -> None:
     assert final[0] <= summary["final_iqm_low"].item() <= summary["final_iqm_high"].item() <= final[-1]
 
 
+@pytest.mark.filterwarnings("ignore:.*CartPole-v0 is out of date")
+def test_it_is_said_whose_configuration_is_used(capsys) -> None:
+    runs = {"theirs": {"algo": "ppo"}}
+    compare(_write(environments=["CartPole-v0"], seeds=1, n_timesteps=40, runs=runs), backend="sequential")
+    assert "note: the configuration of theirs is for CartPole-v0 that of CartPole-v1" in capsys.readouterr().out
+    assert "CartPole-v0 that of CartPole-v1" in Path("runs/mine/report.html").read_text()
+
+
 def test_a_run_can_be_watched_with_enjoy() -> None:
     compare(_write(), backend="sequential")
     (folder,) = Path("runs/mine/runs").glob("ours*_0_*")
