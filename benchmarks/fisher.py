@@ -22,8 +22,8 @@ from torch.func import functional_call, jvp
 
 from sb3_pgext import NPG
 from sb3_pgext.algorithms.base import flat_gradient, policy_parameters
-from sb3_pgext.algorithms.compiled import compiled_fisher
 from sb3_pgext.algorithms.distributions import distribution_parameters, fisher_metric, kl_divergence
+from sb3_pgext.engine.compiled import compiled_fisher
 from sb3_pgext.estimators.natural import Metric, Tangents, fisher_vector_product
 from sb3_pgext.rollouts.acting import unvalidated_distributions
 

@@ -3,7 +3,7 @@
 from sb3_pgext import envs  # registers the finite environments with gymnasium
 from sb3_pgext.algorithms import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
 from sb3_pgext.checkpoints import CheckpointCallback, has_checkpoint, load, resume, save
-from sb3_pgext.rollouts import EnvPoolVecEnv, GymnasiumVecEnv
+from sb3_pgext.vec_envs import EnvPoolVecEnv, GymnasiumVecEnv
 
 __version__ = "0.1.0"
 

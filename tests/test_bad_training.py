@@ -13,7 +13,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_pgext import ISPG, NPG, REINFORCE, VPG, CheckpointCallback, ClippedCriticPPO, resume
-from sb3_pgext.rollouts import GymnasiumVecEnv
+from sb3_pgext.vec_envs import GymnasiumVecEnv
 from tests.environments import DICT, AnySpaces, Countdown
 
 FAMILY = (REINFORCE, VPG, NPG, ClippedCriticPPO, ISPG)

@@ -2,15 +2,8 @@
 
 import torch as th
 
-from sb3_pgext.algorithms.base import (
-    PolicyGradientAlgorithm,
-    check_step_buffer,
-    require,
-    require_bool,
-    require_count,
-    require_one_of,
-    standardize,
-)
+from sb3_pgext.algorithms.base import PolicyGradientAlgorithm, check_step_buffer, standardize
+from sb3_pgext.arguments import require, require_bool, require_count, require_one_of
 from sb3_pgext.estimators.returns import critic_targets, generalized_advantages
 from sb3_pgext.rollouts import FixedLengthAlgorithm
 

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import gymnasium as gym
-import numpy as np
 import torch as th
 from gymnasium.vector.utils import concatenate, create_empty_array
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -21,15 +20,25 @@ from stable_baselines3.common.policies import (
 )
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs
-from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, get_device, obs_as_tensor
+from stable_baselines3.common.utils import get_device, obs_as_tensor
 from torch.nn import functional as F
 
-from sb3_pgext.algorithms.compiled import compiled_acting
-from sb3_pgext.algorithms.descent import descending
 from sb3_pgext.algorithms.distributions import log_prob_and_entropy
-from sb3_pgext.algorithms.evaluation import differentiable, evaluated, evaluation_mode
-from sb3_pgext.algorithms.graphs import has_own_methods
-from sb3_pgext.algorithms.nested import minibatches, rows
+from sb3_pgext.arguments import (
+    python_number,
+    require,
+    require_bool,
+    require_count,
+    require_fraction,
+    require_number,
+    require_one_of,
+    require_schedule,
+)
+from sb3_pgext.engine.compiled import compiled_acting
+from sb3_pgext.engine.descent import descending
+from sb3_pgext.engine.evaluation import differentiable, evaluated, evaluation_mode
+from sb3_pgext.engine.graphs import has_own_methods
+from sb3_pgext.engine.nested import minibatches, rows
 from sb3_pgext.rollouts import StepBuffer
 from sb3_pgext.rollouts.acting import ActingAlgorithm, has_sb3s, unvalidated_distributions
 
@@ -44,12 +53,6 @@ __all__ = [
 
 _dependencies: "WeakKeyDictionary[ActorCriticPolicy, dict[str, tuple[Hashable, list[str]]]]" = WeakKeyDictionary()
 """Policy → output → its parameters when they were last asked for, and the names of those that the output depends on."""
-
-MAX_COUNT = 2**31 - 1
-"""Of steps, episodes, passes, …"""
-
-MAX_NUMBER = 1e38
-"""What single precision can hold, in which networks compute."""
 
 _DETERMINISTIC_EXTRACTORS = (FlattenExtractor, NatureCNN, CombinedExtractor)
 """SB3's, which compute the same features of an observation each time, whichever others are in the batch."""
@@ -136,111 +139,6 @@ def _any_observations(policy: ActorCriticPolicy) -> PyTorchObs:
     return obs_as_tensor(batch, policy.device)  # type: ignore[arg-type]
 
 
-def require(condition: bool, argument: str, value: Any, allowed: str) -> None:
-    """
-    :param condition: whether the argument's value is allowed
-    :param argument: its name
-    :param value: its value
-    :param allowed: what is allowed, in words
-    :raises ValueError: naming all three
-    """
-    if not condition:
-        raise ValueError(f"{argument}={value!r}: allowed is {allowed}")
-
-
-def require_one_of(argument: str, value: Any, allowed: Collection[str | bool | None]) -> None:
-    """:func:`require` for a choice. 1 is not True, nor an array one of its entries."""
-    require(any(_same(value, choice) for choice in allowed), argument, value, "one of " + ", ".join(map(repr, allowed)))
-
-
-def require_bool(argument: str, value: Any) -> None:
-    """:func:`require` for a switch."""
-    require(isinstance(value, bool), argument, value, "True or False")
-
-
-def require_number(
-    argument: str, value: Any, allowed: str, at_least: float = -math.inf, at_most: float = math.inf
-) -> None:
-    """:func:`require` for a finite number within limits; ``allowed`` is what the message says."""
-    require(_is_number(value) and at_least <= python_number(value) <= at_most, argument, value, allowed)
-
-
-def require_fraction(argument: str, value: Any) -> None:
-    """:func:`require` for a number in [0, 1], such as γ and λ."""
-    require_number(argument, value, "a number in [0, 1]", 0.0, 1.0)
-
-
-def require_count(argument: str, value: Any, at_least: int = 1, at_most: int = MAX_COUNT) -> None:
-    """:func:`require` for a whole number."""
-    allowed = f"a whole number >= {at_least}" + (f" and <= {at_most}" if _is_whole(value) and value > at_most else "")
-    require(_is_whole(value) and at_least <= value <= at_most, argument, value, allowed)
-
-
-def require_positive(argument: str, value: Any) -> None:
-    """:func:`require` for a finite number above 0."""
-    require_number(argument, value, "a finite number > 0", at_least=math.ulp(0.0))
-
-
-def require_schedule(argument: str, value: Any, above_0: bool = False) -> None:
-    """
-    :func:`require` for a number, not negative, or a function of the remaining progress that starts with one.
-
-    :param argument: its name
-    :param value: its value
-    :param above_0: whether a number must be above 0. A function may start with 0 all the same: rl_zoo3 puts such a one
-        in the place of every schedule of an agent that is only to act
-    :raises ValueError: naming the argument, its value and what is allowed
-    """
-    allowed = f"a finite number {'>' if above_0 else '>='} 0, or a schedule of them"
-    try:
-        start = value(1.0) if callable(value) else value
-    except Exception as error:  # whatever a function may raise that is no schedule
-        raise ValueError(f"{argument}={value!r}: allowed is {allowed}; of 1.0 it raises {error!r}") from error
-    enough = _is_number(start) and (start > 0.0 if above_0 and not callable(value) else start >= 0.0)
-    require(enough, argument, value, allowed)
-
-
-def _is_number(value: Any) -> bool:
-    """Finite, and no more than a float can hold; numpy's too."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        return False
-    # Of numpy's, a small type would round the limits to its own.
-    return bool(-MAX_NUMBER <= python_number(value) <= MAX_NUMBER)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _same(value: Any, other: Any) -> bool:
-    """Equal, and of one kind: a comparison with an array is an array, and 1 equals True."""
-    if _is_number(value) and _is_number(other):
-        return bool(value == other)
-    return isinstance(value, type(other)) and bool(value == other)
-
-
-def python_number(value: Any) -> Any:
-    """A number of numpy's as one of Python's, which SB3 and gymnasium ask for; anything else as it is."""
-    return value.item() if isinstance(value, (np.integer, np.floating)) else value
-
-
-def require_effective(model: OnPolicyAlgorithm, arguments: dict[str, tuple[Any, str]]) -> None:
-    """
-    :param model: whose arguments
-    :param arguments: those that would be ignored: name → the only value that is accepted, and the reason
-    :raises ValueError: one of them has another value
-    """
-    for argument, (only, reason) in arguments.items():
-        value = getattr(model, argument)
-        require(_same(_constant(value), only), argument, value, f"{only!r} {reason}")
-
-
-def _constant(value: Any) -> Any:
-    """The number that one of SB3's schedules always has; anything else as it is."""
-    schedule = value.value_schedule if isinstance(value, FloatSchedule) else value
-    return schedule.val if isinstance(schedule, ConstantSchedule) else value
-
-
 def check_constructor_arguments(arguments: Mapping[str, Any]) -> None:
     """
     :param arguments: those of ``_UNCHECKED_BY_SB3``: name → value
@@ -287,7 +185,7 @@ def check_common_arguments(model: OnPolicyAlgorithm) -> None:
     require_bool("compile", model.compile)  # type: ignore[attr-defined]
     if model.max_grad_norm is not None:
         require_number("max_grad_norm", model.max_grad_norm, "None or a number > 0", at_least=math.ulp(0.0))
-    if not _same(model.sde_sample_freq, -1):
+    if model.sde_sample_freq != -1:
         require_count("sde_sample_freq", model.sde_sample_freq)
         require(model.use_sde, "sde_sample_freq", model.sde_sample_freq, "-1 without use_sde=True")
 
@@ -475,7 +373,7 @@ class PolicyGradientAlgorithm(CompilingAlgorithm):
 
         :param observations: ``(M, *observation shape)``
         :param actions: ``(M, …)``
-        :param in_parts: see :func:`~sb3_pgext.algorithms.evaluation.differentiable`; for one gradient only
+        :param in_parts: see :func:`~sb3_pgext.engine.evaluation.differentiable`; for one gradient only
         :return: log π(a_t|s_t), ``(M,)``, and the mean entropy, a scalar, both differentiable
         """
 

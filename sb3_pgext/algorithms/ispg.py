@@ -14,19 +14,11 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorch
 from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pgext.algorithms.base import (
-    critic_parameters,
-    policy_parameters,
-    require,
-    require_bool,
-    require_count,
-    require_fraction,
-    require_one_of,
-    require_positive,
-)
-from sb3_pgext.algorithms.evaluation import evaluated
+from sb3_pgext.algorithms.base import critic_parameters, policy_parameters
 from sb3_pgext.algorithms.reinforce import REINFORCE, Baseline
-from sb3_pgext.algorithms.whole_updates import whole_update
+from sb3_pgext.arguments import require, require_bool, require_count, require_fraction, require_one_of, require_positive
+from sb3_pgext.engine.evaluation import evaluated
+from sb3_pgext.engine.whole_updates import whole_update
 from sb3_pgext.estimators.importance import (
     WEIGHTS,
     effective_sample_size,

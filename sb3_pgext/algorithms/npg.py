@@ -12,9 +12,14 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
 
 from sb3_pgext.algorithms.actor_critic import ActorCriticAlgorithm
-from sb3_pgext.algorithms.base import (
-    flat_gradient,
-    policy_parameters,
+from sb3_pgext.algorithms.base import flat_gradient, policy_parameters
+from sb3_pgext.algorithms.distributions import (
+    distribution_parameters,
+    fisher_metric,
+    kl_divergence,
+    log_prob_and_entropy,
+)
+from sb3_pgext.arguments import (
     require,
     require_bool,
     require_count,
@@ -23,16 +28,10 @@ from sb3_pgext.algorithms.base import (
     require_one_of,
     require_positive,
 )
-from sb3_pgext.algorithms.compiled import compiled_fisher
-from sb3_pgext.algorithms.distributions import (
-    distribution_parameters,
-    fisher_metric,
-    kl_divergence,
-    log_prob_and_entropy,
-)
-from sb3_pgext.algorithms.evaluation import any_distribution, evaluated, separable_parts
-from sb3_pgext.algorithms.nested import rows
-from sb3_pgext.algorithms.whole_updates import whole_update
+from sb3_pgext.engine.compiled import compiled_fisher
+from sb3_pgext.engine.evaluation import any_distribution, evaluated, separable_parts
+from sb3_pgext.engine.nested import rows
+from sb3_pgext.engine.whole_updates import whole_update
 from sb3_pgext.estimators.natural import (
     Metric,
     Tangents,

@@ -19,23 +19,25 @@ from sb3_pgext.algorithms.base import (
     forget_dependencies,
     minibatch_means,
     policy_parameters,
+    require_finite_losses,
+    standardize,
+)
+from sb3_pgext.algorithms.distributions import distribution_parameters, kl_divergence
+from sb3_pgext.arguments import (
     python_number,
     require,
     require_bool,
     require_count,
     require_effective,
-    require_finite_losses,
     require_number,
     require_one_of,
     require_positive,
     require_schedule,
-    standardize,
 )
-from sb3_pgext.algorithms.descent import Step, descending
-from sb3_pgext.algorithms.distributions import distribution_parameters, kl_divergence
-from sb3_pgext.algorithms.evaluation import any_distribution, evaluated
-from sb3_pgext.algorithms.nested import minibatches, rows
-from sb3_pgext.algorithms.whole_updates import require_finite_state, whole_update
+from sb3_pgext.engine.descent import Step, descending
+from sb3_pgext.engine.evaluation import any_distribution, evaluated
+from sb3_pgext.engine.nested import minibatches, rows
+from sb3_pgext.engine.whole_updates import require_finite_state, whole_update
 from sb3_pgext.estimators.returns import rollout_advantages
 from sb3_pgext.estimators.surrogates import (
     adapted_kl_coef,

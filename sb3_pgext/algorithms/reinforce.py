@@ -8,18 +8,9 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_pgext.algorithms.base import (
-    PolicyGradientAlgorithm,
-    flat_gradient,
-    policy_parameters,
-    require,
-    require_bool,
-    require_count,
-    require_effective,
-    require_one_of,
-    standardize,
-)
-from sb3_pgext.algorithms.whole_updates import whole_update
+from sb3_pgext.algorithms.base import PolicyGradientAlgorithm, flat_gradient, policy_parameters, standardize
+from sb3_pgext.arguments import require, require_bool, require_count, require_effective, require_one_of
+from sb3_pgext.engine.whole_updates import whole_update
 from sb3_pgext.estimators.baselines import constant_baseline, time_baseline
 from sb3_pgext.estimators.returns import (
     critic_targets,

@@ -9,14 +9,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_pgext.algorithms.actor_critic import ActorCriticAlgorithm
-from sb3_pgext.algorithms.base import (
-    flat_gradient,
-    policy_parameters,
-    require_count,
-    require_effective,
-    require_one_of,
-)
-from sb3_pgext.algorithms.whole_updates import whole_update
+from sb3_pgext.algorithms.base import flat_gradient, policy_parameters
+from sb3_pgext.arguments import require_count, require_effective, require_one_of
+from sb3_pgext.engine.whole_updates import whole_update
 from sb3_pgext.estimators.returns import monte_carlo_advantages, n_step_advantages, td_errors
 from sb3_pgext.rollouts import StepBuffer
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_pgext.algorithms.base import require_count
+from sb3_pgext.arguments import require_count
 from sb3_pgext.checkpoints.files import add_checkpoint, good_checkpoints, num_timesteps_at, prune
 from sb3_pgext.checkpoints.saving import contents
 

@@ -18,7 +18,7 @@ from gymnasium.vector import SyncVectorEnv, VectorWrapper
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor
 
-from sb3_pgext.rollouts import GymnasiumVecEnv
+from sb3_pgext.vec_envs import GymnasiumVecEnv
 
 __all__ = ["adopt", "pickled"]
 

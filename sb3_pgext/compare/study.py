@@ -15,7 +15,7 @@ import yaml
 from rl_zoo3 import ALGOS
 
 import sb3_pgext
-from sb3_pgext.algorithms.base import MAX_NUMBER
+from sb3_pgext.arguments import MAX_NUMBER
 from sb3_pgext.zoo import check_environment, check_name, config_path, configs_folder, read_config
 from sb3_pgext.zoo.configs import MAX_TIMESTEPS, check_keys, check_required, check_values, is_whole
 from sb3_pgext.zoo.experiments import ATARI, DEFAULT, entry_for

@@ -22,7 +22,7 @@ from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_pgext.algorithms.base import require
+from sb3_pgext.arguments import require
 from sb3_pgext.compare.display import LINE_SECONDS, show_notes
 from sb3_pgext.compare.plots import plot_variances
 from sb3_pgext.compare.study import configuration_notes, merge

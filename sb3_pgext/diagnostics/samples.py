@@ -10,7 +10,7 @@ import torch as th
 from stable_baselines3.common.logger import Logger
 
 from sb3_pgext.algorithms import ISPG, REINFORCE, VPG
-from sb3_pgext.algorithms.base import require, require_one_of
+from sb3_pgext.arguments import require, require_one_of
 from sb3_pgext.diagnostics.exact import exact_policy_gradient
 from sb3_pgext.envs import TabularMDP
 

@@ -2,21 +2,17 @@
 
 from sb3_pgext.rollouts.buffers import EpisodeBatch, EpisodeBuffer, Rollout, StepBuffer
 from sb3_pgext.rollouts.dataset import EpisodeDataset
-from sb3_pgext.rollouts.envpool_vec_env import EnvPoolVecEnv
 from sb3_pgext.rollouts.episodes import EpisodicAlgorithm
 from sb3_pgext.rollouts.replay import EpisodeReplay, ReplayedBatch
 from sb3_pgext.rollouts.steps import FixedLengthAlgorithm
-from sb3_pgext.rollouts.vec_env import GymnasiumVecEnv
 
 __all__ = [
-    "EnvPoolVecEnv",
     "EpisodeBatch",
     "EpisodeBuffer",
     "EpisodeDataset",
     "EpisodeReplay",
     "EpisodicAlgorithm",
     "FixedLengthAlgorithm",
-    "GymnasiumVecEnv",
     "ReplayedBatch",
     "Rollout",
     "StepBuffer",

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_pgext.arguments import require
 from sb3_pgext.rollouts.buffers import EpisodeBatch
 from sb3_pgext.rollouts.files import replacing
 
@@ -149,13 +150,11 @@ class EpisodeDataset:
         :raises ValueError: there are no episodes, or spaces are neither arrays nor (observations) dicts of arrays
         """
         recorded = list(dataset.iterate_episodes())
-        _require(len(recorded) > 0, "number of episodes of the dataset", 0, "at least 1")
+        require(len(recorded) > 0, "number of episodes of the dataset", 0, "at least 1")
 
         def joined(parts: list[Any]) -> th.Tensor:
             arrays = all(isinstance(part, np.ndarray) for part in parts)
-            _require(
-                arrays, "type of observations or actions", type(parts[0]).__name__, "an array, or a dict of arrays"
-            )
+            require(arrays, "type of observations or actions", type(parts[0]).__name__, "an array, or a dict of arrays")
             tensor = th.as_tensor(np.concatenate(parts), device=device)
             # Those of MultiBinary spaces have 8 bits, and a likelihood of numbers.
             return tensor.float() if tensor.is_floating_point() or tensor.dtype in (th.int8, th.bool) else tensor
@@ -214,11 +213,11 @@ def require_suitable(dataset: EpisodeDataset, model: BaseAlgorithm) -> EpisodeDa
     """
     episodes, space = dataset.episodes, model.observation_space
     n_steps = len(episodes)
-    _require(n_steps > 0, "number of steps of the dataset", 0, "at least 1")
+    require(n_steps > 0, "number of steps of the dataset", 0, "at least 1")
     of_keys = space.spaces if isinstance(space, spaces.Dict) else {"observations": space}
     observations = episodes.observations
     observations = observations if isinstance(observations, dict) else {"observations": observations}
-    _require(observations.keys() == of_keys.keys(), "observations", sorted(observations), f"{sorted(of_keys)}")
+    require(observations.keys() == of_keys.keys(), "observations", sorted(observations), f"{sorted(of_keys)}")
     for key, part in of_keys.items():
         _require_shape(f"observations of {key!r}", observations[key], (n_steps, *(part.shape or ())))
 
@@ -227,23 +226,18 @@ def require_suitable(dataset: EpisodeDataset, model: BaseAlgorithm) -> EpisodeDa
     _require_shape("actions", actions, (n_steps,) if discrete else (n_steps, math.prod(action_space.shape or ())))
     is_float = actions.is_floating_point()
     if isinstance(action_space, spaces.Box):
-        _require(is_float and bool(actions.isfinite().all()), "actions", actions.dtype, "finite floating-point numbers")
+        require(is_float and bool(actions.isfinite().all()), "actions", actions.dtype, "finite floating-point numbers")
     elif isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete)):
-        _require(not is_float, "dtype of actions", actions.dtype, "an integer one")
+        require(not is_float, "dtype of actions", actions.dtype, "an integer one")
 
     numbers = {"rewards": episodes.rewards, "values": episodes.values, "log_prob": dataset.log_prob}
     for name, tensor in numbers.items():
         _require_shape(name, tensor, (n_steps,))
     numbers["bootstrap_values"] = episodes.bootstrap_values
     for name, tensor in numbers.items():
-        _require(bool(tensor.isfinite().all()), name, "NaN or infinite", "finite numbers")
+        require(bool(tensor.isfinite().all()), name, "NaN or infinite", "finite numbers")
     return dataset.to(model.device)
 
 
 def _require_shape(name: str, tensor: th.Tensor, shape: tuple[int, ...]) -> None:
-    _require(tuple(tensor.shape) == shape, f"shape of {name}", tuple(tensor.shape), f"{shape}")
-
-
-def _require(condition: bool, what: str, value: Any, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"{what}={value!r}: allowed is {allowed}")
+    require(tuple(tensor.shape) == shape, f"shape of {name}", tuple(tensor.shape), f"{shape}")

@@ -16,7 +16,7 @@ from rl_zoo3 import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_pgext
-from sb3_pgext.algorithms.base import MAX_COUNT, require
+from sb3_pgext.arguments import MAX_COUNT, require
 from sb3_pgext.zoo.experiments import Experiment, entry_for
 from sb3_pgext.zoo.names import nearest
 from sb3_pgext.zoo.registration import ALGORITHMS

@@ -4,7 +4,7 @@ from typing import Any, NoReturn
 
 import gymnasium as gym
 
-from sb3_pgext.rollouts.envpool_vec_env import import_envpool
+from sb3_pgext.vec_envs.envpool_vec_env import import_envpool
 
 __all__ = ["register_envpool_task"]
 

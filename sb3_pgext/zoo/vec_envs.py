@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 
-from sb3_pgext.rollouts import EnvPoolVecEnv, GymnasiumVecEnv
+from sb3_pgext.vec_envs import EnvPoolVecEnv, GymnasiumVecEnv
 
 __all__ = ["VEC_ENVS", "VecEnvFactory", "vec_env_class"]
 

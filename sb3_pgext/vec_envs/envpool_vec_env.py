@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from sb3_pgext.rollouts.vec_env import GymnasiumVecEnv
+from sb3_pgext.vec_envs.gymnasium_vec_env import GymnasiumVecEnv
 
 __all__ = ["EnvPoolVecEnv", "import_envpool"]
 

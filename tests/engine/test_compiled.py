@@ -11,10 +11,10 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
-from sb3_pgext.algorithms import graphs as module
 from sb3_pgext.algorithms import npg as npg_module
 from sb3_pgext.algorithms.base import policy_parameters
-from sb3_pgext.algorithms.compiled import compiled_acting
+from sb3_pgext.engine import graphs as module
+from sb3_pgext.engine.compiled import compiled_acting
 from sb3_pgext.rollouts.acting import unvalidated_distributions
 from tests.algorithms.policies import SharedTrunk
 from tests.environments import ACTIONS, DICT, IMAGE, VECTOR, AnySpaces

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_pgext.algorithms.nested import leaves, minibatches, rebuilding, rows
+from sb3_pgext.engine.nested import leaves, minibatches, rebuilding, rows
 
 Pair = namedtuple("Pair", ["first", "second"])
 

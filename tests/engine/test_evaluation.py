@@ -4,9 +4,9 @@ import pytest
 import torch as th
 
 from sb3_pgext import ISPG, REINFORCE, VPG, ClippedCriticPPO
-from sb3_pgext.algorithms import evaluation as module
-from sb3_pgext.algorithms import graphs
-from sb3_pgext.algorithms.evaluation import any_distribution, differentiable, evaluated
+from sb3_pgext.engine import evaluation as module
+from sb3_pgext.engine import graphs
+from sb3_pgext.engine.evaluation import any_distribution, differentiable, evaluated
 
 OBSERVATIONS = th.randn(10, 3)
 

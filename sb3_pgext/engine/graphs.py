@@ -12,8 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from sb3_pgext.algorithms.nested import leaves, rebuilding
-from sb3_pgext.algorithms.packages import package_of
+from sb3_pgext.engine.nested import leaves, rebuilding
+from sb3_pgext.engine.packages import package_of
 
 __all__ = ["Graph", "forget", "graph_of", "has_own_methods", "is_plain"]
 

@@ -23,7 +23,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_pgext import REINFORCE, ClippedCriticPPO, GymnasiumVecEnv
-from sb3_pgext.rollouts.masked_resets import with_masked_resets
+from sb3_pgext.vec_envs.masked_resets import with_masked_resets
 from tests.environments import DICT, VECTOR, AnySpaces
 
 SAME_STEP, NEXT_STEP, DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED

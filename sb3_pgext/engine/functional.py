@@ -6,7 +6,7 @@ from typing import Any
 import torch as th
 from torch.func import functional_call
 
-from sb3_pgext.algorithms.nested import leaves, rebuilding
+from sb3_pgext.engine.nested import leaves, rebuilding
 
 __all__ = [
     "FunctionOfPolicy",

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch as th
 
-from sb3_pgext.algorithms.compiled import Step, compiled_step
-from sb3_pgext.algorithms.flat_adam import can_be_flattened, flattened
-from sb3_pgext.algorithms.functional import LossFunction
-from sb3_pgext.algorithms.recorded import Evaluation, recorded
+from sb3_pgext.engine.compiled import Step, compiled_step
+from sb3_pgext.engine.flat_adam import can_be_flattened, flattened
+from sb3_pgext.engine.functional import LossFunction
+from sb3_pgext.engine.recorded import Evaluation, recorded
 
 __all__ = ["descending"]
 
@@ -41,7 +41,7 @@ def descending(
     :param max_norm: the gradient is shortened to this norm, as by torch's ``clip_grad_norm_``; infinity only measures
         it, None does not
     :param proceed: what the loss function left → whether the step is taken, a scalar
-    :param fused: see :func:`~sb3_pgext.algorithms.flat_adam.flattened`
+    :param fused: see :func:`~sb3_pgext.engine.flat_adam.flattened`
     :param key: everything else that the loss depends on and that may change: the step is recorded, or compiled, once
         for each. None does neither
     :param compile: whether the step is compiled

@@ -11,9 +11,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from sb3_pgext.algorithms.compiled import compiled_function
-from sb3_pgext.algorithms.graphs import is_plain
-from sb3_pgext.algorithms.nested import leaves, rebuilding, rows
+from sb3_pgext.engine.compiled import compiled_function
+from sb3_pgext.engine.graphs import is_plain
+from sb3_pgext.engine.nested import leaves, rebuilding, rows
 
 __all__ = ["any_distribution", "differentiable", "evaluated", "evaluation_mode", "separable_parts"]
 

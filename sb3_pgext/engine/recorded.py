@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch as th
 
-from sb3_pgext.algorithms.functional import (
+from sb3_pgext.engine.functional import (
     LossFunction,
     as_tensors,
     forms,
@@ -20,8 +20,8 @@ from sb3_pgext.algorithms.functional import (
     names_of,
     values_of_others,
 )
-from sb3_pgext.algorithms.graphs import Graph, forget, graph_of
-from sb3_pgext.algorithms.nested import leaves
+from sb3_pgext.engine.graphs import Graph, forget, graph_of
+from sb3_pgext.engine.nested import leaves
 
 __all__ = ["Evaluation", "recorded"]
 

@@ -1,6 +1,6 @@
 """Traced functions as compiled packages on the disk.
 
-The compiler has a process of its own, ``python -m sb3_pgext.algorithms.packages``: it takes memory that a training does
+The compiler has a process of its own, ``python -m sb3_pgext.engine.packages``: it takes memory that a training does
 not need, and seconds to import that a process which finds its packages need not spend.
 """
 

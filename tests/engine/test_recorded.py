@@ -10,8 +10,8 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
-from sb3_pgext.algorithms import graphs
-from sb3_pgext.algorithms import recorded as module
+from sb3_pgext.engine import graphs
+from sb3_pgext.engine import recorded as module
 from tests.algorithms.policies import SharedTrunk
 from tests.environments import IMAGE, AnySpaces
 

@@ -19,8 +19,8 @@ from stable_baselines3.common.preprocessing import check_for_nested_spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from sb3_pgext.rollouts.masked_resets import with_masked_resets
-from sb3_pgext.rollouts.vector_infos import infos_of_each, spread_infos
+from sb3_pgext.vec_envs.masked_resets import with_masked_resets
+from sb3_pgext.vec_envs.vector_infos import infos_of_each, spread_infos
 
 __all__ = ["GymnasiumVecEnv"]
 

@@ -7,8 +7,8 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_pgext.algorithms.flat_adam import FlatAdam, concatenated, views
-from sb3_pgext.algorithms.functional import (
+from sb3_pgext.engine.flat_adam import FlatAdam, concatenated, views
+from sb3_pgext.engine.functional import (
     FunctionOfPolicy,
     LossFunction,
     as_tensors,
@@ -18,8 +18,8 @@ from sb3_pgext.algorithms.functional import (
     names_of,
     values_of_others,
 )
-from sb3_pgext.algorithms.graphs import Graph, graph_of
-from sb3_pgext.algorithms.nested import leaves, rebuilding
+from sb3_pgext.engine.graphs import Graph, graph_of
+from sb3_pgext.engine.nested import leaves, rebuilding
 from sb3_pgext.estimators.natural import Metric, Tangents, fisher_vector_product
 
 __all__ = ["Step", "compiled_acting", "compiled_fisher", "compiled_function", "compiled_step"]

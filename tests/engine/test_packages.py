@@ -7,8 +7,8 @@ import pytest
 import torch as th
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sb3_pgext.algorithms import packages as module
-from sb3_pgext.algorithms.packages import package_of
+from sb3_pgext.engine import packages as module
+from sb3_pgext.engine.packages import package_of
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
-from sb3_pgext.algorithms.descent import descending
+from sb3_pgext.engine.descent import descending
 
 OPTIMIZERS = {
     "Adam": (th.optim.Adam, {"lr": 0.01, "eps": 1e-5}),

@@ -1,0 +1,1 @@
+"""How a function of the policy is computed and a step is taken."""
