@@ -21,10 +21,11 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.func import functional_call, jvp
 
 from sb3_pgext import NPG
-from sb3_pgext.algorithms.base import flat_gradient, policy_parameters
 from sb3_pgext.algorithms.distributions import distribution_parameters, fisher_metric, kl_divergence
+from sb3_pgext.algorithms.parameters import policy_parameters
 from sb3_pgext.engine.compiled import compiled_fisher
 from sb3_pgext.estimators.natural import Metric, Tangents, fisher_vector_product
+from sb3_pgext.estimators.statistics import flat_gradient
 from sb3_pgext.rollouts.acting import unvalidated_distributions
 
 Product = Callable[[th.Tensor], th.Tensor]

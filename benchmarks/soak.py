@@ -26,7 +26,7 @@ import sb3_pgext
 MAX_GROWTH, MAX_CHANGE = 0.05, 0.10
 SETTINGS: dict[str, dict[str, Any]] = {
     "REINFORCE": {"n_episodes": 8, "learning_rate": 1e-3},
-    "ISPG": {"n_episodes": 8, "learning_rate": 1e-3, "n_gradient_steps": 4, "replay_batches": 4},
+    "ISPG": {"n_episodes": 8, "learning_rate": 1e-3, "gradient_steps": 4, "replay_batches": 4},
     "ClippedCriticPPO": {"n_steps": 256, "batch_size": 256, "n_epochs": 4},
 }
 TENTHS = 10

@@ -22,7 +22,7 @@ SMALL = {
     VPG: {"n_steps": 8, "batch_size": 4},
     NPG: {"n_steps": 8, "batch_size": 4, "n_critic_updates": 2},
     ClippedCriticPPO: {"n_steps": 8, "batch_size": 4, "n_epochs": 2},
-    ISPG: {"n_episodes": 2, "n_gradient_steps": 3, "replay_batches": 1},
+    ISPG: {"n_episodes": 2, "gradient_steps": 3, "replay_batches": 1},
 }
 family = pytest.mark.parametrize("algorithm", FAMILY)
 

@@ -2,12 +2,28 @@
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution, sum_independent_dims
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch.distributions import Bernoulli, Categorical, Normal
 from torch.distributions import Distribution as TorchDistribution
 
+from sb3_pgext.engine import evaluation_mode, rows
 from sb3_pgext.estimators.natural import Metric, Tangents, bernoulli_metric, categorical_metric, normal_metric
 
-__all__ = ["distribution_parameters", "fisher_metric", "kl_divergence", "log_prob_and_entropy"]
+__all__ = ["any_distribution", "distribution_parameters", "fisher_metric", "kl_divergence", "log_prob_and_entropy"]
+
+
+@th.no_grad()
+def any_distribution(policy: ActorCriticPolicy, observations: PyTorchObs) -> Distribution:
+    """
+    A distribution of the policy's kind.
+
+    :param policy: whose distribution
+    :param observations: ``(M, *observation shape)``, of which the first one is looked at
+    :return: the distribution in that state
+    """
+    with evaluation_mode(policy):
+        return policy.get_distribution(rows(observations, slice(1)))
 
 
 def distribution_parameters(distribution: Distribution) -> tuple[th.Tensor, ...]:

@@ -10,15 +10,22 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.save_util import open_path
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pgext.algorithms.base import critic_parameters, policy_parameters
-from sb3_pgext.algorithms.reinforce import REINFORCE, Baseline
-from sb3_pgext.arguments import require, require_bool, require_count, require_fraction, require_one_of, require_positive
-from sb3_pgext.engine.evaluation import evaluated
-from sb3_pgext.engine.whole_updates import whole_update
+from sb3_pgext.algorithms.base import ACTION_SPACES, given
+from sb3_pgext.algorithms.episodic import Baseline, EpisodicAlgorithm
+from sb3_pgext.algorithms.parameters import critic_parameters, policy_parameters
+from sb3_pgext.arguments import (
+    require,
+    require_bool,
+    require_count,
+    require_fraction,
+    require_one_of,
+    require_positive,
+)
+from sb3_pgext.engine import whole_update
 from sb3_pgext.estimators.importance import (
     WEIGHTS,
     effective_sample_size,
@@ -59,7 +66,7 @@ class _OffPolicyBatch:
     group: th.Tensor | None
 
 
-class ISPG(REINFORCE):
+class ISPG(EpisodicAlgorithm):
     r"""
     Importance-sampled policy gradient (lectures 000, 003): several steps per batch of N new episodes, and K older
     batches beside it, along
@@ -72,7 +79,7 @@ class ISPG(REINFORCE):
     :param env: The environment to learn from (if registered in Gym, can be str)
     :param learning_rate: of the policy and of the critic; can be a function of the remaining progress (from 1 to 0)
     :param n_episodes: new episodes per update, N. Best a multiple of the number of sub-environments
-    :param n_gradient_steps: gradient steps per update, at most
+    :param gradient_steps: gradient steps per update, at most
     :param weights: what makes up for the difference:
 
         * ``"trajectory"``: the likelihood ratio of the whole episode, :math:`W_{0:T-1}`; unbiased
@@ -103,8 +110,8 @@ class ISPG(REINFORCE):
     :param critic_target: what the critic is fitted to (for ``baseline="state"``): ``"mc"`` (G_t), ``"td"``
         (r_t + γV(s_{t+1})) or ``"lambda"`` (TD(λ))
     :param gae_lambda: the λ of ``critic_target="lambda"``
-    :param critic_epochs: passes over the new episodes when fitting the critic; None for 5
-    :param critic_batch_size: minibatch size when fitting the critic; None for 256
+    :param n_critic_updates: passes over the new episodes when fitting the critic
+    :param batch_size: minibatch size when fitting the critic
     :param truncation: an episode cut by a time limit is continued by the critic's V(s_T) (``"bootstrap"``) or taken
         to end there (``"terminal"``); None means ``"bootstrap"`` with a critic, ``"terminal"`` without
     :param max_episode_steps: cut (truncate) longer episodes; None for no limit
@@ -134,7 +141,7 @@ class ISPG(REINFORCE):
         env: GymEnv | str,
         learning_rate: float | Schedule = 1e-3,
         n_episodes: int = 16,
-        n_gradient_steps: int = 10,
+        gradient_steps: int = 10,
         weights: str = "per_step",
         weight_clip: float | None = None,
         self_normalize: bool = False,
@@ -148,8 +155,8 @@ class ISPG(REINFORCE):
         discount_weighting: bool = False,
         critic_target: str = "mc",
         gae_lambda: float = 0.95,
-        critic_epochs: int | None = None,
-        critic_batch_size: int | None = None,
+        n_critic_updates: int = 10,
+        batch_size: int = 128,
         truncation: str | None = None,
         max_episode_steps: int | None = None,
         normalize_advantage: bool = False,
@@ -166,46 +173,7 @@ class ISPG(REINFORCE):
         compile: bool = False,
         _init_setup_model: bool = True,
     ):
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_episodes=n_episodes,
-            gamma=gamma,
-            credit=credit,
-            baseline=baseline,
-            leave_one_out=leave_one_out,
-            discount_weighting=discount_weighting,
-            critic_target=critic_target,
-            gae_lambda=gae_lambda,
-            critic_epochs=critic_epochs,
-            critic_batch_size=critic_batch_size,
-            truncation=truncation,
-            max_episode_steps=max_episode_steps,
-            normalize_advantage=normalize_advantage,
-            ent_coef=ent_coef,
-            max_grad_norm=max_grad_norm,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            compile=compile,
-            _init_setup_model=False,
-        )
-        self.n_gradient_steps = n_gradient_steps
-        self.weights = weights
-        self.weight_clip = weight_clip
-        self.self_normalize = self_normalize
-        self.replay_batches = replay_batches
-        self.mixture = mixture
-        self.min_ess = min_ess
-
-        if _init_setup_model:
-            self._setup_model()
+        super().__init__(**given(locals()), n_steps=n_episodes, vf_coef=0.0, supported_action_spaces=ACTION_SPACES)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -225,27 +193,29 @@ class ISPG(REINFORCE):
         rollout_buffer: EpisodeBuffer,  # type: ignore[override]
         n_rollout_steps: int,
     ) -> bool:
-        """As :class:`~sb3_pgext.rollouts.EpisodicAlgorithm` does; the new batch also enters ``self.replay_buffer``."""
+        """Play whole episodes; the new batch also enters ``self.replay_buffer``."""
         finished = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         if finished:
             self.replay_buffer.add(self.episodes, self._log_prob(self.episodes), self._numbers_of_policy())
         return finished
 
     def train(self) -> None:
-        """Some steps along the weighted gradient of the episodes kept, then the fit of the baseline to the new ones."""
+        """Take some steps along the weighted gradient of the episodes kept, then fit the baseline to the new ones."""
         self.replay_buffer.keep(self._live_batches())
         self.logger.record("train/batches_used", len(self.replay_buffer.batches))
         # The first step is safe: the policy has not moved since it played the new episodes.
         try:
             self._update(self._off_policy_batch(self.replay_buffer.batches), self.episodes, at_least=1)
         except BaseException:
-            # What has spoilt this update is not to spoil the next ones.
+            # A batch that has spoilt this update is not to spoil the next ones.
             self.replay_buffer.keep(self.replay_buffer.batches[:-1])
             raise
 
     @whole_update
     def _update(self, batch: _OffPolicyBatch, new: EpisodeBatch, at_least: int) -> bool:
         """
+        Take gradient steps as long as the effective sample size allows, then fit the baseline.
+
         :param batch: the episodes to take steps with
         :param new: those to fit the baseline to afterwards
         :param at_least: gradient steps that are taken whatever the effective sample size
@@ -254,17 +224,45 @@ class ISPG(REINFORCE):
         self._begin_update()
         parameters = list(policy_parameters(self.policy).values())
         n_steps, alive = 0, True
-        while parameters and n_steps < self.n_gradient_steps:  # not all frozen
-            gradient, ess = self._weighted_gradient(batch, parameters)
+        while parameters and n_steps < self.gradient_steps:  # not all frozen
+            log_w = self._log_weights(self._log_prob(batch.episodes), batch)  # log W_t
+            ess = self._effective_share(log_w, batch.episodes)
             alive = n_steps < at_least or ess >= self.min_ess
             if not alive:
                 break
-            self._ascend(gradient, parameters)
+            self.logger.record("train/ess", ess)
+            self._ascend(self._policy_gradient(batch, log_w, parameters), parameters)
             n_steps += 1
 
         self.logger.record("train/gradient_steps", n_steps)
         self._fit_baseline(new, self._returns(new))
         return alive
+
+    def _policy_gradient(
+        self, batch: _OffPolicyBatch, log_w: th.Tensor, parameters: list[th.nn.Parameter]
+    ) -> th.Tensor:
+        """ĝ, the mean over episodes of Σ_t w_t W_t ∇log π(a_t|s_t) (G_t - b_t), ``(P,)``."""
+        self.policy.set_training_mode(True)  # weights compare policies as they act; dropout is for the gradient
+        if self.weight_clip is not None:
+            log_w = log_w.clamp(max=math.log(self.weight_clip))
+        weights = importance_weights(log_w)
+        self.logger.record("train/weight_max", weights.max().item())
+        self.logger.record("train/weight_mean", weights.mean().item())
+        if self.self_normalize:
+            weights = importance_weights(self_normalized(self.weights, log_w, batch.episodes.time))
+        advantages = self._weighted_advantages(batch, weights)  # W_t (G_t - b_t)
+        return self._score_function_gradient(batch.episodes, advantages, parameters, weights, batch.group)
+
+    def estimate_gradient(self) -> th.Tensor:
+        r"""
+        The gradient that :meth:`train` would take its first step along, without stepping.
+
+        :return: :math:`\hat g` of the batches in ``self.replay_buffer``, plus the gradient of the entropy bonus,
+            ``(P,)``, in the order of :func:`~sb3_pgext.algorithms.parameters.policy_parameters`
+        """
+        batch = self._off_policy_batch(self._live_batches())
+        log_w = self._log_weights(self._log_prob(batch.episodes), batch)
+        return self._policy_gradient(batch, log_w, list(policy_parameters(self.policy).values()))
 
     def dataset(self) -> EpisodeDataset:
         """
@@ -281,7 +279,7 @@ class ISPG(REINFORCE):
         """
         Learn from recorded episodes, without playing any.
 
-        An update is what :meth:`train` does with a batch: ``n_gradient_steps`` steps, each episode weighted by the
+        An update is what :meth:`train` does with a batch: ``gradient_steps`` steps, each episode weighted by the
         policy that played it, then the fit of the baseline. It all ends when the effective sample size of the episodes
         is below ``min_ess``. The schedule of the learning rate runs over the updates. The critic's values are its own
         at the start of each update; fitted to the same episodes before, they are not independent of them.
@@ -297,8 +295,12 @@ class ISPG(REINFORCE):
         require_count("n_updates", n_updates)
         dataset = require_suitable(dataset, self)
         n_episodes = dataset.episodes.n_episodes
-        needs_others = self.self_normalize or (self.leave_one_out and self.baseline in ("constant", "time", "optimal"))
-        require(n_episodes > 1 or not needs_others, "number of episodes", n_episodes, "at least 2 with these options")
+        require(
+            n_episodes > 1 or not (self.self_normalize or self._leaves_out),
+            "number of episodes",
+            n_episodes,
+            "at least 2 with these options",
+        )
         recorded_episodes = replace(dataset.episodes, final_observations=None)
         if not self.bootstraps:
             no_values = th.zeros_like(recorded_episodes.bootstrap_values)
@@ -314,35 +316,6 @@ class ISPG(REINFORCE):
             if not alive:
                 break
         return self
-
-    def estimate_gradient(self) -> th.Tensor:
-        r"""
-        What :meth:`train` would take its first step along, without stepping.
-
-        :return: :math:`\hat g` of the batches in ``self.replay_buffer``, plus the gradient of the entropy bonus,
-            ``(P,)``, in the order of :func:`~sb3_pgext.algorithms.base.policy_parameters`
-        """
-        batch = self._off_policy_batch(self._live_batches())
-        return self._weighted_gradient(batch, list(policy_parameters(self.policy).values()))[0]
-
-    def _weighted_gradient(self, batch: _OffPolicyBatch, parameters: list[th.nn.Parameter]) -> tuple[th.Tensor, float]:
-        """ĝ at the present parameters, ``(P,)``, and the share of the weights that is effective."""
-        episodes = batch.episodes
-        # Weights compare policies as they act; dropout is for the gradient.
-        log_w = self._log_weights(self._log_prob(episodes), batch)
-        self.policy.set_training_mode(True)
-        log_prob, entropy = self._evaluate_batch(episodes)
-        ess = self._effective_share(log_w, episodes)
-        if self.weight_clip is not None:
-            log_w = log_w.clamp(max=math.log(self.weight_clip))
-        weights = importance_weights(log_w)
-        self.logger.record("train/ess", ess)
-        self.logger.record("train/weight_max", weights.max().item())
-        self.logger.record("train/weight_mean", weights.mean().item())
-        if self.self_normalize:
-            weights = importance_weights(self_normalized(self.weights, log_w, episodes.time))
-        advantages = self._weighted_advantages(batch, weights)
-        return self._gradient(log_prob, entropy, advantages, episodes, parameters, weights, batch.group), ess
 
     def _log_weights(self, log_prob: th.Tensor, batch: _OffPolicyBatch) -> th.Tensor:
         """
@@ -407,12 +380,10 @@ class ISPG(REINFORCE):
             group = th.cat([th.arange(episodes.n_episodes, device=self.device) for episodes in episodes_of])
         episodes = concatenated(episodes_of)
         returns = self._returns(episodes)
-        if self.weights != "per_decision":
-            advantages = self._advantages(episodes, returns, group)
-        elif self.baseline == "optimal":
-            advantages = th.zeros_like(returns)
-        else:
+        if self.weights == "per_decision":  # its return has the weights in it
             advantages = -self._baseline(episodes, returns, group)
+        else:
+            advantages = self._advantages(episodes, returns, group)
         return _OffPolicyBatch(episodes, advantages, log_prob, log_mixture, group)
 
     def _with_present_values(self, episodes: EpisodeBatch) -> EpisodeBatch:
@@ -451,7 +422,7 @@ class ISPG(REINFORCE):
             return self.policy.get_distribution(observations).log_prob(actions)
 
         with unvalidated_distributions():
-            return evaluated(self.policy, log_prob, (episodes.observations, episodes.actions))
+            return self.engine.evaluate(log_prob, (episodes.observations, episodes.actions))
 
     def _log_prob_under(self, episodes: EpisodeBatch, policy: dict[str, th.Tensor]) -> th.Tensor:
         """:meth:`_log_prob` with the numbers of another policy."""
@@ -502,7 +473,7 @@ class ISPG(REINFORCE):
         self._take_over(replay)
 
     def _check_arguments(self) -> None:
-        require_count("n_gradient_steps", self.n_gradient_steps)
+        require_count("gradient_steps", self.gradient_steps)
         require_one_of("weights", self.weights, WEIGHTS)
         if self.weight_clip is not None:
             require_positive("weight_clip", self.weight_clip)
@@ -534,15 +505,3 @@ class ISPG(REINFORCE):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "replay_buffer"]
-
-    def learn(
-        self: SelfISPG,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "ISPG",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfISPG:
-        """SB3's ``learn``. The last batch is finished, so a little more than ``total_timesteps`` may be taken."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

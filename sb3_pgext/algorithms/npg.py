@@ -2,46 +2,35 @@
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch as th
-from gymnasium import spaces
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 
-from sb3_pgext.algorithms.actor_critic import ActorCriticAlgorithm
-from sb3_pgext.algorithms.base import flat_gradient, policy_parameters
+from sb3_pgext.algorithms.base import ACTION_SPACES, given
 from sb3_pgext.algorithms.distributions import (
+    any_distribution,
     distribution_parameters,
     fisher_metric,
     kl_divergence,
     log_prob_and_entropy,
 )
-from sb3_pgext.arguments import (
-    require,
-    require_bool,
-    require_count,
-    require_effective,
-    require_number,
-    require_one_of,
-    require_positive,
-)
-from sb3_pgext.engine.compiled import compiled_fisher
-from sb3_pgext.engine.evaluation import any_distribution, evaluated, separable_parts
-from sb3_pgext.engine.nested import rows
-from sb3_pgext.engine.whole_updates import whole_update
+from sb3_pgext.algorithms.fixed_length import FixedLengthAlgorithm
+from sb3_pgext.algorithms.parameters import policy_parameters
+from sb3_pgext.arguments import require, require_bool, require_count, require_number, require_one_of, require_positive
+from sb3_pgext.engine import rows, whole_update
 from sb3_pgext.estimators.natural import (
     Metric,
     Tangents,
     conjugate_gradients,
     euclidean_metric,
-    fisher_vector_product,
     trust_region_scale,
 )
+from sb3_pgext.estimators.statistics import flat_gradient, standardize
 from sb3_pgext.estimators.surrogates import unclipped_surrogate
-from sb3_pgext.rollouts import StepBuffer
+from sb3_pgext.rollouts import Rollout
 
 __all__ = ["NPG"]
 
@@ -50,11 +39,6 @@ TOLERATED_KL = 1.5
 
 MAX_TRIES = 10
 """Lengths that are tried for that, without a line search."""
-
-COMPILED_TOGETHER = 2048
-"""Rows of a compiled product with F at most: what is kept of more does not stay in the cache, and takes much memory."""
-
-SelfNPG = TypeVar("SelfNPG", bound="NPG")
 
 
 class Steps(NamedTuple):
@@ -78,16 +62,14 @@ class Objective(NamedTuple):
     :param total: what is to be made larger, scalar
     :param surrogate: the same without the entropy bonus, scalar
     :param entropy: mean entropy, scalar
-    :param log_prob: log π of the actions, ``(M,)``
     """
 
     total: th.Tensor
     surrogate: th.Tensor
     entropy: th.Tensor
-    log_prob: th.Tensor
 
 
-class NPG(ActorCriticAlgorithm):
+class NPG(FixedLengthAlgorithm):
     r"""
     Natural policy gradient (Kakade 2001; lectures 002, 003, 004): one step per rollout along :math:`x = F^{-1} \hat g`,
 
@@ -126,8 +108,8 @@ class NPG(ActorCriticAlgorithm):
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
         (-1: only at the beginning of the rollout)
-    :param rollout_buffer_class: None, or a subclass of :class:`~sb3_pgext.rollouts.StepBuffer`
-    :param rollout_buffer_kwargs: additional arguments of its constructor
+    :param rollout_buffer_class: Rollout buffer class to use. If None, it will be automatically selected
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation
@@ -166,7 +148,7 @@ class NPG(ActorCriticAlgorithm):
         ent_coef: float = 0.0,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
-        rollout_buffer_class: type[StepBuffer] | None = None,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -177,64 +159,28 @@ class NPG(ActorCriticAlgorithm):
         compile: bool = False,
         _init_setup_model: bool = True,
     ):
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
-            vf_coef=0.0,
-            max_grad_norm=None,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            rollout_buffer_class=rollout_buffer_class,
-            rollout_buffer_kwargs=rollout_buffer_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=False,
-            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
-        )
-        self.batch_size = batch_size
-        self.step_rule = step_rule
-        self.target_kl = target_kl
-        self.step_size = step_size
-        self.fisher = fisher
-        self.cg_max_steps = cg_max_steps
-        self.cg_damping = cg_damping
-        self.cg_tolerance = cg_tolerance
-        self.line_search = line_search
-        self.line_search_shrinking_factor = line_search_shrinking_factor
-        self.line_search_max_iter = line_search_max_iter
-        self.n_critic_updates = n_critic_updates
-        self.critic_target = critic_target
-        self.normalize_advantage = normalize_advantage
-        self.compile = compile
-        self.sub_sampling_factor = sub_sampling_factor
-
-        if _init_setup_model:
-            self._setup_model()
+        super().__init__(**given(locals()), vf_coef=0.0, max_grad_norm=None, supported_action_spaces=ACTION_SPACES)
 
     @whole_update
     def train(self) -> None:
-        """One natural step with the policy, then the fit of the critic."""
+        """Take one natural step with the policy, then fit the critic."""
         self._begin_update()
+        rollout = self.rollout
+
         parameters = list(policy_parameters(self.policy).values())
         if parameters:  # not all frozen
-            self._natural_step(self._steps(), parameters)
-        self._fit_critic_to_rollout()
+            self._natural_step(self._steps(rollout), parameters)
+
+        self._fit_critic(rollout.observations, rollout.returns, rollout.values)
 
     def _natural_step(self, steps: Steps, parameters: list[th.nn.Parameter]) -> None:
         """θ ← θ + η x with x = (F + damping)⁻¹ ĝ, or a part of it, or nothing where that will not do."""
-        objective, fisher = self._objective_and_fisher(steps, parameters)
-        gradient = flat_gradient(objective.total, parameters, retain_graph=True)
+        log_prob, entropy = self._evaluate(steps.observations, steps.actions, in_parts=False)
+        objective = self._objective(log_prob, entropy, steps)
+        gradient = flat_gradient(objective.total, parameters)
         norm = gradient.norm().item()
         require(math.isfinite(norm), "policy gradient norm", norm, f"a finite number (update {self._n_updates})")
+        fisher = self.engine.fisher(parameters, self._geometry, (steps.observations, steps.actions), self.fisher)
         direction, residual, n_products = conjugate_gradients(
             lambda v: fisher(v) + self.cg_damping * v, gradient, self.cg_max_steps, self.cg_tolerance
         )
@@ -262,57 +208,23 @@ class NPG(ActorCriticAlgorithm):
             self.logger.record("train/line_search_success", float(fraction > 0))
         self._log_std()
 
-    def _steps(self) -> Steps:
-        """Those of the rollout that the policy's step looks at."""
-        rollout = self.rollout
-        steps = Steps(rollout.observations, rollout.actions, rollout.log_prob, self._advantages())
+    def _steps(self, rollout: Rollout) -> Steps:
+        """The steps of the rollout that the policy's step looks at."""
+        steps = Steps(rollout.observations, rollout.actions, rollout.log_prob, rollout.advantages)
         if self.sub_sampling_factor > 1:
             steps = rows(steps, th.randperm(len(rollout), device=self.device)[:: self.sub_sampling_factor])
-        return steps._replace(advantages=self._normalized(steps.advantages))
+        return steps._replace(advantages=standardize(steps.advantages)) if self.normalize_advantage else steps
 
-    def _objective_and_fisher(
-        self, steps: Steps, parameters: list[th.nn.Parameter]
-    ) -> tuple[Objective, Callable[[th.Tensor], th.Tensor]]:
-        """What is to be made larger, differentiable, and v → F v."""
-        fisher = self._compiled_fisher(steps, parameters) if self.compile else None
-        distribution = self.policy.get_distribution(steps.observations)
-        objective = self._objective(*log_prob_and_entropy(distribution, steps.actions), steps)
-        if fisher is None:
-            fisher = fisher_vector_product(*self._geometry(distribution, objective.log_prob), parameters)
-        return objective, fisher
-
-    def _geometry(self, distribution: Distribution, log_prob: th.Tensor) -> tuple[Tangents, Metric]:
-        """What F is made of: z, the numbers that the action probabilities depend on, and the metric."""
+    def _geometry(self, observations: PyTorchObs, actions: th.Tensor) -> tuple[Tangents, Metric]:
+        """The numbers z that the action probabilities depend on, and the metric, which make up F."""
+        distribution = self.policy.get_distribution(observations)
         if self.fisher == "empirical":
-            return (log_prob,), euclidean_metric
+            return (distribution.log_prob(actions),), euclidean_metric
         return distribution_parameters(distribution), fisher_metric(distribution)
-
-    def _compiled_fisher(
-        self, steps: Steps, parameters: list[th.nn.Parameter]
-    ) -> Callable[[th.Tensor], th.Tensor] | None:
-        """v → F v, compiled, as the mean over parts of the steps; None where that cannot be."""
-
-        def geometry(observations: PyTorchObs, actions: th.Tensor) -> tuple[Tangents, Metric]:
-            distribution = self.policy.get_distribution(observations)
-            return self._geometry(distribution, distribution.log_prob(actions))
-
-        n_steps = len(steps.advantages)
-        together = math.ceil(n_steps / math.ceil(n_steps / COMPILED_TOGETHER))  # so that little is left over
-        parts = separable_parts(self.policy, (steps.observations, steps.actions), together)
-        shares = [len(part[1]) / n_steps for part in parts]
-        products = []
-        for share, part in zip(shares, parts, strict=True):
-            if share < shares[0]:  # what is left over is not worth a graph of its own
-                products.append(fisher_vector_product(*geometry(*part), parameters))
-            elif (product := compiled_fisher(self.policy, parameters, geometry, part, self.fisher)) is not None:
-                products.append(product)
-            else:
-                return None
-        return lambda v: th.stack([share * f(v) for share, f in zip(shares, products, strict=True)]).sum(0)
 
     def _objective(self, log_prob: th.Tensor, entropy: th.Tensor, steps: Steps) -> Objective:
         surrogate = unclipped_surrogate((log_prob - steps.old_log_prob).exp(), steps.advantages)
-        return Objective(surrogate + self.ent_coef * entropy.mean(), surrogate, entropy.mean(), log_prob)
+        return Objective(surrogate + self.ent_coef * entropy, surrogate, entropy)
 
     def _move(self, step: th.Tensor, steps: Steps, parameters: list[th.nn.Parameter]) -> tuple[float, float, float]:
         """
@@ -323,11 +235,11 @@ class NPG(ActorCriticAlgorithm):
         """
         start = th.cat([p.detach().flatten() for p in parameters])
         old, old_objective, old_surrogate = self._measured(steps)
+        like = any_distribution(self.policy, steps.observations)
         fraction, finite = 1.0, False
         for _ in range(self.line_search_max_iter if self.line_search else MAX_TRIES):
             _set(parameters, start + fraction * step)
             new, objective, surrogate = self._measured(steps)
-            like = any_distribution(self.policy, steps.observations)
             kl = kl_divergence(old, new, like, "old_new").mean().item()
             if self._acceptable(kl, objective, old_objective):
                 return fraction, kl, surrogate
@@ -368,8 +280,8 @@ class NPG(ActorCriticAlgorithm):
             return distribution_parameters(distribution), *log_prob_and_entropy(distribution, actions)
 
         batch = (steps.observations, steps.actions)
-        parameters, log_prob, entropy = evaluated(self.policy, of_rows, batch, self._evaluation_key("measured"))
-        objective = self._objective(log_prob, entropy, steps)
+        parameters, log_prob, entropy = self.engine.evaluate(of_rows, batch, key="measured")
+        objective = self._objective(log_prob, entropy.mean(), steps)
         return parameters, objective.total.item(), objective.surrogate.item()
 
     def _warn_of_refusal(self, cause: str) -> None:
@@ -377,32 +289,34 @@ class NPG(ActorCriticAlgorithm):
         warnings.warn(f"NPG refuses a step and leaves the policy as it was: {cause}", stacklevel=2)
 
     def _check_arguments(self) -> None:
-        super()._check_arguments()
         require_one_of("step_rule", self.step_rule, ("trust_region", "fixed"))
         require_one_of("fisher", self.fisher, ("exact", "empirical"))
         for argument in ("target_kl", "step_size"):
             require_positive(argument, getattr(self, argument))
-        for argument in ("cg_max_steps", "line_search_max_iter", "sub_sampling_factor"):
+        for argument in (
+            "batch_size",
+            "n_critic_updates",
+            "cg_max_steps",
+            "line_search_max_iter",
+            "sub_sampling_factor",
+        ):
             require_count(argument, getattr(self, argument))
         for argument in ("cg_damping", "cg_tolerance"):
             require_number(argument, getattr(self, argument), "a number >= 0", at_least=0.0)
-        remaining = math.ceil(self.n_steps * self.n_envs / self.sub_sampling_factor)
-        enough = remaining > 1 or not self.normalize_advantage
-        require(
-            enough, "sub_sampling_factor", self.sub_sampling_factor, "one that leaves at least 2 steps of a rollout"
-        )
         factor = self.line_search_shrinking_factor
         require_number("line_search_shrinking_factor", factor, "a number in (0, 1)", math.ulp(0.0), 1 - 2**-53)
-        require_bool("line_search", self.line_search)
-        require_effective(self, self.ineffective_arguments())
+        for argument in ("line_search", "normalize_advantage"):
+            require_bool(argument, getattr(self, argument))
+        super()._check_arguments()
+        if self.normalize_advantage:
+            self._require_several_steps()
+            enough = self.sub_sampling_factor < self.n_steps * self.n_envs
+            allowed = "one that leaves at least 2 steps of a rollout"
+            require(enough, "sub_sampling_factor", self.sub_sampling_factor, allowed)
 
     def ineffective_arguments(self) -> dict[str, tuple[Any, str]]:
-        """
-        The arguments that would be ignored beside the others, which is why no other value of them is accepted.
-
-        :return: name → the value that they must have, and the reason
-        """
-        arguments: dict[str, tuple[Any, str]] = {}
+        """See :meth:`~sb3_pgext.algorithms.base.PolicyGradientAlgorithm.ineffective_arguments`."""
+        arguments = super().ineffective_arguments()
         if self.step_rule == "trust_region":
             arguments["step_size"] = (0.1, "(the default) with step_rule='trust_region': only 'fixed' uses it")
         elif not self.line_search:
@@ -416,18 +330,6 @@ class NPG(ActorCriticAlgorithm):
             reason = "(the default) with line_search_max_iter=1: no second length is tried"
             arguments["line_search_shrinking_factor"] = (0.8, reason)
         return arguments
-
-    def learn(
-        self: SelfNPG,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "NPG",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfNPG:
-        """SB3's ``learn``."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
 
 def _set(parameters: list[th.nn.Parameter], values: th.Tensor) -> None:

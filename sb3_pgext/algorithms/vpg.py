@@ -1,26 +1,27 @@
 """VPG: the vanilla actor-critic policy gradient with a choice of advantage estimators."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch as th
-from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_pgext.algorithms.actor_critic import ActorCriticAlgorithm
-from sb3_pgext.algorithms.base import flat_gradient, policy_parameters
-from sb3_pgext.arguments import require_count, require_effective, require_one_of
-from sb3_pgext.engine.whole_updates import whole_update
+from sb3_pgext.algorithms.base import ACTION_SPACES, given
+from sb3_pgext.algorithms.fixed_length import FixedLengthAlgorithm, by_step
+from sb3_pgext.algorithms.parameters import policy_parameters
+from sb3_pgext.arguments import require_bool, require_count, require_one_of
+from sb3_pgext.engine import whole_update
 from sb3_pgext.estimators.returns import monte_carlo_advantages, n_step_advantages, td_errors
-from sb3_pgext.rollouts import StepBuffer
+from sb3_pgext.estimators.statistics import flat_gradient, standardize
+from sb3_pgext.rollouts import Rollout, Segments
 
 __all__ = ["VPG"]
 
-SelfVPG = TypeVar("SelfVPG", bound="VPG")
 
-
-class VPG(ActorCriticAlgorithm):
+class VPG(FixedLengthAlgorithm):
     r"""
     The vanilla actor-critic (lectures 000, 002, 004): one gradient step per rollout of M steps along
 
@@ -41,7 +42,7 @@ class VPG(ActorCriticAlgorithm):
         * ``"td"``: r_t + γV(s_{t+1}) - V(s_t), low variance, the bias of V
         * ``"n_step"``: n rewards, then V
         * ``"gae"``: Σ_k (γλ)^k δ_{t+k}, the mean of all n with weights (1-λ)λ^{n-1}
-    :param n_step: the n of ``advantage="n_step"``
+    :param lookahead: the n of ``advantage="n_step"``
     :param gae_lambda: the λ of ``advantage="gae"`` and of ``critic_target="lambda"``, in [0, 1]
     :param critic_target: what the critic is fitted to: ``"mc"`` (G_t), ``"td"`` (r_t + γV(s_{t+1})) or ``"lambda"``
         (TD(λ))
@@ -52,8 +53,8 @@ class VPG(ActorCriticAlgorithm):
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
         (-1: only at the beginning of the rollout)
-    :param rollout_buffer_class: None, or a subclass of :class:`~sb3_pgext.rollouts.StepBuffer`
-    :param rollout_buffer_kwargs: additional arguments of its constructor
+    :param rollout_buffer_class: Rollout buffer class to use. If None, it will be automatically selected
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation
@@ -69,7 +70,7 @@ class VPG(ActorCriticAlgorithm):
         "n_steps",
         "gamma",
         "advantage",
-        "n_step",
+        "lookahead",
         "gae_lambda",
         "normalize_advantage",
         "ent_coef",
@@ -77,7 +78,7 @@ class VPG(ActorCriticAlgorithm):
     )
     """The arguments that the estimate depends on while the parameters stay as they are."""
 
-    suboptions: ClassVar[Mapping[str, str]] = {"n_step": "advantage", "gae_lambda": "advantage"}
+    suboptions: ClassVar[Mapping[str, str]] = {"lookahead": "advantage", "gae_lambda": "advantage"}
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class VPG(ActorCriticAlgorithm):
         batch_size: int = 128,
         gamma: float = 0.99,
         advantage: str = "gae",
-        n_step: int = 5,
+        lookahead: int = 5,
         gae_lambda: float = 0.95,
         critic_target: str = "lambda",
         n_critic_updates: int = 10,
@@ -97,7 +98,7 @@ class VPG(ActorCriticAlgorithm):
         max_grad_norm: float | None = None,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
-        rollout_buffer_class: type[StepBuffer] | None = None,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -108,111 +109,72 @@ class VPG(ActorCriticAlgorithm):
         compile: bool = False,
         _init_setup_model: bool = True,
     ):
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
-            vf_coef=0.0,
-            max_grad_norm=max_grad_norm,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            rollout_buffer_class=rollout_buffer_class,
-            rollout_buffer_kwargs=rollout_buffer_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=False,
-            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
-        )
-        self.batch_size = batch_size
-        self.advantage = advantage
-        self.n_step = n_step
-        self.critic_target = critic_target
-        self.n_critic_updates = n_critic_updates
-        self.normalize_advantage = normalize_advantage
-        self.compile = compile
-
-        if _init_setup_model:
-            self._setup_model()
+        super().__init__(**given(locals()), vf_coef=0.0, supported_action_spaces=ACTION_SPACES)
 
     @whole_update
     def train(self) -> None:
-        """One step along the policy gradient of the rollout just collected, then the fit of the critic."""
+        """Take one step along the policy gradient of the rollout just collected, then fit the critic."""
         self._begin_update()
+        rollout = self.rollout
+
         parameters = list(policy_parameters(self.policy).values())
         if parameters:  # not all frozen
-            self._ascend(self._policy_gradient(parameters), parameters)
-        self._fit_critic_to_rollout()
+            self._ascend(self._policy_gradient(rollout, parameters), parameters)
 
-    def estimate_gradient(self) -> th.Tensor:
-        r"""
-        What :meth:`train` would step along, without stepping.
+        self._fit_critic(rollout.observations, rollout.returns, rollout.values)
 
-        :return: :math:`\hat g` of ``self.rollout``, plus the gradient of the entropy bonus, ``(P,)``, in the order of
-            :func:`~sb3_pgext.algorithms.base.policy_parameters`
-        """
-        self.policy.set_training_mode(True)
-        return self._policy_gradient(list(policy_parameters(self.policy).values()))
-
-    def _policy_gradient(self, parameters: list[th.nn.Parameter]) -> th.Tensor:
-        advantages = self._normalized(self._advantages())
-        log_prob, entropy = self._evaluate(self.rollout.observations, self.rollout.actions)
+    def _policy_gradient(self, rollout: Rollout, parameters: list[th.nn.Parameter]) -> th.Tensor:
+        """ĝ, the mean over steps of ∇log π(a_t|s_t) Ψ_t, plus the gradient of the entropy bonus, ``(P,)``."""
+        advantages = standardize(rollout.advantages) if self.normalize_advantage else rollout.advantages
+        log_prob, entropy = self._evaluate(rollout.observations, rollout.actions)
 
         objective = (log_prob * advantages).mean()
         self.logger.record("train/policy_gradient_loss", -objective.item())
         self.logger.record("train/entropy", entropy.item())
-        if self.ent_coef:
-            objective = objective + self.ent_coef * entropy
-        return flat_gradient(objective, parameters)
+        return flat_gradient(objective + self.ent_coef * entropy if self.ent_coef else objective, parameters)
 
-    def _advantages(self) -> th.Tensor:
-        """Ψ_t of the rollout, ``(M,)``, not normalised."""
-        rollout = self.rollout
-        steps = (rollout.rewards, rollout.values, rollout.segment, self.gamma)
-        if self.advantage == "mc":
-            return monte_carlo_advantages(*steps, rollout.bootstrap_values)
-        if self.advantage == "td":
-            return td_errors(*steps, rollout.bootstrap_values)
-        if self.advantage == "n_step":
-            return n_step_advantages(*steps, self.n_step, rollout.bootstrap_values)
-        return super()._advantages()
+    def estimate_gradient(self) -> th.Tensor:
+        r"""
+        The gradient that :meth:`train` would step along, without stepping.
+
+        :return: :math:`\hat g` of ``self.rollout``, plus the gradient of the entropy bonus, ``(P,)``, in the order of
+            :func:`~sb3_pgext.algorithms.parameters.policy_parameters`
+        """
+        self.policy.set_training_mode(True)
+        return self._policy_gradient(self.rollout, list(policy_parameters(self.policy).values()))
+
+    def _compute_returns_and_advantage(
+        self, rollout_buffer: RolloutBuffer, last_values: th.Tensor, dones: np.ndarray
+    ) -> None:
+        """Generalised advantages are SB3's; the other Ψ_t of ``advantage`` replace them."""
+        super()._compute_returns_and_advantage(rollout_buffer, last_values, dones)
+        if self.advantage != "gae":
+            rewards, values, segment, bootstrap_values = Segments.of(rollout_buffer, last_values, dones)
+            steps = rewards, values, segment, self.gamma
+            if self.advantage == "mc":
+                advantages = monte_carlo_advantages(*steps, bootstrap_values)
+            elif self.advantage == "td":
+                advantages = td_errors(*steps, bootstrap_values)
+            else:
+                advantages = n_step_advantages(*steps, self.lookahead, bootstrap_values)
+            rollout_buffer.advantages[:] = by_step(advantages, rollout_buffer)
 
     def _check_arguments(self) -> None:
-        super()._check_arguments()
         require_one_of("advantage", self.advantage, ("mc", "td", "n_step", "gae"))
-        require_count("n_step", self.n_step)
-        require_effective(self, self.ineffective_arguments())
+        for argument in ("batch_size", "n_critic_updates", "lookahead"):
+            require_count(argument, getattr(self, argument))
+        require_bool("normalize_advantage", self.normalize_advantage)
+        super()._check_arguments()
+        if self.normalize_advantage:
+            self._require_several_steps()
 
     def ineffective_arguments(self) -> dict[str, tuple[Any, str]]:
-        """
-        The arguments that would be ignored beside the others, which is why no other value of them is accepted.
-
-        :return: name → the value that they must have, and the reason
-        """
-        arguments: dict[str, tuple[Any, str]] = {}
+        """See :meth:`~sb3_pgext.algorithms.base.PolicyGradientAlgorithm.ineffective_arguments`."""
+        arguments = super().ineffective_arguments()
         of_advantage = f"(the default) with advantage={self.advantage!r}"
         if self.advantage != "n_step":
-            arguments["n_step"] = (5, f"{of_advantage}: only 'n_step' uses it")
+            arguments["lookahead"] = (5, f"{of_advantage}: only 'n_step' uses it")
         if self.advantage != "gae" and self.critic_target != "lambda":
             reason = f"{of_advantage} and critic_target={self.critic_target!r}: only 'gae' and 'lambda' use it"
             arguments["gae_lambda"] = (0.95, reason)
         return arguments
-
-    def learn(
-        self: SelfVPG,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "VPG",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfVPG:
-        """SB3's ``learn``."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -17,7 +17,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from torch.nn.modules import activation
 
 from sb3_pgext import algorithms
-from sb3_pgext.rollouts import EpisodeBatch, EpisodeBuffer, ReplayedBatch, StepBuffer
+from sb3_pgext.rollouts import DictStepBuffer, EpisodeBatch, EpisodeBuffer, ReplayedBatch, StepBuffer
 
 __all__ = ["CLASSES", "RECORDS", "Decoder", "Encoder"]
 
@@ -46,6 +46,7 @@ CLASSES: dict[str, type] = {
         *_OPTIMIZERS,
         RMSpropTFLike,
         StepBuffer,
+        DictStepBuffer,
         EpisodeBuffer,
     ]
 }

@@ -11,8 +11,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_pgext.algorithms.base import PolicyGradientAlgorithm
 from sb3_pgext.checkpoints.encoding import Decoder, Encoder
-from sb3_pgext.rollouts import EpisodicAlgorithm, FixedLengthAlgorithm
 
 __all__ = ["generators_of", "model_of", "restore_generators", "restore_normalization", "state_of"]
 
@@ -30,7 +30,7 @@ def state_of(model: OnPolicyAlgorithm, encoder: Encoder) -> dict[str, Any]:
     :return: all of it but the environment, as JSON
     :raises ValueError: it is of no algorithm of the family, or a parameter is NaN or infinite
     """
-    if not isinstance(model, (EpisodicAlgorithm, FixedLengthAlgorithm)):
+    if not isinstance(model, PolicyGradientAlgorithm):
         raise ValueError(f"model={type(model).__name__}: allowed is an algorithm of sb3_pgext")
     parameters = dict(model.policy.state_dict())
     for name, tensor in parameters.items():

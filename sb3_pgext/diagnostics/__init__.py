@@ -1,6 +1,6 @@
 """The laboratory: exact quantities on finite MDPs, gradient samples, and studies of variance and bias."""
 
-from sb3_pgext.algorithms.base import policy_parameters
+from sb3_pgext.algorithms.parameters import policy_parameters
 from sb3_pgext.diagnostics.exact import (
     action_probabilities,
     exact_fisher,

@@ -14,8 +14,9 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_pgext.algorithms.base import flat_gradient, policy_parameters
+from sb3_pgext.algorithms.parameters import policy_parameters
 from sb3_pgext.envs import TabularMDP
+from sb3_pgext.estimators.statistics import flat_gradient
 
 __all__ = ["action_probabilities", "exact_fisher", "exact_policy_gradient", "exact_return", "exact_values"]
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.logger import Logger
 
-from sb3_pgext.algorithms import ISPG, REINFORCE, VPG
+from sb3_pgext.algorithms import ISPG, VPG
+from sb3_pgext.algorithms.episodic import EpisodicAlgorithm
 from sb3_pgext.arguments import require, require_one_of
 from sb3_pgext.diagnostics.exact import exact_policy_gradient
 from sb3_pgext.envs import TabularMDP
@@ -17,7 +18,7 @@ from sb3_pgext.envs import TabularMDP
 __all__ = ["estimated_gradient", "gradient_samples", "set_options"]
 
 
-def set_options(model: REINFORCE | VPG, **options: Any) -> dict[str, Any]:
+def set_options(model: EpisodicAlgorithm | VPG, **options: Any) -> dict[str, Any]:
     """
     Give a model other options of its estimator. What they make ineffective gets the only value it may then have.
 
@@ -44,7 +45,7 @@ def set_options(model: REINFORCE | VPG, **options: Any) -> dict[str, Any]:
     return changed
 
 
-def estimated_gradient(model: REINFORCE | VPG, mdp: gym.Env) -> th.Tensor | None:
+def estimated_gradient(model: EpisodicAlgorithm | VPG, mdp: gym.Env) -> th.Tensor | None:
     """
     The exact gradient that the model's options mean to estimate: with or without the weights γ^t.
 
@@ -56,7 +57,7 @@ def estimated_gradient(model: REINFORCE | VPG, mdp: gym.Env) -> th.Tensor | None
     :param mdp: the :class:`~sb3_pgext.envs.TabularMDP` that it learns on, wrapped or not
     :return: ``(P,)``, float64; None where there is none
     """
-    if isinstance(model, REINFORCE):
+    if isinstance(model, EpisodicAlgorithm):
         weighted = model.discount_weighting or model.credit == "trajectory"
         return exact_policy_gradient(model.policy, mdp, model.gamma, weighted)
     length = _length_of_all_episodes(mdp)
@@ -74,7 +75,7 @@ def _length_of_all_episodes(mdp: gym.Env) -> int | None:
 
 
 def gradient_samples(
-    model: REINFORCE | VPG,
+    model: EpisodicAlgorithm | VPG,
     n_batches: int,
     size: int | None = None,
     progress: Callable[[int], object] = lambda done: None,
@@ -125,7 +126,7 @@ def gradient_samples(
 
 
 @contextmanager
-def _no_log(model: REINFORCE | VPG) -> Iterator[None]:
+def _no_log(model: EpisodicAlgorithm | VPG) -> Iterator[None]:
     """Without a run of its own in the log, and with the model's logger in place afterwards."""
     own = {
         name: getattr(model, name)

@@ -1,191 +1,251 @@
-"""Acting, a gradient step, a function of a batch, and a product with the Fisher matrix, as one compiled graph each."""
+"""Functions of a policy and gradient steps as one compiled graph each."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
-
-from sb3_pgext.engine.flat_adam import FlatAdam, concatenated, views
-from sb3_pgext.engine.functional import (
-    FunctionOfPolicy,
-    LossFunction,
-    as_tensors,
-    call,
-    forms,
-    gradient_of,
-    names_of,
-    values_of_others,
+from torch.func import functional_call
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
 )
-from sb3_pgext.engine.graphs import Graph, graph_of
+
+from sb3_pgext.engine.adam import FlatAdam, concatenated, views
+from sb3_pgext.engine.eager import Engine, LossFunction, Proceed, Step
+from sb3_pgext.engine.graphs import Graph, graph_of, warn_once
 from sb3_pgext.engine.nested import leaves, rebuilding
 from sb3_pgext.estimators.natural import Metric, Tangents, fisher_vector_product
 
-__all__ = ["Step", "compiled_acting", "compiled_fisher", "compiled_function", "compiled_step"]
+__all__ = ["CompiledEngine"]
 
-Step = Callable[..., tuple[Any, th.Tensor | None, bool]]
-"""Minibatch → what the loss function left; the norm of the gradient, if it was measured; whether a step was taken."""
+FISHER_ROWS = 2048
+"""Rows of a compiled product with F at most: more would not stay in the cache, and take much memory."""
 
 
-def compiled_acting(policy: ActorCriticPolicy) -> Callable[[PyTorchObs], Sequence[th.Tensor]]:
+class _Registrations:
+    """Counts the modules and parameters that are set anywhere, so that acting notices those of its policy."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        register_module_module_registration_hook(self.note)
+        register_module_parameter_registration_hook(self.note)
+
+    def note(self, *_: Any) -> None:
+        self.n += 1
+
+
+_registrations = _Registrations()
+
+
+class CompiledEngine(Engine):
     """
-    The policy's ``forward``: observations → actions, values, log-probabilities, with the same random numbers.
+    The same functions and steps, up to rounding, in less time. Where something cannot be compiled, it runs as it is,
+    and a warning says why, once.
 
-    :param policy: in evaluation mode; its parameters may not be replaced by others while this is used
-    :return: the function; the policy itself where it cannot be traced
+    :param policy: the network that they evaluate
+    :param key: what its losses and functions depend on beside their arguments: the algorithm's own arguments
+    :param foreign: the reason why losses are not to be compiled, for the warning; None if there is none
+    :param acts: whether acting is compiled
     """
-    names, parameters = zip(*((name, p.detach()) for name, p in policy.named_parameters()), strict=True)
-    found_out = False
-    graph: Graph | None = None
 
-    def graph_for(observations: PyTorchObs, arguments: list[th.Tensor]) -> Graph | None:
-        n, rebuild = len(arguments) - len(names), rebuilding(observations)
+    def __init__(self, policy: Any, key: Hashable, foreign: str | None = None, acts: bool = True):
+        super().__init__(policy)
+        self.key, self.foreign, self.acts = key, foreign, acts
 
-        def forward(*tensors: th.Tensor) -> Any:
-            return call(policy, dict(zip(names, tensors[n:], strict=True)), rebuild(iter(tensors[:n])))
+    def acting(self, with_values: bool = True) -> Callable[[PyTorchObs], Sequence[Any]]:
+        """See :meth:`~sb3_pgext.engine.eager.Engine.acting`; the same random numbers are drawn."""
+        if not self.acts:
+            return super().acting(with_values)
+        graphs: dict[Hashable, Graph | None] = {}
+        policy, n_registered = self.policy, _registrations.n
+        parameters = list(policy.parameters())
 
-        key = "acting", policy.device, forms(arguments[:n])
-        return graph_of(policy, key, forward, arguments, "acting", draws=True)
+        def graph_for(observations: PyTorchObs, arguments: list[th.Tensor]) -> Graph | None:
+            n, rebuild = len(arguments) - len(parameters), rebuilding(observations)
+            names = [name for name, _ in policy.named_parameters()]
 
-    def act(observations: PyTorchObs) -> Sequence[th.Tensor]:
-        nonlocal found_out, graph
-        # Images may come transposed, and a graph is for one order in memory.
-        arguments = [*(x.contiguous() for x in leaves(observations)), *parameters]
-        if not found_out:
-            graph, found_out = graph_for(observations, arguments), True
-        return policy(observations) if graph is None else graph(arguments)
+            def forward(*tensors: th.Tensor) -> Any:
+                return _call(policy, dict(zip(names, tensors[n:], strict=True)), rebuild(iter(tensors[:n])))
 
-    return act
+            return graph_of(policy, None, forward, [x.detach() for x in arguments], "acting", draws=True)
 
+        def act(observations: PyTorchObs) -> Sequence[th.Tensor]:
+            nonlocal n_registered, parameters
+            if n_registered != _registrations.n:  # a callback may have set other modules or parameters
+                n_registered, parameters = _registrations.n, list(policy.parameters())
+                graphs.clear()
+            # Images may come transposed, and a graph is for one order in memory.
+            given = [x.contiguous() for x in leaves(observations)]
+            arguments = [*given, *parameters]
+            form = tuple([(x.shape, x.dtype) for x in given])
+            if form not in graphs:
+                graphs[form] = graph_for(observations, arguments)
+            graph = graphs[form]
+            return policy(observations) if graph is None else graph(arguments)
 
-def compiled_step(
-    eager_step: Step,
-    policy: th.nn.Module,
-    parameters: Sequence[th.nn.Parameter],
-    adam: FlatAdam,
-    loss_function: LossFunction,
-    max_norm: float | None,
-    proceed: Callable[[Any], th.Tensor] | None,
-    key: Hashable,
-) -> Step:
-    """
-    A step that computes what ``eager_step`` does, up to rounding: loss, gradient, its norm and Adam in one graph.
+        return act
 
-    It is traced and compiled for the shapes of the first minibatch; minibatches of other shapes, such as a shorter last
-    one, and policies that cannot be traced take the eager step.
+    def _compiled_function(
+        self, function: Callable[..., Any], examples: tuple[Any, ...], key: Hashable
+    ) -> Callable[..., Any]:
+        if key is None or self.foreign is not None:
+            return function
+        module = _FunctionOfPolicy(self.policy, function)
+        named = {name: p.detach() for name, p in module.named_parameters()}
+        rebuild = rebuilding(examples)
 
-    :param eager_step: what is to be computed
-    :param policy: the network that the loss function evaluates
-    :param parameters: those of its parameters that are moved
-    :param adam: the optimizer's state, changed in place
-    :param loss_function: a function of the policy's parameters and its arguments alone
-    :param max_norm: as in ``eager_step``
-    :param proceed: as in ``eager_step``
-    :param key: everything else that the loss depends on and that may change
-    :return: the step
-    """
-    device = adam.parameters.device
-    learning_rate = th.tensor(adam.options["lr"], dtype=th.float64)
-    state = [adam.parameters, adam.exp_avg, adam.exp_avg_sq, adam.count]
-    others = values_of_others(policy, parameters)
-    constant = [*others, learning_rate]
-    tensors_of = as_tensors(device, th.float32)
-    shapes: list[th.Size] | None = None
-    graph: Graph | None = None
+        def of_tensors(*tensors: th.Tensor) -> Any:
+            own = dict(zip(named, tensors, strict=False))
+            return _call(module, own, *rebuild(iter(tensors[len(named) :])))
 
-    def graph_for(minibatch: tuple[Any, ...], arguments: list[th.Tensor]) -> Graph | None:
+        def arguments(batch: tuple[Any, ...]) -> list[th.Tensor]:
+            return [*named.values(), *(x.contiguous() for x in leaves(batch))]
+
+        first = [x.clone() for x in arguments(examples)]  # which tracing may change in place
+        graph = graph_of(self.policy, (self.key, key), of_tensors, first, "an evaluation of the policy")
+        return function if graph is None else lambda *batch: graph(arguments(batch))
+
+    def fisher(
+        self,
+        parameters: Sequence[th.nn.Parameter],
+        geometry: Callable[..., tuple[Tangents, Metric]],
+        batch: tuple[Any, ...],
+        key: Hashable = None,
+    ) -> Callable[[th.Tensor], th.Tensor]:
+        """See :meth:`~sb3_pgext.engine.eager.Engine.fisher`; the mean over equal parts of the steps."""
+        n_steps = len(leaves(batch)[0])
+        together = -(-n_steps // -(-n_steps // FISHER_ROWS))  # so that little is left over
+        parts = self.separable_parts(batch, together)
+        shares = [len(leaves(part)[0]) / n_steps for part in parts]
+        products = []
+        for share, part in zip(shares, parts, strict=True):
+            compiled = None if share < shares[0] else self._compiled_fisher(parameters, geometry, part, key)
+            products.append(compiled or super().fisher(parameters, geometry, part))
+        return lambda v: th.stack([share * f(v) for share, f in zip(shares, products, strict=True)]).sum(0)
+
+    def _compiled_fisher(
+        self,
+        parameters: Sequence[th.nn.Parameter],
+        geometry: Callable[..., tuple[Tangents, Metric]],
+        batch: tuple[Any, ...],
+        key: Hashable,
+    ) -> Callable[[th.Tensor], th.Tensor] | None:
+        """The product as one graph. All that products have in common, such as the forward pass, is computed once."""
+        if self.foreign is not None:
+            return None
+        module = _FunctionOfPolicy(self.policy, geometry)
+        named = dict(module.named_parameters())
+        name_of = {id(p): name for name, p in named.items()}
+        theta = [name_of[id(p)] for p in parameters]
+        rebuild = rebuilding(batch)
+
+        def product(*tensors: th.Tensor) -> th.Tensor:
+            own = {name: p.detach().requires_grad_(name in theta) for name, p in zip(named, tensors, strict=False)}
+            outputs, metric = _call(module, own, *rebuild(iter(tensors[len(own) :])))
+            return fisher_vector_product(outputs, metric, [own[name] for name in theta])(tensors[-1])
+
+        first = [*(p.detach() for p in named.values()), *(x.contiguous() for x in leaves(batch))]
+        v = th.cat([p.detach().flatten() for p in parameters])
+        full_key, what = (self.key, key, tuple(theta)), "the product with the Fisher matrix"
+        graph = graph_of(self.policy, full_key, product, [*first, v], what, n_first=len(first))
+        if graph is None:
+            return None
+        product_with = graph(first)
+        return lambda v: product_with([v])
+
+    def _compiled_step(
+        self,
+        step: Step,
+        adam: FlatAdam | None,
+        parameters: Sequence[th.nn.Parameter],
+        loss_function: LossFunction,
+        max_norm: float | None,
+        proceed: Proceed | None,
+        key: tuple[Hashable, int | None],
+    ) -> Step:
+        """
+        Loss, gradient, its norm and Adam in one graph, for the shapes of the first minibatch.
+
+        Minibatches of other shapes, such as a shorter last one, take the eager step.
+        """
+        policy = self.policy
+        if adam is None:
+            only = "Adam and AdamW with one group of parameters, default implementation and no hooks"
+            warn_once(policy, "an update", f"Compiled are {only}, not this optimizer")
+            return step
+        if self.foreign is not None:
+            warn_once(policy, "an update", self.foreign)
+            return step
+        moved = {id(p) for p in parameters}
+        # Not moved, but not constant either: the policy's while the critic is fitted, or what is frozen for some time.
+        others = [p.detach() for p in policy.parameters() if id(p) not in moved]
+        names = tuple(name for name, p in policy.named_parameters() if id(p) in moved)
         options = tuple(sorted((name, value) for name, value in adam.options.items() if name != "lr"))
-        of_policy = names_of(policy, parameters)
-        given = arguments[len(state) + len(constant) :]
-        full_key = (key, max_norm, options, adam.decoupled, of_policy, device, forms(given))
-        update = _update(policy, parameters, adam, loss_function, max_norm, minibatch, len(others))
-        return graph_of(policy, full_key, update, arguments, "this update")
+        full_key = (self.key, loss_function.__qualname__, key, max_norm, options, adam.decoupled, names)
+        device = adam.parameters.device
+        adam.count = adam.count.to(device)  # a graph with a part on the CPU would wait for it
+        state = [adam.parameters, adam.exp_avg, adam.exp_avg_sq, adam.count]
+        constant = [*state, *others, th.tensor(adam.options["lr"], dtype=th.float64, device=device)]
+        tensors_of = _as_tensors(device)
+        shapes: list[th.Size] | None = None
+        graph: Graph | None = None
 
-    def step(*minibatch: Any) -> tuple[Any, th.Tensor | None, bool]:
-        nonlocal shapes, graph
-        given = [x.contiguous() for x in tensors_of(minibatch)]
-        arguments = [*state, *constant, *given]
-        given_shapes = [x.shape for x in given]
-        if shapes is None:
-            shapes = given_shapes
-            graph = graph_for(minibatch, arguments)
-        if graph is None or given_shapes != shapes:
-            return eager_step(*minibatch)
+        def compiled_step(*minibatch: Any) -> tuple[Any, th.Tensor | None, bool]:
+            nonlocal shapes, graph
+            arguments = [*constant, *(x.contiguous() for x in tensors_of(minibatch))]
+            given_shapes = [x.shape for x in arguments[len(constant) :]]
+            if shapes is None:
+                shapes, (_, batch_size) = given_shapes, key
+                if batch_size not in (None, len(leaves(minibatch)[0])):  # of a batch that is shorter each time
+                    return step(*minibatch)
+                update = _update(policy, parameters, adam, loss_function, max_norm, minibatch, len(others))
+                graph = graph_of(policy, full_key, update, arguments, "an update")
+            if graph is None or given_shapes != shapes:
+                return step(*minibatch)
+            new_state, norm, log = graph(arguments)
+            if proceed is not None and not proceed(log):
+                return log, None, False
+            th._foreach_copy_(state, new_state)
+            return log, norm, True
 
-        new_state, norm, left = graph(arguments)
-        if proceed is not None and not proceed(left):
-            return left, None, False
-        th._foreach_copy_(state, new_state)
-        return left, norm, True
-
-    return step
+        return compiled_step
 
 
-def compiled_function(
-    policy: th.nn.Module, function: Callable[..., Any], batch: tuple[Any, ...], key: Hashable
-) -> Callable[[tuple[Any, ...]], Any] | None:
+class _FunctionOfPolicy(th.nn.Module):
+    """A function as a module that contains the policy, for ``functional_call``."""
+
+    def __init__(self, policy: th.nn.Module, function: Callable[..., Any]):
+        super().__init__()
+        self.policy = policy
+        self._function = function
+
+    def forward(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+
+def _call(module: th.nn.Module, parameters: dict[str, th.Tensor], *arguments: Any) -> Any:
     """
-    :param policy: the network that the function evaluates
-    :param function: of the policy's parameters and its arguments alone
-    :param batch: examples of its arguments
-    :param key: everything else that it depends on and that may change
-    :return: batch of these shapes → what the function returns, without a graph; None where it cannot be traced
+    Call a module with other parameters.
+
+    A module that has several names, such as SB3's shared features extractor, has its parameters under the first of
+    them; where ``functional_call`` looks for the others too, it leaves tensors in their place.
     """
-    module = FunctionOfPolicy(policy, function)
-    named = {name: p.detach() for name, p in module.named_parameters()}
-    rebuild = rebuilding(batch)
-
-    def of_tensors(*tensors: th.Tensor) -> Any:
-        own = dict(zip(named, tensors, strict=False))
-        return call(module, own, *rebuild(iter(tensors[len(named) :])))
-
-    def arguments(batch: tuple[Any, ...]) -> list[th.Tensor]:
-        return [*named.values(), *(x.contiguous() for x in leaves(batch))]
-
-    examples = [x.clone() for x in arguments(batch)]  # which tracing may change in place
-    full_key = ("function", key, examples[0].device, forms(examples))
-    graph = graph_of(policy, full_key, of_tensors, examples, "an evaluation of the policy")
-    return None if graph is None else (lambda batch: graph(arguments(batch)))
+    return functional_call(module, parameters, arguments, tie_weights=False)
 
 
-def compiled_fisher(
-    policy: th.nn.Module,
-    parameters: Sequence[th.nn.Parameter],
-    geometry: Callable[..., tuple[Tangents, Metric]],
-    batch: tuple[Any, ...],
-    key: Hashable,
-) -> Callable[[th.Tensor], th.Tensor] | None:
-    """
-    The products of :func:`~sb3_pgext.estimators.natural.fisher_vector_product`, up to rounding, as one graph. What they
-    have in common, such as the forward pass, is computed here, once.
+def _as_tensors(device: th.device) -> Callable[[Any], list[th.Tensor]]:
+    """The leaves of a structure, numbers as scalars in single precision, each of which is made once."""
+    numbers: dict[float, th.Tensor] = {}
 
-    :param policy: the network that the geometry evaluates
-    :param parameters: θ, P numbers in all
-    :param geometry: batch → z and the metric, a function of the policy's parameters and its arguments alone
-    :param batch: its arguments
-    :param key: everything else that the geometry depends on and that may change
-    :return: v ``(P,)`` → F v ``(P,)``, as long as the parameters are not moved; None where that cannot be traced
-    """
-    module = FunctionOfPolicy(policy, geometry)
-    named = dict(module.named_parameters())
-    name_of = {id(p): name for name, p in named.items()}
-    theta = [name_of[id(p)] for p in parameters]
-    rebuild = rebuilding(batch)
+    def tensor(x: th.Tensor | float) -> th.Tensor:
+        if isinstance(x, th.Tensor):
+            return x
+        if x not in numbers:
+            numbers[x] = th.tensor(x, dtype=th.float32, device=device)
+        return numbers[x]
 
-    def product(*tensors: th.Tensor) -> th.Tensor:
-        own = {name: p.detach().requires_grad_(name in theta) for name, p in zip(named, tensors, strict=False)}
-        outputs, metric = call(module, own, *rebuild(iter(tensors[len(own) :])))
-        return fisher_vector_product(outputs, metric, [own[name] for name in theta])(tensors[-1])
-
-    first = [*(p.detach() for p in named.values()), *(x.contiguous() for x in leaves(batch))]
-    v = th.cat([p.detach().flatten() for p in parameters])
-    full_key = ("fisher", key, tuple(theta), v.device, forms(first))
-    graph = graph_of(policy, full_key, product, [*first, v], "the product with the Fisher matrix", n_first=len(first))
-    if graph is None:
-        return None
-    product_with = graph(first)
-    return lambda v: product_with([v])
+    return lambda data: [tensor(x) for x in leaves(data)]
 
 
 def _update(
@@ -199,17 +259,24 @@ def _update(
 ) -> Callable[..., Any]:
     """
     (θ, first moment, second moment, step count, other parameters, learning rate, minibatch) → the first four anew, the
-    norm, what is left.
+    norm, the loss function's tensors for the log.
     """
-    gradient = gradient_of(policy, parameters, loss_function, minibatch)
+    loss = _FunctionOfPolicy(policy, loss_function)
+    name_of = {id(p): name for name, p in loss.named_parameters()}
+    names = [name_of[id(p)] for p in parameters]
+    other_names = [name for name in name_of.values() if name not in set(names)]
+    rebuild = rebuilding(minibatch)
     beta1, beta2, eps, weight_decay = (adam.options[name] for name in ("beta1", "beta2", "eps", "weight_decay"))
 
     def update(
         flat: th.Tensor, exp_avg: th.Tensor, exp_avg_sq: th.Tensor, count: th.Tensor, *tensors: th.Tensor
     ) -> tuple[Any, ...]:
         others, lr, given = tensors[:n_others], tensors[n_others], tensors[n_others + 1 :]
-        gradients, left = gradient(views(flat, parameters), others, given)
-        g = concatenated(gradients)
+        # By autograd: torch.func's grad goes through other operations in places.
+        moved = [value.detach().requires_grad_() for value in views(flat, parameters)]
+        own = dict(zip([*names, *other_names], [*moved, *others], strict=True))
+        value, log = _call(loss, own, *rebuild(iter(given)))
+        g = concatenated(th.autograd.grad(value, moved, allow_unused=True, materialize_grads=True))
         norm = th.linalg.vector_norm(g)
         if max_norm is not None:
             g = g * th.clamp(max_norm / (norm + 1e-6), max=1.0)
@@ -225,6 +292,6 @@ def _update(
         steps = count.double()
         denominator = (exp_avg_sq / (1 - beta2**steps)).sqrt() + eps
         flat = flat - lr / (1 - beta1**steps) * exp_avg / denominator
-        return (flat, exp_avg, exp_avg_sq, count), norm, left
+        return (flat, exp_avg, exp_avg_sq, count), norm, log
 
     return update

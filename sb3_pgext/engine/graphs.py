@@ -14,16 +14,20 @@ from torch.overrides import TorchFunctionMode
 
 from sb3_pgext.engine.nested import leaves, rebuilding
 from sb3_pgext.engine.packages import package_of
+from sb3_pgext.engine.plain import foreign_part, structure_of
 
-__all__ = ["Graph", "forget", "graph_of", "has_own_methods", "is_plain"]
+__all__ = ["Graph", "graph_of", "warn_once"]
 
 Graph = Callable[[list[th.Tensor]], Any]
 
-_graphs: "WeakKeyDictionary[th.nn.Module, dict[Hashable, Graph | None]]" = WeakKeyDictionary()
-"""Policy → what has been traced of it; None where that failed. They hold no reference to the policy."""
+MAX_GRAPHS = 8
+"""Graphs of one function: a coefficient that changes with each update would be compiled in each."""
+
+_graphs: "WeakKeyDictionary[th.nn.Module, dict[tuple[str, Hashable], Graph | None]]" = WeakKeyDictionary()
+"""Policy → its graphs; None where tracing failed. They hold no reference to the policy."""
 
 _causes: "WeakKeyDictionary[th.nn.Module, set[str]]" = WeakKeyDictionary()
-"""Policy → what it has been said of already."""
+"""Policy → the causes that a warning has named already."""
 
 
 def graph_of(
@@ -34,10 +38,9 @@ def graph_of(
     what: str,
     draws: bool = False,
     n_first: int = 0,
-    compiled: bool = True,
 ) -> Graph | None:
     """
-    A function as one graph for arguments of these shapes. It is traced, and compiled, at the first call for a key.
+    A function as one compiled graph for arguments of these shapes, traced at the first call for a key.
 
     Where many calls share their first arguments, it is a function of these to a graph for the others: what depends on
     the first ones alone is computed once, uncompiled.
@@ -51,45 +54,48 @@ def graph_of(
     :param what: the function in words, for the warning
     :param draws: whether it may draw random numbers
     :param n_first: how many of the arguments are such first ones; then it may not draw
-    :param compiled: whether the graph is compiled. Otherwise it is a list of torch's operations, the same numbers to
-        the bit: only of networks whose modules are all torch's and SB3's, and without a word where it cannot be
-    :return: the graph, a function of the list of arguments, or None where there is none; a warning says why when that
-        is found out
+    :return: the graph, a function of the list of arguments, or None where there is none; a warning says why, once
     """
     graphs = _graphs.setdefault(policy, {})
-    parameters = tuple((name, p.shape, p.stride(), p.dtype) for name, p in policy.named_parameters())
-    full_key = (key, compiled, parameters, tuple(map(type, policy.modules())))
-    cause = _hindrance(policy, compiled)  # each time: a user may have changed the policy since
+    full_key = what, (key, structure_of(policy), *((x.shape, x.stride(), x.dtype, x.device) for x in arguments))
+    cause = _hindrance(policy)  # each time: a user may have changed the policy since
     if cause is None and full_key not in graphs:
-        try:
-            graphs[full_key] = _graph(policy, function, arguments, draws, n_first, compiled)
-        except _Untraceable as error:
-            cause = str(error)
-        except Exception as error:  # whatever a policy, the tracer or a C++ compiler may raise: there is an eager way
-            cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        if cause is not None:
-            graphs[full_key] = None
-    if cause is not None and compiled:
-        _warn(policy, what, cause)
-    return None if cause is not None else graphs[full_key]
+        if sum(name == what for name, _ in graphs) >= MAX_GRAPHS:
+            cause = f"It has been compiled for {MAX_GRAPHS} values of the numbers that it depends on"
+        else:
+            try:
+                graphs[full_key] = _graph(policy, function, arguments, draws, n_first)
+            except _Untraceable as error:
+                cause = str(error)
+            except Exception as error:  # whatever the tracer or a C++ compiler may raise: there is an eager way
+                cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            if cause is not None:
+                graphs[full_key] = None
+    if cause is not None:
+        warn_once(policy, what, cause)
+        return None
+    return graphs[full_key]
 
 
-def forget(policy: th.nn.Module, key: Hashable, compiled: bool) -> None:
+def warn_once(policy: th.nn.Module, what: str, cause: str) -> None:
     """
-    :param policy: see :func:`graph_of`
-    :param key: of graphs that are not needed any more
-    :param compiled: of which kind they are
+    Say that something runs uncompiled, once for each cause.
+
+    :param policy: the network
+    :param what: which function
+    :param cause: the reason: what keeps one function from being compiled may well keep the next one
     """
-    graphs = _graphs.get(policy, {})
-    for full_key in [k for k in graphs if k[:2] == (key, compiled)]:  # type: ignore[index]
-        del graphs[full_key]
+    causes = _causes.setdefault(policy, set())
+    if cause not in causes:
+        causes.add(cause)
+        warnings.warn(f"compile=True: {what} runs uncompiled, with the same results. {cause}", stacklevel=2)
 
 
 class _Untraceable(Exception):
     """Its graph would not be the function."""
 
 
-def _hindrance(policy: th.nn.Module, compiled: bool) -> str | None:
+def _hindrance(policy: th.nn.Module) -> str | None:
     """Why a graph of this policy would not do what the policy does; None if it may."""
     modules = list(policy.modules())
     stateful = [type(m).__name__ for m in modules if any(isinstance(x, th.Tensor) for x in _state_of(m))]
@@ -100,43 +106,11 @@ def _hindrance(policy: th.nn.Module, compiled: bool) -> str | None:
         return "two modules of the policy share a parameter"
     if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in policy.parameters()):
         return "a parameter of the policy has hooks"
-    return None if compiled or is_plain(policy) else "it has parts of the user's own"
-
-
-def is_plain(policy: th.nn.Module) -> bool:
-    """
-    :param policy: any network
-    :return: whether all its parts are torch's and SB3's, without hooks or methods of a user's: it is known what they do
-    """
-    distribution = getattr(policy, "action_dist", None)
-    return all(map(_is_known, policy.modules())) and (distribution is None or _is_known(distribution))
-
-
-def _is_known(part: Any) -> bool:
-    if not all(c.__module__.partition(".")[0] in _KNOWN for c in type(part).__mro__):
-        return False
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return not any(getattr(part, name, None) for name in hooks) and not has_own_methods(part)
-
-
-_KNOWN = ("torch", "stable_baselines3", "sb3_contrib", "abc", "typing", "builtins")
-
-
-def has_own_methods(instance: Any) -> bool:
-    """
-    :param instance: any object
-    :return: whether a method of its class has been replaced in it
-    """
-    return any(callable(getattr(type(instance), name, None)) for name in vars(instance))
+    return foreign_part(policy)
 
 
 def _graph(
-    policy: th.nn.Module,
-    function: Callable[..., Any],
-    arguments: Sequence[th.Tensor],
-    draws: bool,
-    n_first: int,
-    compiled: bool,
+    policy: th.nn.Module, function: Callable[..., Any], arguments: Sequence[th.Tensor], draws: bool, n_first: int
 ) -> Graph:
     # The tracer tells arguments apart by what they are, and two numbers that are equal now may be one tensor.
     arguments = [x.detach() for x in arguments]
@@ -152,7 +126,7 @@ def _graph(
     try:
         with th.random.fork_rng(devices=[x.device for x in arguments[:1] if x.is_cuda]):
             with _TraceableOneHot():
-                traced = make_fx(flat_function, decomposition_table=_decompositions(policy, compiled))(*arguments)
+                traced = make_fx(flat_function, decomposition_table=_decompositions(policy))(*arguments)
             if not draws and any(map(_draws, traced.graph.nodes)):
                 raise _Untraceable("the policy draws random numbers, such as dropout does")
             if any(_is_constant(traced, node) for node in traced.graph.nodes):
@@ -160,7 +134,7 @@ def _graph(
             if n_first:
                 first, traced = _split(traced, arguments, n_first)
                 arguments = [*first(*arguments[:n_first]), *arguments[n_first:]]
-            graph = _compile(traced, arguments) if compiled else _record(traced)
+            graph = _compile(traced, arguments)
             graph(list(arguments))
     finally:
         distribution = getattr(policy, "action_dist", None)
@@ -178,28 +152,6 @@ def _graph(
         return lambda others: call([*known, *others])
 
     return call_with
-
-
-def _record(traced: th.fx.GraphModule) -> Graph:
-    """
-    The operations as they are, without those that compute nothing: what only autograd needs, and what turns back. The
-    most frequent ones are called by torch's own functions, which take their arguments in half the time.
-    """
-    detach, turn = th.ops.aten.detach.default, th.ops.aten.t.default
-    for node in traced.graph.nodes:
-        if node.target is detach:
-            node.replace_all_uses_with(node.args[0])
-        elif node.target is turn and node.args[0].target is turn:
-            node.replace_all_uses_with(node.args[0].args[0])
-        elif isinstance(node.target, th._ops.OpOverload):
-            node.target = _FUNCTIONS.get(node.target.overloadpacket, node.target)
-    traced.graph.eliminate_dead_code()
-    traced.recompile()
-    return lambda tensors: traced.forward(*tensors)
-
-
-_FREQUENT = "add addmm div exp gather mean mm mul neg sub sum t tanh unsqueeze where"
-_FUNCTIONS = {getattr(th.ops.aten, name): getattr(th, name) for name in _FREQUENT.split()}
 
 
 def _split(
@@ -279,10 +231,8 @@ def _mm(a: th.Tensor, b: th.Tensor) -> th.Tensor:
     return (b.t() @ a.t()).t() if a.device.type == "cpu" and of_gradient and b.shape[1] < a.shape[0] else NotImplemented
 
 
-def _decompositions(policy: th.nn.Module, compiled: bool) -> dict[Any, Callable[..., Any]]:
+def _decompositions(policy: th.nn.Module) -> dict[Any, Callable[..., Any]]:
     """What is traced as something else. The density of a squashed action is sensitive to the last bit of its tanh."""
-    if not compiled:
-        return {}
     distribution = getattr(policy, "action_dist", None)
     squashes = getattr(policy, "squash_output", False) or isinstance(distribution, SquashedDiagGaussianDistribution)
     own: dict[Any, Callable[..., Any]] = {th.ops.aten.multinomial.default: _multinomial, th.ops.aten.mm.default: _mm}
@@ -322,12 +272,3 @@ class _TraceableOneHot(TorchFunctionMode):
 
 def _one_hot(tensor: th.Tensor, num_classes: int) -> th.Tensor:
     return (tensor.unsqueeze(-1) == th.arange(num_classes, device=tensor.device)).long()
-
-
-def _warn(policy: th.nn.Module, what: str, cause: str) -> None:
-    """Once for each cause: what keeps one function from being compiled may well keep the next one."""
-    causes = _causes.setdefault(policy, set())
-    if cause in causes:
-        return
-    causes.add(cause)
-    warnings.warn(f"compile=True: {what} runs uncompiled, with the same results. {cause}", stacklevel=2)

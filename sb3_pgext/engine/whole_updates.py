@@ -1,48 +1,43 @@
 """An update happens as a whole or not at all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import wraps
 from typing import Any, TypeVar
 
 import torch as th
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.save_util import recursive_getattr
 
 from sb3_pgext.rollouts.acting import unvalidated_distributions
 
-__all__ = ["require_finite_state", "whole_update"]
+__all__ = ["require_finite_losses", "require_finite_state", "whole_update"]
 
 Update = TypeVar("Update", bound=Callable[..., Any])
 
 
 def whole_update(update: Update) -> Update:
     """
-    A method that changes the policy, of which nothing stays if it fails: a NaN, Ctrl-C, an error of the user's code.
+    Undo an update that fails: of a NaN, Ctrl-C, an error of the user's code.
 
-    Parameters, the policy's other tensors, the optimizer's state and the number of updates are those of before then.
-    What it leaves must be finite.
+    What SB3 saves of a model (``_get_torch_save_params``: networks, optimizers, tensors), and the number of updates,
+    are put back then. What a finished update leaves must be finite.
 
-    :param update: the method
+    :param update: a method of an SB3 algorithm
     :return: the same method, which may also raise the ValueError of :func:`require_finite_state`
     """
 
     @wraps(update)
-    def whole(model: OnPolicyAlgorithm, *arguments: Any, **options: Any) -> Any:
-        policy = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
-        state, groups = _contents(model.policy.optimizer)
+    def whole(model: BaseAlgorithm, *arguments: Any, **options: Any) -> Any:
+        restore = [_restorer(part) for _, part in _trained_parts(model)]
         n_updates = model._n_updates
         try:
             with unvalidated_distributions():  # what is not finite is named by its place in the update
                 result = update(model, *arguments, **options)
                 require_finite_state(model)
         except BaseException:
-            model.policy.load_state_dict(policy)
-            optimizer = model.policy.optimizer
-            optimizer.zero_grad(set_to_none=True)
-            optimizer.state.clear()
-            optimizer.state.update(state)
-            for group, before in zip(optimizer.param_groups, groups, strict=True):
-                group.update(before)
+            for put_back in restore:
+                put_back()
             model._n_updates = n_updates
             raise
         return result
@@ -50,26 +45,76 @@ def whole_update(update: Update) -> Update:
     return whole  # type: ignore[return-value]
 
 
-def _contents(optimizer: th.optim.Optimizer) -> tuple[dict[Any, dict[str, Any]], list[dict[str, Any]]]:
-    """A copy of the state of each parameter, and the options of each group."""
+def _trained_parts(model: BaseAlgorithm) -> Iterator[tuple[str, Any]]:
+    """The networks, optimizers and tensors that SB3 saves of a model, by name."""
+    for name in (name for names in model._get_torch_save_params() for name in names):
+        yield name, recursive_getattr(model, name)
+
+
+def _restorer(part: Any) -> Callable[[], None]:
+    if isinstance(part, th.nn.Module):
+        tensors = {name: tensor.clone() for name, tensor in part.state_dict().items()}
+        return lambda: part.load_state_dict(tensors) and None
+    if isinstance(part, th.optim.Optimizer):
+        return _restorer_of_optimizer(part)
+    value = part.detach().clone()
+    return lambda: part.data.copy_(value) and None
+
+
+def _restorer_of_optimizer(optimizer: th.optim.Optimizer) -> Callable[[], None]:
     state = {
         p: {key: value.clone() if isinstance(value, th.Tensor) else deepcopy(value) for key, value in entries.items()}
         for p, entries in optimizer.state.items()
     }
-    return state, [dict(group) for group in optimizer.param_groups]
+    groups = [dict(group) for group in optimizer.param_groups]
+
+    def put_back() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        optimizer.state.clear()
+        optimizer.state.update(state)
+        for group, before in zip(optimizer.param_groups, groups, strict=True):
+            group.update(before)
+
+    return put_back
 
 
-def require_finite_state(model: OnPolicyAlgorithm) -> None:
+def require_finite_losses(what: str, losses: th.Tensor, update: int) -> None:
     """
+    Require finite losses.
+
+    :param what: name of the loss, for the message
+    :param losses: of the gradient steps of an update, one after the other, ``(K,)``
+    :param update: its number, for the message
+    :raises ValueError: naming the first step whose loss is not finite
+    """
+    finite = losses.isfinite()
+    if not finite.all():
+        k = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"{what}={losses[k].item()!r}: allowed is a finite number (update {update}, gradient step {k})"
+        )
+
+
+def require_finite_state(model: BaseAlgorithm) -> None:
+    """
+    Require that nothing which is trained is NaN or infinite.
+
     :param model: after an update
     :raises ValueError: naming a parameter that is NaN or infinite, or whose moments in the optimizer are
     """
-    tensors = {}
-    for name, p in model.policy.named_parameters():
-        tensors[f"parameter {name} of the policy"] = p.detach()
-        for key, value in model.policy.optimizer.state.get(p, {}).items():
-            if isinstance(value, th.Tensor) and value.shape == p.shape:
-                tensors[f"the optimizer's {key} of parameter {name}"] = value
+    tensors: dict[str, th.Tensor] = {}
+    names: dict[th.Tensor, str] = {}
+    for part_name, part in _trained_parts(model):
+        if isinstance(part, th.nn.Module):
+            names |= {p: f"{name} of the {part_name}" for name, p in part.named_parameters()}
+            tensors |= {f"parameter {names[p]}": p.detach() for p in part.parameters()}
+        elif isinstance(part, th.optim.Optimizer):
+            for p, entries in part.state.items():
+                moments = {key: x for key, x in entries.items() if isinstance(x, th.Tensor) and x.shape == p.shape}
+                name = names.get(p, "outside of the networks")
+                tensors |= {f"the optimizer's {key} of parameter {name}": x for key, x in moments.items()}
+        else:
+            tensors[part_name] = part.detach()
     tensors = {name: x for name, x in tensors.items() if x.numel() > 0}
     if not tensors:
         return

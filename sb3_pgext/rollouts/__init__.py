@@ -1,19 +1,21 @@
-"""Acting and storing: what happens between the policy and the estimators."""
+"""Acting and storing: between the policy and the estimators."""
 
-from sb3_pgext.rollouts.buffers import EpisodeBatch, EpisodeBuffer, Rollout, StepBuffer
+from sb3_pgext.rollouts.buffers import DictStepBuffer, EpisodeBatch, EpisodeBuffer, Rollout, StepBuffer
 from sb3_pgext.rollouts.dataset import EpisodeDataset
-from sb3_pgext.rollouts.episodes import EpisodicAlgorithm
+from sb3_pgext.rollouts.episodes import EpisodeCollector
 from sb3_pgext.rollouts.replay import EpisodeReplay, ReplayedBatch
-from sb3_pgext.rollouts.steps import FixedLengthAlgorithm
+from sb3_pgext.rollouts.steps import Segments, StepCollector
 
 __all__ = [
+    "DictStepBuffer",
     "EpisodeBatch",
     "EpisodeBuffer",
+    "EpisodeCollector",
     "EpisodeDataset",
     "EpisodeReplay",
-    "EpisodicAlgorithm",
-    "FixedLengthAlgorithm",
     "ReplayedBatch",
     "Rollout",
+    "Segments",
     "StepBuffer",
+    "StepCollector",
 ]

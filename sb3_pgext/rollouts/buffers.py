@@ -1,4 +1,4 @@
-"""Storage of rollouts: recorded while acting, handed over once as flat tensors on the model's device."""
+"""Storage of rollouts: SB3's buffers for a fixed number of steps, and one for whole episodes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,10 +7,169 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.buffers import BaseBuffer, DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-__all__ = ["EpisodeBatch", "EpisodeBuffer", "Rollout", "StepBuffer"]
+__all__ = ["DictStepBuffer", "EpisodeBatch", "EpisodeBuffer", "Rollout", "StepBuffer"]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """
+    A fixed number of steps of each sub-environment, flat: M steps in all, sorted by sub-environment, then time.
+
+    On the CPU the tensors share the memory of the buffer's arrays.
+
+    :param observations: s_t, ``(M, *observation shape)``; a dict of such tensors for Dict spaces
+    :param actions: a_t as the policy drew them (not clipped), ``(M,)`` for Discrete, else ``(M, action dim)``
+    :param values: V(s_t) of the critic that was there while acting, ``(M,)``
+    :param log_prob: log π(a_t|s_t) of the policy that acted, ``(M,)``
+    :param advantages: Ψ_t, ``(M,)``
+    :param returns: the critic's target y_t, ``(M,)``
+    """
+
+    observations: PyTorchObs
+    actions: th.Tensor
+    values: th.Tensor
+    log_prob: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+
+    @classmethod
+    def of(cls, buffer: RolloutBuffer, device: th.device) -> "Rollout":
+        """
+        Flatten a full buffer.
+
+        :param buffer: SB3's, or a subclass of it
+        :param device: where the tensors are to be
+        :return: the rollout
+        """
+
+        def flat(array: np.ndarray) -> th.Tensor:
+            # SB3's get(), which a callback may have called, leaves flat arrays behind.
+            return th.as_tensor(array if buffer.generator_ready else buffer.swap_and_flatten(array), device=device)
+
+        observations: Any = buffer.observations
+        observations = (
+            {key: flat(array) for key, array in observations.items()}
+            if isinstance(observations, dict)
+            else flat(observations)
+        )
+        actions = flat(buffer.actions)
+        columns = (buffer.values, buffer.log_probs, buffer.advantages, buffer.returns)
+        return cls(
+            observations,
+            actions.long().flatten() if isinstance(buffer.action_space, spaces.Discrete) else actions.float(),
+            *(flat(column).flatten() for column in columns),
+        )
+
+    def __len__(self) -> int:
+        """M, the number of steps."""
+        return len(self.values)
+
+
+class _Storage(RolloutBuffer):
+    """
+    SB3's rollout buffer with its names, shapes and dtypes, in less time.
+
+    The steps of a sub-environment lie next to each other in memory, so that the flat order in which SB3 learns is a
+    view; and values and log-probabilities leave the device once per rollout.
+    """
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        observations: Any = self.observations
+        if isinstance(observations, dict):
+            self.observations = {key: _by_environment(array) for key, array in observations.items()}  # type: ignore
+        for name, array in list(vars(self).items()):
+            if isinstance(array, np.ndarray):
+                setattr(self, name, _by_environment(array))
+        self._on_device: list[tuple[th.Tensor, th.Tensor]] = []
+
+    def add(
+        self,
+        obs: Any,
+        action: np.ndarray,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        value: th.Tensor,
+        log_prob: th.Tensor,
+    ) -> None:
+        """
+        Record one vector step.
+
+        :param obs: ``(E, *observation shape)``, or a dict of such arrays
+        :param action: ``(E, …)``
+        :param reward: ``(E,)``
+        :param episode_start: whether the observation is the first of its episode, ``(E,)``
+        :param value: V, ``(E, 1)``
+        :param log_prob: log π, ``(E,)``
+        """
+        t = self.pos
+        columns: Any = self.observations
+        if isinstance(columns, dict):
+            for key, column in columns.items():
+                column[t] = np.reshape(obs[key], column.shape[1:])
+        else:
+            columns[t] = np.reshape(obs, columns.shape[1:])
+        self.actions[t] = action.reshape(self.n_envs, self.action_dim)
+        self.rewards[t] = reward
+        self.episode_starts[t] = episode_start
+        if value.device.type == "cpu":
+            self.values[t] = value.detach().numpy().reshape(self.n_envs)
+            self.log_probs[t] = log_prob.detach().numpy().reshape(self.n_envs)
+        else:
+            self._on_device.append((value.detach().flatten(), log_prob.detach().flatten()))
+        self.pos += 1
+        if self.pos == self.buffer_size:
+            self.full = True
+            if self._on_device:
+                both = th.stack([th.stack(column) for column in zip(*self._on_device, strict=True)])
+                self.values[:], self.log_probs[:] = both.cpu().numpy()
+                self._on_device = []
+
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
+        """
+        Generalised advantages and TD(λ) returns: SB3's numbers to the bit, without its work in each step.
+
+        :param last_values: V of what follows the last step, ``(E, 1)``
+        :param dones: whether an episode ended with the last step, ``(E,)``
+        """
+        last = last_values.detach().cpu().numpy().reshape(1, self.n_envs)
+        ends = np.concatenate([self.episode_starts[1:], dones.reshape(1, self.n_envs).astype(np.float32)])
+        continues = 1.0 - ends
+        next_values = np.concatenate([self.values[1:], last])
+        delta = self.rewards + self.gamma * next_values * continues - self.values
+        decay = self.gamma * self.gae_lambda * continues
+        total = np.zeros(self.n_envs, np.float32)
+        for t in reversed(range(self.buffer_size)):
+            total = delta[t] + decay[t] * total
+            self.advantages[t] = total
+        self.returns[:] = self.advantages + self.values
+
+
+def _by_environment(array: np.ndarray) -> np.ndarray:
+    """Zeros of a shape ``(T, E, …)`` and dtype, whose memory is that of ``(E, T, …)``."""
+    return np.zeros((array.shape[1], array.shape[0], *array.shape[2:]), array.dtype).swapaxes(0, 1)
+
+
+class StepBuffer(_Storage, RolloutBuffer):
+    """
+    The ``rollout_buffer`` of algorithms that learn from a fixed number of steps: SB3's, with the same arrays.
+
+    :param buffer_size: number of vector steps of a rollout, T
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param device: PyTorch device
+    :param gae_lambda: λ of the generalised advantages
+    :param gamma: discount
+    :param n_envs: Number of parallel environments, E
+    """
+
+
+class DictStepBuffer(_Storage, DictRolloutBuffer):
+    """:class:`StepBuffer` for Dict observations: ``observations`` is a dict of arrays."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +211,29 @@ class EpisodeBatch:
         return len(self.rewards)
 
 
-class StepRecorder(BaseBuffer):
+class EpisodeBuffer(BaseBuffer):
     """
-    Keeps vector steps as they come; a subclass says what is kept in ``reset`` and ``add``.
+    Records vector steps and cuts the whole episodes of a batch out of them.
 
-    :param buffer_size: how much a rollout collects: vector steps, or episodes
+    Steps are kept as they come (a list, since nobody knows how long the episodes will be); :meth:`episodes` gathers
+    those that belong to the batch. From then on ``observations``, ``actions``, ``rewards``, ``values`` and
+    ``episode_starts`` are arrays of its M steps, as in SB3's buffers but flat; rewards that are written there are
+    learnt from.
+
+    :param buffer_size: number of episodes of a batch, N
     :param observation_space: Observation space
     :param action_space: Action space
-    :param device: device of the tensors handed out
+    :param device: device of the gathered tensors
     :param gae_lambda: accepted because SB3 passes it to every rollout buffer; the estimators take it from the model
     :param gamma: as ``gae_lambda``
     :param n_envs: Number of parallel environments, E
     """
 
-    _steps: list[Any]
-    single_precision: bool = False
-    """Whether observations in double precision are kept in single: they take half the memory, see
-    :func:`~sb3_pgext.rollouts.acting.takes_single_precision`."""
+    observations: Any
+    actions: np.ndarray
+    rewards: np.ndarray
+    values: np.ndarray
+    episode_starts: np.ndarray
 
     def __init__(
         self,
@@ -83,30 +248,6 @@ class StepRecorder(BaseBuffer):
         super().__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
         self.reset()
 
-    def size(self) -> int:
-        """Number of vector steps recorded since the last reset."""
-        return len(self._steps)
-
-    def _kept(self, observations: PyTorchObs) -> PyTorchObs:
-        return _in_single_precision(observations) if self.single_precision else observations
-
-
-class EpisodeBuffer(StepRecorder):
-    """
-    Records vector steps and cuts the whole episodes of a batch out of them.
-
-    Steps are kept as they come (a list, since nobody knows how long the episodes will be); :meth:`episodes` gathers
-    those that belong to the batch.
-
-    :param buffer_size: number of episodes of a batch, N
-    :param observation_space: Observation space
-    :param action_space: Action space
-    :param device: device of the gathered tensors
-    :param gae_lambda: accepted because SB3 passes it to every rollout buffer; the estimators take it from the model
-    :param gamma: as ``gae_lambda``
-    :param n_envs: Number of parallel environments, E
-    """
-
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
@@ -115,6 +256,10 @@ class EpisodeBuffer(StepRecorder):
         self._original_rewards: list[np.ndarray] = []
         self._values: list[th.Tensor] = []
         self._final_observations: dict[tuple[int, int], Any] = {}
+
+    def size(self) -> int:
+        """Number of vector steps recorded since the last reset."""
+        return len(self._steps)
 
     def add(
         self,
@@ -135,7 +280,7 @@ class EpisodeBuffer(StepRecorder):
         :param recording: which sub-environments are playing an episode of the batch, ``(E,)``, bool
         :param ended: which of those episodes ended with this step, ``(E,)``, bool
         """
-        self._steps.append((self._kept(observations), actions))
+        self._steps.append((observations, actions))
         self._outcomes.append((rewards, recording, ended))
         self._original_rewards.append(original_rewards)
 
@@ -147,7 +292,7 @@ class EpisodeBuffer(StepRecorder):
         """
         self._values.append(values.flatten().float())
 
-    def add_final_observation(self, env_index: int, observation: dict | np.ndarray) -> None:
+    def add_final_observation(self, env_index: int, observation: Any) -> None:
         """
         Record the observation in which the step just added truncated an episode.
 
@@ -158,9 +303,11 @@ class EpisodeBuffer(StepRecorder):
 
     def original_return(self, env_index: int, n_steps: int) -> float:
         """
+        Sum of the last rewards of a sub-environment, before any normalisation.
+
         :param env_index: sub-environment
-        :param n_steps: how many
-        :return: the sum of its last rewards, before any normalisation
+        :param n_steps: how many rewards
+        :return: the sum
         """
         return float(sum(rewards[env_index] for rewards in self._original_rewards[-n_steps:]))
 
@@ -186,155 +333,46 @@ class EpisodeBuffer(StepRecorder):
         selected = th.as_tensor(recording, device=self.device)
         all_observations, all_actions = zip(*self._steps, strict=True)
         observations = _gather(all_observations, selected)
-        of_truncated = self.to_torch(truncated[recording][last])
+        of_truncated = self._tensor(truncated[recording][last])
         bootstrap_values, final_observations = th.zeros(len(ends), dtype=th.float32, device=self.device), None
         if bootstrap and self._final_observations:
             assert value_function is not None
             final = [self._final_observations[key] for key in sorted(self._final_observations)]
-            final_observations = self._kept(_stacked(final, self.device))
+            final_observations = _stacked(final, self.device)
             bootstrap_values[of_truncated] = value_function(final_observations)
         values = th.zeros(len(last), dtype=th.float32, device=self.device)
         if self._values:
             values = _gather(tuple(self._values), selected)
         elif value_function is not None:
             values = value_function(observations)
-        return EpisodeBatch(
+        batch = EpisodeBatch(
             observations=observations,
-            actions=_flat_actions(_gather(all_actions, selected)),
-            rewards=self.to_torch(rewards[recording].astype(np.float32)),
+            actions=_flat_actions(_gather(all_actions, selected), self.action_space),
+            rewards=self._tensor(rewards[recording].astype(np.float32)),
             values=values,
-            episode=self.to_torch(episode),
-            time=self.to_torch(time),
-            lengths=self.to_torch(lengths),
+            episode=self._tensor(episode),
+            time=self._tensor(time),
+            lengths=self._tensor(lengths),
             truncated=of_truncated,
             bootstrap_values=bootstrap_values,
             final_observations=final_observations,
         )
+        for name in ("observations", "actions", "rewards", "values"):
+            setattr(self, name, _arrays(getattr(batch, name)))
+        self.episode_starts = (time == 0).astype(np.float32)
+        return batch
+
+    def _tensor(self, array: np.ndarray) -> th.Tensor:
+        return th.as_tensor(array, device=self.device)
 
     def _get_samples(self, batch_inds: np.ndarray, env: object = None) -> None:  # type: ignore[override]
         raise NotImplementedError("EpisodeBuffer hands out whole batches: use episodes()")
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """
-    A fixed number of steps of each sub-environment, flat: M steps in all, sorted by sub-environment, then time.
-
-    They fall into N segments: consecutive steps of one episode. A segment ends where its episode does, or where the
-    rollout does.
-
-    :param observations: s_t, ``(M, *observation shape)``; a dict of such tensors for Dict spaces
-    :param actions: a_t as the policy drew them (not clipped), ``(M,)`` for Discrete, else ``(M, action dim)``
-    :param rewards: r_t as the VecEnv gave them, ``(M,)``
-    :param values: V(s_t) of the critic that was there while acting, ``(M,)``
-    :param log_prob: log π(a_t|s_t) of the policy that acted, ``(M,)``
-    :param segment: segment of each step, 0 … N-1, ``(M,)``, int64
-    :param continues: which segments' episodes did not end in a terminal state, ``(N,)``, bool, K of them
-    :param final_observations: the observation that follows their last step, ``(K, *observation shape)``
-    :param bootstrap_values: V of it, of the critic that was there while acting; 0 for the other segments, ``(N,)``
-    """
-
-    observations: PyTorchObs
-    actions: th.Tensor
-    rewards: th.Tensor
-    values: th.Tensor
-    log_prob: th.Tensor
-    segment: th.Tensor
-    continues: th.Tensor
-    final_observations: PyTorchObs | None
-    bootstrap_values: th.Tensor
-
-    def __len__(self) -> int:
-        """M, the number of steps."""
-        return len(self.rewards)
-
-
-class StepBuffer(StepRecorder):
-    """
-    Records vector steps and hands them out as one :class:`Rollout`.
-
-    :param buffer_size: number of vector steps of a rollout
-    :param observation_space: Observation space
-    :param action_space: Action space
-    :param device: device of the tensors
-    :param gae_lambda: accepted because SB3 passes it to every rollout buffer; the estimators take it from the model
-    :param gamma: as ``gae_lambda``
-    :param n_envs: Number of parallel environments, E
-    """
-
-    def reset(self) -> None:
-        """Forget everything."""
-        super().reset()
-        self._steps: list[tuple[PyTorchObs, th.Tensor, th.Tensor, th.Tensor]] = []
-        self._outcomes: list[tuple[np.ndarray, np.ndarray]] = []
-        self._continuations: dict[tuple[int, int], tuple[Any, th.Tensor]] = {}
-
-    def add(
-        self,
-        observations: PyTorchObs,
-        actions: th.Tensor,
-        values: th.Tensor,
-        log_prob: th.Tensor,
-        rewards: np.ndarray,
-        dones: np.ndarray,
-    ) -> None:
-        """
-        Record one vector step. The caller hands over what is not written to again.
-
-        :param observations: ``(E, *observation shape)``, or a dict of such tensors
-        :param actions: ``(E, …)``
-        :param values: ``(E, 1)``
-        :param log_prob: ``(E,)``
-        :param rewards: ``(E,)``
-        :param dones: which episodes ended with this step, ``(E,)``, bool
-        """
-        self._steps.append((self._kept(observations), actions, values.float(), log_prob.float()))
-        self._outcomes.append((rewards, dones))
-
-    def add_continuation(self, env_index: int, observation: Any, value: th.Tensor) -> None:
-        """
-        Record what follows the step just added, where its episode did not end in a terminal state.
-
-        :param env_index: sub-environment
-        :param observation: not batched
-        :param value: V of it, a scalar
-        """
-        self._continuations[env_index, self.size() - 1] = observation, value
-
-    def rollout(self) -> Rollout:
-        """Everything recorded since the last reset."""
-        observations, actions, values, log_prob = zip(*self._steps, strict=True)
-        rewards, ends = (np.stack(column, axis=1) for column in zip(*self._outcomes, strict=True))  # (E, T)
-        ends[:, -1] = True
-        continues = np.zeros_like(ends)
-        for key in self._continuations:
-            continues[key] = True
-        of_segments = self.to_torch(continues[ends])
-        bootstrap_values = th.zeros(len(of_segments), dtype=th.float32, device=self.device)
-        final, final_observations = [self._continuations[key] for key in sorted(self._continuations)], None
-        if final:
-            bootstrap_values[of_segments] = th.stack([value for _, value in final])
-            final_observations = self._kept(_stacked([observation for observation, _ in final], self.device))
-        return Rollout(
-            observations=_flat(observations),
-            actions=_flat_actions(_flat(actions)),
-            rewards=self.to_torch(rewards.astype(np.float32).ravel()),
-            values=_flat(values).flatten(),
-            log_prob=_flat(log_prob),
-            segment=self.to_torch(np.cumsum(ends) - ends.ravel()),
-            continues=of_segments,
-            final_observations=final_observations,
-            bootstrap_values=bootstrap_values,
-        )
-
-    def _get_samples(self, batch_inds: np.ndarray, env: object = None) -> None:  # type: ignore[override]
-        raise NotImplementedError("StepBuffer hands out whole rollouts: use rollout()")
-
-
-def _in_single_precision(observations: PyTorchObs) -> PyTorchObs:
-    if isinstance(observations, dict):
-        return {key: x.float() if x.dtype == th.float64 else x for key, x in observations.items()}
-    return observations.float() if observations.dtype == th.float64 else observations
+def _arrays(tensors: Any) -> Any:
+    if isinstance(tensors, dict):
+        return {key: tensor.numpy(force=True) for key, tensor in tensors.items()}
+    return tensors.numpy(force=True)
 
 
 def _stacked(observations: list[Any], device: th.device) -> PyTorchObs:
@@ -344,27 +382,19 @@ def _stacked(observations: list[Any], device: th.device) -> PyTorchObs:
     return th.as_tensor(np.stack(observations), device=device)
 
 
-def _flat(steps: tuple[Any, ...]) -> Any:
-    """
-    :param steps: of each vector step a tensor ``(E, …)`` or a dict of such tensors, T of them
-    :return: flat and sorted by sub-environment, then time, ``(M, …)``
-    """
-    if isinstance(steps[0], dict):
-        return {key: _flat(tuple(step[key] for step in steps)) for key in steps[0]}
-    return th.stack(steps, dim=1).flatten(0, 1)
-
-
 def _gather(steps: tuple[Any, ...], selected: th.Tensor) -> Any:
     """
+    The selected rows of all vector steps, flat and sorted by sub-environment, then time.
+
     :param steps: of each vector step a tensor ``(E, …)`` or a dict of such tensors, T of them
     :param selected: ``(E, T)``, bool
-    :return: the selected ones, flat and sorted by sub-environment, then time, ``(M, …)``
+    :return: ``(M, …)``
     """
     if isinstance(steps[0], dict):
         return {key: _gather(tuple(step[key] for step in steps), selected) for key in steps[0]}
     return th.stack(steps, dim=1)[selected]
 
 
-def _flat_actions(actions: th.Tensor) -> th.Tensor:
-    """Actions of any shape as SB3's distributions take them: ``(M,)`` or ``(M, action dim)``."""
-    return actions if actions.ndim == 1 else actions.flatten(1)
+def _flat_actions(actions: th.Tensor, space: spaces.Space) -> th.Tensor:
+    """Actions of any shape as SB3's distributions take them: ``(M,)`` for Discrete, else ``(M, action dim)``."""
+    return actions if isinstance(space, spaces.Discrete) else actions.reshape(len(actions), -1)

@@ -8,36 +8,33 @@ steps count in ``num_timesteps``, but nothing is learnt from them.
 
 import math
 import time
-from typing import Any, ClassVar
+import warnings
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-from stable_baselines3.common.utils import obs_as_tensor
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.rollouts.acting import (
-    ActingAlgorithm,
-    afresh_after_failure,
-    copy_of,
-    drawing_actions,
-    environment_actions,
+    checked_step,
+    copied,
+    draw_actions,
+    fresh_after_failure,
     observation_of,
-    require_finite,
-    require_observation,
-    require_observations,
-    require_step,
-    step_of,
-    takes_single_precision,
+    require_finite_parameters,
 )
-from sb3_pgext.rollouts.buffers import EpisodeBatch, EpisodeBuffer
+from sb3_pgext.rollouts.buffers import EpisodeBuffer
+from sb3_pgext.rollouts.checks import require_observation, require_observations
 
-__all__ = ["EpisodeSchedule", "EpisodicAlgorithm"]
+__all__ = ["EpisodeCollector", "EpisodeSchedule"]
 
 MAX_STEPS_WITHOUT_END = 1_000_000
 """An episode longer than this, where the user gave no limit, is taken to have no end."""
 
-_NEVER_LOOK = ("stable_baselines3", "sb3_contrib", "rl_zoo3", "sb3_pgext")
-"""Packages whose callbacks do not read values or log-probabilities."""
+WARN_AFTER = 10_000
+"""Steps of one episode, where the user gave no limit, after which a warning says what to set."""
 
 
 class EpisodeSchedule:
@@ -89,6 +86,12 @@ class EpisodeSchedule:
         """
         self._n_steps += 1
         longest = self._n_steps - self._oldest_start
+        if longest == WARN_AFTER and math.isinf(self._limit):
+            warnings.warn(
+                f"A sub-environment has been in the same episode for {WARN_AFTER:,} steps, and an update waits for its "
+                "end. If it has none, set `max_episode_steps`, or wrap it in gymnasium.wrappers.TimeLimit",
+                stacklevel=2,
+            )
         if math.isinf(self._limit) and longest > MAX_STEPS_WITHOUT_END:
             raise RuntimeError(
                 f"A sub-environment has been in the same episode for more than {MAX_STEPS_WITHOUT_END:,} steps: the "
@@ -110,178 +113,119 @@ class EpisodeSchedule:
         return ended, cut
 
 
-class EpisodicAlgorithm(ActingAlgorithm):
-    """
-    An SB3 on-policy algorithm that learns from batches of whole episodes.
+class EpisodeCollector:
+    """Plays N whole episodes with the current policy."""
 
-    A subclass sets ``n_episodes`` and ``max_episode_steps`` before :meth:`_setup_model` and says whether it
-    :attr:`has_critic` and :attr:`bootstraps`. After a rollout the batch lies in ``episodes``.
-    """
-
-    batch_argument: ClassVar[str] = "n_episodes"
-    """The argument that says how much is collected for an update."""
-
-    n_episodes: int
-    max_episode_steps: int | None
-    rollout_buffer: EpisodeBuffer  # type: ignore[assignment]
-    episodes: EpisodeBatch
-
-    @property
-    def has_critic(self) -> bool:
-        """Whether V is learnt and used."""
-        raise NotImplementedError
-
-    @property
-    def bootstraps(self) -> bool:
-        """Whether an episode cut by a time limit is continued by V(s_T)."""
-        raise NotImplementedError
-
-    @property
-    def n_steps(self) -> int:
-        """SB3's name for what a rollout collects: here episodes."""
-        return self.n_episodes
-
-    @n_steps.setter
-    def n_steps(self, n_episodes: int) -> None:
-        self.n_episodes = n_episodes
-
-    def _setup_model(self) -> None:
-        self.rollout_buffer_class = EpisodeBuffer  # type: ignore[assignment]
-        super()._setup_model()
-
-    @afresh_after_failure
-    def collect_rollouts(  # type: ignore[override]
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        rollout_buffer: EpisodeBuffer,
-        n_rollout_steps: int,
+    def collect(
+        self, model: Any, env: VecEnv, callback: BaseCallback, rollout_buffer: EpisodeBuffer, n_episodes: int
     ) -> bool:
         """
-        Play ``n_rollout_steps`` whole episodes with the current policy and store them in ``self.episodes``.
+        Play ``n_episodes`` whole episodes; the batch lies in ``model.episodes`` afterwards.
 
-        The callbacks see what they see in SB3, with the same names in their ``locals``.
+        The callbacks find in their ``locals`` what they find in SB3, except ``values`` and ``log_probs``, which are
+        None: V is computed for the whole batch at once. Rewards that they write into the buffer when the rollout ends
+        are learnt from.
 
+        :param model: an on-policy algorithm of this family; says whether it ``has_critic`` and ``bootstraps``
         :param env: the training environment
         :param callback: called at each vector step, and at the beginning and end of the rollout
         :param rollout_buffer: where steps are recorded
-        :param n_rollout_steps: number of *episodes*; named as in SB3
+        :param n_episodes: N
         :return: False if the callback ended the training early, else True
         :raises ValueError: an observation, an action, a reward or a parameter of the policy is NaN or infinite
         :raises RuntimeError: an episode has neither an end nor a limit
         """
-        assert self._last_obs is not None and self._last_episode_starts is not None, "No previous observation"
-        self.policy.set_training_mode(False)
-        self._require_finite_parameters()
-        rollout_buffer.reset()
-        rollout_buffer.single_precision = takes_single_precision(self.policy)
-        # Before anything is drawn for this rollout: a checkpoint that is written here has all of it still to come.
-        callback.on_rollout_start()
-        if not np.all(self._last_episode_starts):
-            self._last_obs = env.reset()  # type: ignore[assignment]
-        # Whatever ends this rollout early, what follows must not take the middle of an episode for its start.
-        self._last_episode_starts = np.zeros(env.num_envs, dtype=bool)
-        require_observations(env, self._last_obs, 0)
-        if self.use_sde:
-            self.policy.reset_noise(env.num_envs)
+        assert model._last_obs is not None and model._last_episode_starts is not None, "No previous observation"
+        with fresh_after_failure(model):
+            model.policy.set_training_mode(False)
+            require_finite_parameters(model.policy)
+            rollout_buffer.reset()
+            # Before anything is drawn for this rollout: a checkpoint that is written here has all of it still to come.
+            callback.on_rollout_start()
+            if not np.all(model._last_episode_starts):
+                model._last_obs = env.reset()
+            # Whatever ends this rollout early, what follows must not take the middle of an episode for its start.
+            model._last_episode_starts = np.zeros(env.num_envs, dtype=bool)
+            require_observations(env, model._last_obs, 0)
+            if model.use_sde:
+                model.policy.reset_noise(env.num_envs)
+            seen = {"self": model, "env": env, "callback": callback, "rollout_buffer": rollout_buffer}
+            seen |= {"n_rollout_steps": n_episodes, "values": None, "log_probs": None}
+            if not self._play(model, env, callback, rollout_buffer, seen):
+                return False
+            self._finish(model, callback, rollout_buffer, seen)
+            return True
 
-        n_steps = 0
-        policy = self._acting_policy()
-        values_while_acting = self._values_while_acting
-        values_in_locals = policy is not self.policy or values_while_acting or _may_look_at_values(callback)
-        schedule = EpisodeSchedule(n_rollout_steps, env.num_envs, self.max_episode_steps)
+    def _play(
+        self, model: Any, env: VecEnv, callback: BaseCallback, rollout_buffer: EpisodeBuffer, seen: dict[str, Any]
+    ) -> bool:
+        # At once for the whole batch saves a third of the time of acting, unless policy and critic share features that
+        # cost to compute.
+        costly = model.policy.share_features_extractor and any(
+            True for _ in model.policy.features_extractor.parameters()
+        )
+        with_values = model.has_critic and costly
+        act, normalizer, n_steps = model.engine.acting(with_values), model._vec_normalize_env, 0
+        schedule = EpisodeSchedule(seen["n_rollout_steps"], env.num_envs, model.max_episode_steps)
         while not schedule.complete:
-            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-                self.policy.reset_noise(env.num_envs)
-
-            # The environment may write its next observation into the same memory, hence the copy.
-            obs_tensor = obs_as_tensor(copy_of(self._last_obs), self.device)
-            with drawing_actions(self.policy, obs_tensor, n_steps):
-                if values_in_locals:
-                    action_tensor, values, log_probs = policy(obs_tensor)
-                else:
-                    action_tensor = self.policy.get_distribution(obs_tensor).get_actions()
-            action_tensor = action_tensor.reshape(-1, *self.action_space.shape)  # type: ignore[misc]
-            actions = action_tensor.cpu().numpy()
-            require_finite("action", actions, n_steps)
-            clipped_actions = environment_actions(self, actions)
-
-            new_obs, rewards, dones, infos = step_of(env, clipped_actions, n_steps)
-
-            self.num_timesteps += env.num_envs
-            require_step(env, new_obs, rewards, n_steps)
-            callback.update_locals(locals())
+            actions = draw_actions(model, act, n_steps)
+            new_obs, rewards, dones, infos = checked_step(model, env, actions.clipped, n_steps)
+            seen.update(n_steps=n_steps, obs_tensor=actions.observations, actions=actions.drawn)
+            seen.update(clipped_actions=actions.clipped, new_obs=new_obs, rewards=rewards, dones=dones, infos=infos)
+            callback.update_locals(seen)
             if not callback.on_step():
                 return False
 
             recording = schedule.recording
             ended, cut = schedule.step(dones)
             rewards = rewards.copy()
-            normalizer = self._vec_normalize_env
             original_rewards = rewards if normalizer is None else normalizer.get_original_reward()
-            rollout_buffer.add(obs_tensor, action_tensor, rewards, original_rewards, recording, ended)
-            if values_while_acting:
-                rollout_buffer.add_values(values)
+            rollout_buffer.add(actions.observations, actions.tensor, rewards, original_rewards, recording, ended)
+            if with_values:
+                rollout_buffer.add_values(actions.values)
             if ended.any():
-                self._finish_episodes(ended, cut, new_obs, infos)
+                self._finish_episodes(model, rollout_buffer, ended, cut, new_obs, infos)
             n_steps += 1
-            self._last_obs = new_obs  # type: ignore[assignment]
+            model._last_obs = new_obs
             if schedule.stalled:
-                self._last_obs = env.reset()  # type: ignore[assignment]
+                model._last_obs = env.reset()
                 schedule.restart()
-
-        self._last_episode_starts = dones
-        self.episodes = rollout_buffer.episodes(self._values if self.has_critic else None, self.bootstraps)
-        self.logger.record("rollout/idle_fraction", 1 - len(self.episodes) / (n_steps * env.num_envs))
-        callback.update_locals(locals())
-        callback.on_rollout_end()
-        rollout_buffer.reset()
+        model._last_episode_starts = dones
         return True
 
-    @property
-    def _values_while_acting(self) -> bool:
-        """
-        Whether V is computed with the actions, not for the whole batch at once.
+    def _finish(self, model: Any, callback: BaseCallback, rollout_buffer: EpisodeBuffer, seen: dict[str, Any]) -> None:
+        n_steps = rollout_buffer.size() * model.n_envs
+        model.episodes = rollout_buffer.episodes(model._values if model.has_critic else None, model.bootstraps)
+        model.logger.record("rollout/idle_fraction", 1 - len(model.episodes) / n_steps)
+        callback.update_locals(seen)
+        callback.on_rollout_end()
+        rewards = th.as_tensor(rollout_buffer.rewards, device=model.device)  # on the CPU the same memory
+        model.episodes = replace(model.episodes, rewards=rewards)
 
-        At once saves a third of the time of acting, unless policy and critic share features that cost to compute.
-        """
-        learnable = len(list(self.policy.features_extractor.parameters())) > 0
-        return self.has_critic and self.policy.share_features_extractor and learnable
-
-    def _finish_episodes(self, ended: np.ndarray, cut: np.ndarray, new_obs: Any, infos: list[dict[str, Any]]) -> None:
+    def _finish_episodes(
+        self,
+        model: Any,
+        rollout_buffer: EpisodeBuffer,
+        ended: np.ndarray,
+        cut: np.ndarray,
+        new_obs: Any,
+        infos: list[dict[str, Any]],
+    ) -> None:
         """Note the statistics of the batch's episodes that ended, and the last observation of those truncated."""
         # Episodes of idling sub-environments stay out of the statistics: the short ones among them finish more often.
         finished = np.flatnonzero(ended)
         of_finished = [infos[e] for e in finished]
         for k, e in enumerate(finished):
             if cut[e]:
-                of_finished[k] = {**infos[e], "episode": self._cut_episode_info(int(e))}
+                length = model.max_episode_steps
+                episode_return = rollout_buffer.original_return(int(e), length)
+                statistics = {"r": episode_return, "l": length, "t": (time.time_ns() - model.start_time) / 1e9}
+                of_finished[k] = {**infos[e], "episode": statistics}  # of which a Monitor knows nothing
                 final = observation_of(new_obs, int(e))
             elif infos[e].get("TimeLimit.truncated", False) and infos[e].get("terminal_observation") is not None:
                 final = infos[e]["terminal_observation"]
             else:
                 continue
-            require_observation(self.observation_space, final, self.rollout_buffer.size(), int(e))
-            self.rollout_buffer.add_final_observation(int(e), copy_of(final))
-        self._update_info_buffer(of_finished, ended[finished])
-
-    def _cut_episode_info(self, env_index: int) -> dict[str, float]:
-        """What a Monitor would have said of an episode that was cut here, of which it knows nothing."""
-        assert self.max_episode_steps is not None
-        episode_return = self.rollout_buffer.original_return(env_index, self.max_episode_steps)
-        return {"r": episode_return, "l": self.max_episode_steps, "t": (time.time_ns() - self.start_time) / 1e9}
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "episodes"]
-
-
-def _may_look_at_values(callback: BaseCallback | None) -> bool:
-    """Whether a callback may read ``values`` or ``log_probs`` in its locals; those of SB3 do not."""
-    if isinstance(callback, CallbackList):
-        return any(map(_may_look_at_values, callback.callbacks))
-    if isinstance(callback, ConvertCallback):
-        return callback.callback is not None
-    if callback is None or type(callback).__module__.split(".")[0] in _NEVER_LOOK:
-        children = (getattr(callback, name, None) for name in ("callback", "callback_on_new_best"))
-        return any(_may_look_at_values(child) for child in children if child is not None)
-    return True
+            require_observation(model.observation_space, final, rollout_buffer.size(), int(e))
+            rollout_buffer.add_final_observation(int(e), copied(final, model.observation_space))
+        model._update_info_buffer(of_finished, ended[finished])

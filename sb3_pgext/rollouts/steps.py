@@ -1,67 +1,87 @@
-"""Fixed-length collection: the rollouts of SB3's ``OnPolicyAlgorithm``, to the bit, with less work per step.
+"""Fixed-length collection: the rollouts of SB3's ``OnPolicyAlgorithm``, to the bit."""
 
-Actions, values and log-probabilities come from one pass of the policy, in SB3's order, so that a seed draws the same
-actions. What SB3 does step by step but nobody needs before the rollout is complete is done once, at its end: copies
-into storage and transfers.
-"""
-
-from typing import ClassVar
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_pgext.estimators.returns import generalized_advantages
 from sb3_pgext.rollouts.acting import (
-    ActingAlgorithm,
-    afresh_after_failure,
-    copy_of,
-    drawing_actions,
-    environment_actions,
-    observation_of,
-    require_finite,
-    require_observation,
-    require_observations,
-    require_step,
-    step_of,
-    takes_single_precision,
+    checked_step,
+    copied,
+    draw_actions,
+    fresh_after_failure,
+    require_finite_parameters,
 )
-from sb3_pgext.rollouts.buffers import Rollout, StepBuffer
+from sb3_pgext.rollouts.checks import require_observation, require_observations
 
-__all__ = ["FixedLengthAlgorithm"]
+__all__ = ["Segments", "StepCollector"]
 
 
-class FixedLengthAlgorithm(ActingAlgorithm):
+class Segments(NamedTuple):
     """
-    An SB3 on-policy algorithm that learns from ``n_steps`` steps of each sub-environment.
+    The steps of a rollout, flat and on the CPU, as N segments: consecutive steps of one episode. A segment ends where
+    its episode does, or where the rollout does.
 
-    After the collection they lie in ``rollout``.
+    :param rewards: r_t, with γV(s_T) where a time limit cut the episode, as SB3 has it, ``(M,)``
+    :param values: V(s_t), ``(M,)``
+    :param segment: segment of each step, 0 … N-1, ``(M,)``, int64
+    :param bootstrap_values: V of what follows a segment that the rollout has cut, 0 for the others, ``(N,)``
     """
 
-    batch_argument: ClassVar[str] = "n_steps"
-    """The argument that says how much is collected for an update."""
+    rewards: th.Tensor
+    values: th.Tensor
+    segment: th.Tensor
+    bootstrap_values: th.Tensor
 
-    rollout_buffer: StepBuffer  # type: ignore[assignment]
-    rollout: Rollout
+    @classmethod
+    def of(cls, buffer: RolloutBuffer, last_values: th.Tensor, dones: np.ndarray) -> "Segments":
+        """
+        Cut a full buffer into segments.
 
-    def _setup_model(self) -> None:
-        if self.rollout_buffer_class is None:
-            self.rollout_buffer_class = StepBuffer  # type: ignore[assignment]
-        super()._setup_model()
+        :param buffer: SB3's, or a subclass of it
+        :param last_values: V of what follows the last step, ``(E,)``
+        :param dones: whether an episode ended with the last step, ``(E,)``
+        :return: the segments
+        """
+        starts = buffer.episode_starts.T.astype(bool)  # (E, T), a copy
+        starts[:, 0] = True
+        ends = np.roll(starts, -1, axis=1)
+        bootstrap_values = np.zeros(starts.shape, np.float32)
+        bootstrap_values[:, -1] = np.where(dones, 0.0, last_values.numpy(force=True))
+        flat = (buffer.swap_and_flatten(column).ravel() for column in (buffer.rewards, buffer.values))
+        numbers = np.cumsum(starts) - 1
+        return cls(*map(th.as_tensor, (*flat, numbers, bootstrap_values[ends])))
 
-    @afresh_after_failure
-    def collect_rollouts(  # type: ignore[override]
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        rollout_buffer: StepBuffer,
-        n_rollout_steps: int,
+
+class StepCollector:
+    """
+    Plays a fixed number of steps of each sub-environment.
+
+    After a rollout, ``final_observations`` has what followed the episodes that a time limit cut: vector step and
+    sub-environment → the observation, not batched, and V of it. ``last_obs`` is what followed the last step.
+    """
+
+    def __init__(self) -> None:
+        self.final_observations: dict[tuple[int, int], tuple[Any, float]] = {}
+        self.last_obs: Any = None
+        self.last_dones: Any = None
+
+    def collect(
+        self, model: Any, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """
-        Play ``n_rollout_steps`` steps of each sub-environment and store them in ``self.rollout``.
+        Play, store, and compute advantages and returns, as SB3's ``collect_rollouts`` does.
 
-        The callbacks see what they see in SB3, with the same names in their ``locals``.
+        The callbacks find in their ``locals`` what they find in SB3. What they write into the buffer's ``advantages``
+        and ``returns`` when the rollout ends is learnt from. If they write into ``rewards`` alone, advantages and
+        returns are computed again.
 
+        :param model: an on-policy algorithm of this family
         :param env: the training environment
         :param callback: called at each step, and at the beginning and end of the rollout
         :param rollout_buffer: buffer to fill
@@ -69,61 +89,89 @@ class FixedLengthAlgorithm(ActingAlgorithm):
         :return: False if the callback ended the training; the steps so far are dropped
         :raises ValueError: an observation, action or reward is not finite; it names the sub-environment and the step
         """
-        assert self._last_obs is not None, "No previous observation was provided"
-        self.policy.set_training_mode(False)
-        rollout_buffer.reset()
-        rollout_buffer.single_precision = takes_single_precision(self.policy)
-        self._require_finite_parameters()
-        require_observations(env, self._last_obs, 0)
-        # Before anything is drawn for this rollout: a checkpoint that is written here has all of it still to come.
-        callback.on_rollout_start()
-        if self.use_sde:
-            self.policy.reset_noise(env.num_envs)
-        policy = self._acting_policy()
+        assert model._last_obs is not None, "No previous observation was provided"
+        with fresh_after_failure(model):
+            model.policy.set_training_mode(False)
+            rollout_buffer.reset()
+            require_finite_parameters(model.policy)
+            require_observations(env, model._last_obs, 0)
+            # Before anything is drawn for this rollout: a checkpoint that is written here has all of it still to come.
+            callback.on_rollout_start()
+            if model.use_sde:
+                model.policy.reset_noise(env.num_envs)
+            seen = {"self": model, "env": env, "callback": callback, "rollout_buffer": rollout_buffer}
+            seen |= {"n_rollout_steps": n_rollout_steps}
+            if not self._play(model, env, callback, rollout_buffer, n_rollout_steps, seen):
+                return False
+            self._finish(model, callback, rollout_buffer, seen)
+            return True
 
+    def _play(
+        self,
+        model: Any,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+        seen: dict[str, Any],
+    ) -> bool:
+        act = model.engine.acting()
+        self.final_observations = {}
         for n_steps in range(n_rollout_steps):
-            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-                self.policy.reset_noise(env.num_envs)
-
-            # The environment may write its next observation into the same memory, hence the copy.
-            obs_tensor = obs_as_tensor(copy_of(self._last_obs), self.device)
-            with drawing_actions(self.policy, obs_tensor, n_steps):
-                action_tensor, values, log_probs = policy(obs_tensor)
-            actions = action_tensor.cpu().numpy()
-            require_finite("action", actions, n_steps)
-            clipped_actions = environment_actions(self, actions)
-
-            new_obs, rewards, dones, infos = step_of(env, clipped_actions, n_steps)
-
-            self.num_timesteps += env.num_envs
-            # Before the callbacks: who saves on a step must not save what a NaN has spoilt.
-            require_step(env, new_obs, rewards, n_steps)
-            callback.update_locals(locals())
+            actions = draw_actions(model, act, n_steps)
+            new_obs, rewards, dones, infos = checked_step(model, env, actions.clipped, n_steps)
+            seen.update(n_steps=n_steps, obs_tensor=actions.observations, actions=actions.drawn)
+            seen.update(values=actions.values, log_probs=actions.log_probs, clipped_actions=actions.clipped)
+            seen.update(new_obs=new_obs, rewards=rewards, dones=dones, infos=infos)
+            callback.update_locals(seen)
             if not callback.on_step():
-                self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+                model._last_obs, model._last_episode_starts = new_obs, dones
                 return False
 
-            self._update_info_buffer(infos, dones)
-            rollout_buffer.add(obs_tensor, action_tensor, values, log_probs, rewards.copy(), dones.copy())
-            # One at a time, and below all at once, as SB3 does: a matrix product rounds by the number of its rows.
+            model._update_info_buffer(infos, dones)
+            # One at a time, as SB3 does: a matrix product rounds by the number of its rows.
             for e in np.flatnonzero(dones):
-                if infos[e].get("TimeLimit.truncated", False) and infos[e].get("terminal_observation") is not None:
-                    final_obs = infos[e]["terminal_observation"]
-                    require_observation(self.observation_space, final_obs, n_steps + 1, int(e))
-                    value = self._values(self.policy.obs_to_tensor(final_obs)[0])[0]
-                    rollout_buffer.add_continuation(int(e), final_obs, value)
-            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
-
-        last_obs = copy_of(new_obs)
-        values = self._values(obs_as_tensor(last_obs, self.device))
-        for e in np.flatnonzero(~dones):
-            rollout_buffer.add_continuation(int(e), observation_of(last_obs, int(e)), values[e])
-        self.rollout = rollout_buffer.rollout()
-        n_steps = n_rollout_steps  # what callbacks find in SB3
-        callback.update_locals(locals())
-        callback.on_rollout_end()
-        rollout_buffer.reset()
+                final_obs = infos[e].get("terminal_observation")
+                if final_obs is not None and infos[e].get("TimeLimit.truncated", False):
+                    require_observation(model.observation_space, final_obs, n_steps + 1, int(e))
+                    value = model._values(model.policy.obs_to_tensor(final_obs)[0])[0]
+                    rewards[e] += (model.gamma * value).item()
+                    self.final_observations[n_steps, int(e)] = final_obs, value.item()
+            starts = model._last_episode_starts
+            rollout_buffer.add(actions.obs, actions.drawn, rewards, starts, actions.values, actions.log_probs)
+            model._last_obs, model._last_episode_starts = new_obs, dones
         return True
 
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "rollout"]
+    def _finish(self, model: Any, callback: BaseCallback, rollout_buffer: RolloutBuffer, seen: dict[str, Any]) -> None:
+        self.last_obs = copied(model._last_obs, model.observation_space)
+        self.last_dones = model._last_episode_starts.copy()
+        last_values = model._values(obs_as_tensor(self.last_obs, model.device))
+        rollout_buffer.gamma, rollout_buffer.gae_lambda = model.gamma, model.gae_lambda
+        model._compute_returns_and_advantage(rollout_buffer, last_values, self.last_dones)
+        names = ("rewards", "advantages", "returns")
+        before = {name: getattr(rollout_buffer, name).copy() for name in names}
+        callback.update_locals(seen | {"values": last_values[:, None], "n_steps": seen["n_rollout_steps"]})
+        callback.on_rollout_end()
+        if rollout_buffer.generator_ready:  # a callback has called get(): its arrays are flat
+            return
+        changed = {name for name in names if not np.array_equal(before[name], getattr(rollout_buffer, name))}
+        if changed == {"rewards"}:
+            model._compute_returns_and_advantage(rollout_buffer, last_values, self.last_dones)
+
+    def recomputed_advantages(self, model: Any, rollout_buffer: RolloutBuffer, values: th.Tensor) -> th.Tensor:
+        """
+        Generalised advantages of the last rollout for another critic.
+
+        :param model: whose critic it is
+        :param rollout_buffer: as this collector has filled it
+        :param values: V(s_t), ``(M,)``
+        :return: Ψ_t, ``(M,)``, on the CPU
+        """
+        last_values = model._values(obs_as_tensor(self.last_obs, model.device))
+        rewards, _, segment, bootstrap_values = Segments.of(rollout_buffer, last_values, self.last_dones)
+        rewards = rewards.clone()
+        for (t, e), (observation, old_value) in self.final_observations.items():
+            value = model._values(model.policy.obs_to_tensor(observation)[0]).item()
+            rewards[e * rollout_buffer.buffer_size + t] += model.gamma * (value - old_value)
+        steps = rewards, values.cpu(), segment, model.gamma, model.gae_lambda
+        return generalized_advantages(*steps, bootstrap_values)

@@ -16,10 +16,11 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pgext import ISPG, REINFORCE
-from sb3_pgext.algorithms.base import critic_parameters, flat_gradient, policy_parameters
+from sb3_pgext.algorithms.parameters import critic_parameters, policy_parameters
 from sb3_pgext.diagnostics import evaluate_off_policy, gradient_samples
 from sb3_pgext.estimators.importance import WEIGHTS
 from sb3_pgext.estimators.score_function import optimal_baseline_gradient
+from sb3_pgext.estimators.statistics import flat_gradient
 from sb3_pgext.rollouts import EpisodeBatch, EpisodeDataset
 from tests.algorithms.test_reinforce import ACTIONS, DICT, VECTOR, ActionIsReward
 from tests.environments import AnySpaces
@@ -49,7 +50,7 @@ def move(model, distance):
 
 def parameters_after(steps=400, **parameters):
     """The parameters after a short training, as one vector."""
-    model = model_on(make_vec_env("CartPole-v1", 2, seed=0), **{"n_gradient_steps": 3, **parameters}).learn(steps)
+    model = model_on(make_vec_env("CartPole-v1", 2, seed=0), **{"gradient_steps": 3, **parameters}).learn(steps)
     return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
 
 
@@ -214,7 +215,7 @@ def test_one_step_of_one_batch_is_that_of_reinforce():
     """To the bit: weights of 1 round nothing."""
     ours, theirs = (
         model_on(make_vec_env("CartPole-v1", 2, seed=0), algorithm=algorithm, **more).learn(300).policy
-        for algorithm, more in ((ISPG, {"n_gradient_steps": 1}), (REINFORCE, {}))
+        for algorithm, more in ((ISPG, {"gradient_steps": 1}), (REINFORCE, {}))
     )
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert th.equal(a, b)
@@ -236,7 +237,7 @@ def test_old_batches_are_used_while_they_are_worth_something():
 @pytest.mark.parametrize("weights", ["causal", "per_step"])
 def test_logged_keys_and_statistics(weights):
     """The effective sample size is that of whole episodes, whichever weights are used."""
-    model = collected(2, replay_batches=1, mixture="own", weights=weights, n_gradient_steps=1, min_ess=0.0)
+    model = collected(2, replay_batches=1, mixture="own", weights=weights, gradient_steps=1, min_ess=0.0)
     with th.no_grad():
         W, used = [], []
         for batch in model.replay_buffer.batches:
@@ -260,7 +261,7 @@ def test_huge_log_ratios_leave_finite_parameters():
     weights stay below n/n_k; against the own policy they saturate.
     """
     for weights, mixture in itertools.product(WEIGHTS, ("balance", "own")):
-        model = collected(2, weights=weights, mixture=mixture, replay_batches=1, min_ess=0.0, n_gradient_steps=3)
+        model = collected(2, weights=weights, mixture=mixture, replay_batches=1, min_ess=0.0, gradient_steps=3)
         for batch, sign in zip(model.replay_buffer.batches, (1, -1), strict=True):
             batch.log_prob.add_(sign * 1e4)
         model.train()
@@ -309,7 +310,7 @@ def test_a_policy_asked_again_says_what_it_said_when_it_played():
 
 
 def test_dropout_has_no_part_in_the_weights():
-    model = collected(policy_kwargs={"activation_fn": Dropout}, n_gradient_steps=1)
+    model = collected(policy_kwargs={"activation_fn": Dropout}, gradient_steps=1)
     model.train()
     assert logged(model, "weight_max") == logged(model, "weight_mean") == logged(model, "ess") == 1
 
@@ -326,7 +327,7 @@ def test_action_spaces(action, device):
 
 def test_dicts_of_observations(device):
     env = DummyVecEnv([lambda: AnySpaces(DICT, ACTIONS["box"])] * 2)
-    parameters = {"replay_batches": 2, "min_ess": 0.0, "n_gradient_steps": 2, "max_episode_steps": 3}
+    parameters = {"replay_batches": 2, "min_ess": 0.0, "gradient_steps": 2, "max_episode_steps": 3}
     model = model_on(env, "MultiInputPolicy", device=device, **parameters).learn(60)
     assert logged(model, "batches_used") == 3
 
@@ -445,7 +446,7 @@ def test_something_else_is_no_replay(tmp_path):
 
 def recorded(**parameters):
     """Episodes of a fresh policy, and another model."""
-    model = model_on(make_vec_env(ActionIsReward, 4, seed=0), n_episodes=200, gamma=1.0, n_gradient_steps=1).learn(1)
+    model = model_on(make_vec_env(ActionIsReward, 4, seed=0), n_episodes=200, gamma=1.0, gradient_steps=1).learn(1)
     return model.dataset(), model_on(ActionIsReward(), gamma=1.0, **{"learning_rate": 0.01, "seed": 1, **parameters})
 
 
@@ -530,7 +531,7 @@ def test_the_critic_learns_from_records_beside_a_frozen_policy():
 def test_the_recorded_value_of_a_cut_counts_with_bootstrapping_only(truncation, counts):
     after = []
     for value in (0.0, 50.0):
-        model = collected(truncation=truncation, max_episode_steps=8, n_gradient_steps=1)
+        model = collected(truncation=truncation, max_episode_steps=8, gradient_steps=1)
         dataset = model.dataset()
         dataset.episodes.bootstrap_values[dataset.episodes.truncated] = value
         model.learn_from(dataset, 1)
@@ -555,7 +556,7 @@ def test_a_dataset_of_other_spaces_is_refused():
 
 def test_learning_from_records_is_training_on_them():
     """At the policy that acted, one update from the record is one of ``train``."""
-    trained, taught = (collected(n_gradient_steps=2) for _ in range(2))
+    trained, taught = (collected(gradient_steps=2) for _ in range(2))
     trained.train()
     taught.learn_from(taught.dataset(), 1)
     for a, b in zip(trained.policy.parameters(), taught.policy.parameters(), strict=True):
@@ -576,7 +577,7 @@ BASES = {}
 @pytest.mark.parametrize(
     ("change", "base"),
     [
-        ({"n_gradient_steps": 4}, {}),
+        ({"gradient_steps": 4}, {}),
         *(({"weights": weights}, {}) for weights in WEIGHTS if weights != "per_step"),
         ({"weight_clip": 1.0}, {}),
         *(({"self_normalize": True}, {"weights": weights, "learning_rate": 1e-2}) for weights in WEIGHTS),
@@ -590,7 +591,7 @@ BASES = {}
         ({"baseline": "optimal"}, {"baseline": "none"}),
         ({"ent_coef": 0.1}, {}),
         ({"normalize_advantage": True}, {"policy_kwargs": {"optimizer_class": th.optim.SGD}}),
-        ({"critic_epochs": 6}, {}),
+        ({"n_critic_updates": 6}, {}),
     ],
 )
 def test_every_option_changes_the_run(change, base):
@@ -602,7 +603,7 @@ def test_every_option_changes_the_run(change, base):
 @pytest.mark.parametrize(
     ("parameters", "named"),
     [
-        ({"n_gradient_steps": 0}, "n_gradient_steps=0.*>= 1"),
+        ({"gradient_steps": 0}, "gradient_steps=0.*>= 1"),
         ({"weights": "all"}, "weights='all'.*'trajectory', 'per_decision', 'causal', 'per_step'"),
         ({"weight_clip": 0.0}, "weight_clip=0.0.*> 0"),
         ({"self_normalize": 1}, "self_normalize=1.*True or False"),
@@ -612,7 +613,7 @@ def test_every_option_changes_the_run(change, base):
         ({"min_ess": 1.1}, r"min_ess=1.1.*\[0, 1\]"),
         ({"mixture": "own"}, "mixture='own'.*replay_batches=0"),
         ({"weights": "per_decision", "normalize_advantage": True}, "normalize_advantage=True.*per_decision"),
-        ({"baseline": "none", "critic_epochs": 3}, "critic_epochs=3.*critic"),
+        ({"baseline": "none", "n_critic_updates": 3}, "n_critic_updates=3.*critic"),
     ],
 )
 def test_bad_arguments_and_arguments_without_effect(parameters, named):

@@ -12,7 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pgext import NPG
-from sb3_pgext.algorithms.base import critic_parameters, policy_parameters
+from sb3_pgext.algorithms.parameters import critic_parameters, policy_parameters
 from tests.algorithms.policies import SharedTrunk, moved_parameters
 from tests.environments import ACTIONS, DICT, IMAGE, VECTOR, ActionIsReward, AnySpaces
 

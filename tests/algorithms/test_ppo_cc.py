@@ -192,16 +192,16 @@ def test_a_larger_coefficient_makes_smaller_steps(env, direction):
     assert 0 < divergences[1] < divergences[0]
 
 
-@pytest.mark.parametrize(("kl_target", "factor"), [(1e6, 0.5), (1e-12, 2.0)])
-def test_the_coefficient_adapts(kl_target, factor):
-    model = model_on(surrogate="adaptive_kl", kl_coef=3.0, kl_target=kl_target).learn(3 * 128)
+@pytest.mark.parametrize(("desired_kl", "factor"), [(1e6, 0.5), (1e-12, 2.0)])
+def test_the_coefficient_adapts(desired_kl, factor):
+    model = model_on(surrogate="adaptive_kl", kl_coef=3.0, desired_kl=desired_kl).learn(3 * 128)
     assert model.kl_coef == 3.0 * factor**3
     assert model.logger.name_to_value["train/kl_coef"] == 3.0 * factor**2  # that of the last update
 
 
 def test_the_coefficient_stays_where_the_divergence_is_as_wanted():
     kl, _ = kl_after_one_update(surrogate="kl")
-    _, model = kl_after_one_update(surrogate="adaptive_kl", kl_target=kl)
+    _, model = kl_after_one_update(surrogate="adaptive_kl", desired_kl=kl)
     assert model.kl_coef == 1.0
 
 
@@ -273,7 +273,7 @@ def test_it_learns(surrogate, value_clip):
         ({"surrogate": "adaptive_kl"}, {"surrogate": "kl"}),
         ({"kl_coef": 5.0}, {"surrogate": "kl"}),
         ({"kl_coef": 5.0}, {"surrogate": "adaptive_kl"}),
-        ({"kl_target": 1.0}, {"surrogate": "adaptive_kl", "kl_coef": 1e-3}),
+        ({"desired_kl": 1.0}, {"surrogate": "adaptive_kl", "kl_coef": 1e-3}),
         ({"kl_direction": "new_old"}, {"surrogate": "kl"}),
         ({"normalize_advantage": False}, {}),
         ({"normalize_advantage": "rollout"}, {}),
@@ -301,7 +301,7 @@ def test_every_option_changes_the_run(change, base):
         ({"clip_range_vf": -0.1, "value_clip": "clip"}, "clip_range_vf=-0.1.*> 0"),
         ({"clip_range": 0}, "clip_range=0.*> 0"),
         ({"surrogate": "kl", "kl_coef": 0.0}, "kl_coef=0.0.*> 0"),
-        ({"surrogate": "adaptive_kl", "kl_target": -1}, "kl_target=-1.*> 0"),
+        ({"surrogate": "adaptive_kl", "desired_kl": -1}, "desired_kl=-1.*> 0"),
         ({"target_kl": 0.0}, "target_kl=0.0.*> 0"),
         ({"n_epochs": 0}, "n_epochs=0.*>= 1"),
         ({"batch_size": 0}, "batch_size=0.*>= 1"),
@@ -317,7 +317,7 @@ def test_every_option_changes_the_run(change, base):
         ({"surrogate": "none", "clip_range": lambda p: 0.2}, "clip_range=.*surrogate='none'"),
         ({"kl_coef": 2.0}, "kl_coef=2.0.*surrogate='clip'"),
         ({"kl_direction": "new_old"}, "kl_direction='new_old'.*surrogate='clip'"),
-        ({"surrogate": "kl", "kl_target": 0.02}, "kl_target=0.02.*'adaptive_kl'"),
+        ({"surrogate": "kl", "desired_kl": 0.02}, "desired_kl=0.02.*'adaptive_kl'"),
         ({"n_epochs": 1, "recompute_advantage": True}, "recompute_advantage=True.*n_epochs=1"),
         ({"sde_sample_freq": 4}, "sde_sample_freq=4.*use_sde"),
     ],

@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pgext import REINFORCE
-from sb3_pgext.algorithms.base import critic_parameters, policy_parameters
+from sb3_pgext.algorithms.parameters import critic_parameters, policy_parameters
 from tests.algorithms.policies import SharedTrunk, moved_parameters
 from tests.environments import ACTIONS, DICT, IMAGE, IMAGE_LAST, VECTOR, ActionIsReward, AnySpaces, Countdown, Scripted
 
@@ -129,7 +129,7 @@ def test_critic_targets(truncation):
 def test_the_critic_fits():
     """Repeated fits bring V near the return, here 5 - t, and the log says so."""
     env = DummyVecEnv([Countdown])
-    model = model_on(env, gamma=1.0, critic_epochs=20, critic_batch_size=5, learning_rate=1e-2).learn(400)
+    model = model_on(env, gamma=1.0, n_critic_updates=20, batch_size=5, learning_rate=1e-2).learn(400)
     batch = model.episodes
     th.testing.assert_close(batch.values, 5.0 - batch.time, rtol=0, atol=0.2)
     assert model.logger.name_to_value["train/explained_variance"] > 0.99
@@ -324,8 +324,8 @@ def test_logged_keys():
         ({"critic_target": "td"}, {}),
         ({"critic_target": "lambda"}, {}),
         ({"gae_lambda": 0.5}, {"critic_target": "lambda"}),
-        ({"critic_epochs": 6}, {}),
-        ({"critic_batch_size": 32}, {}),
+        ({"n_critic_updates": 6}, {}),
+        ({"batch_size": 32}, {}),
         ({"truncation": "terminal"}, {"max_episode_steps": 8}),
         ({"max_episode_steps": 8}, {"baseline": "none"}),
         ({"normalize_advantage": True}, {"policy_kwargs": {"optimizer_class": th.optim.SGD}}),
@@ -366,8 +366,8 @@ def test_gsde_options_change_the_run():
         ({"gamma": "0.9"}, "gamma='0.9'"),
         ({"gae_lambda": -0.1, "critic_target": "lambda"}, r"gae_lambda=-0.1.*\[0, 1\]"),
         ({"max_episode_steps": 0}, "max_episode_steps=0"),
-        ({"critic_epochs": 0}, "critic_epochs=0"),
-        ({"critic_batch_size": -1}, "critic_batch_size=-1"),
+        ({"n_critic_updates": 0}, "n_critic_updates=0"),
+        ({"batch_size": -1}, "batch_size=-1"),
         ({"max_grad_norm": 0.0}, "max_grad_norm=0.0"),
         ({"max_grad_norm": "1"}, "max_grad_norm='1'"),
         ({"ent_coef": float("inf")}, "ent_coef=inf"),
@@ -391,9 +391,9 @@ def test_bad_arguments(parameters, named):
         ({"baseline": "none", "truncation": "bootstrap"}, "truncation='bootstrap'.*baseline='none'.*critic"),
         ({"baseline": "time", "critic_target": "td"}, "critic_target='td'.*critic"),
         ({"baseline": "time", "critic_target": "lambda"}, "critic_target='lambda'.*critic"),
-        ({"baseline": "constant", "critic_epochs": 3}, "critic_epochs=3.*critic"),
-        ({"baseline": "optimal", "critic_batch_size": 3}, "critic_batch_size=3.*critic"),
-        ({"baseline": lambda episodes, returns: returns, "critic_epochs": 3}, "critic_epochs=3.*critic"),
+        ({"baseline": "constant", "n_critic_updates": 3}, "n_critic_updates=3.*critic"),
+        ({"baseline": "optimal", "batch_size": 3}, "batch_size=3.*critic"),
+        ({"baseline": lambda episodes, returns: returns, "n_critic_updates": 3}, "n_critic_updates=3.*critic"),
         ({"leave_one_out": False}, "leave_one_out=False.*baseline='state'"),
         ({"baseline": "none", "leave_one_out": False}, "leave_one_out=False.*baseline='none'"),
         ({"credit": "trajectory", "discount_weighting": True}, "discount_weighting=True.*trajectory"),

@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pgext import VPG
-from sb3_pgext.algorithms.base import critic_parameters, policy_parameters
+from sb3_pgext.algorithms.parameters import critic_parameters, policy_parameters
 from sb3_pgext.envs import chain
 from sb3_pgext.rollouts import StepBuffer
 from tests.algorithms.policies import SharedTrunk, moved_parameters
@@ -66,7 +66,7 @@ def advantages_by_definition(rollout, estimator, gamma, n_step, gae_lambda):
 @pytest.mark.parametrize("advantage", ADVANTAGES)
 def test_the_step_is_along_the_formula(advantage, normalize_advantage):
     """With plain gradient ascent the policy moves by η (1/M Σ ∇log π Ψ + c ∇ mean H), summed step by step."""
-    options = {"n_step": {"n_step": 3}, "gae": {"gae_lambda": 0.8}}.get(advantage, {})
+    options = {"n_step": {"lookahead": 3}, "gae": {"gae_lambda": 0.8}}.get(advantage, {})
     model = collected(
         model_on(
             make_vec_env("CartPole-v1", 2, seed=0),
@@ -297,7 +297,7 @@ def test_logged_keys():
         ({"batch_size": 16}, {}),
         ({"gamma": 0.9}, {}),
         *(({"advantage": advantage}, {}) for advantage in ("mc", "td", "n_step")),
-        ({"n_step": 4}, {"advantage": "n_step"}),
+        ({"lookahead": 4}, {"advantage": "n_step"}),
         ({"gae_lambda": 0.5}, {"critic_target": "mc"}),
         ({"gae_lambda": 0.5}, {"advantage": "mc"}),
         ({"critic_target": "mc"}, {}),
@@ -344,8 +344,8 @@ def test_gsde_options_change_the_run():
     [
         ({"advantage": "lambda"}, "advantage='lambda'.*'mc', 'td', 'n_step', 'gae'"),
         ({"critic_target": "gae"}, "critic_target='gae'.*'mc', 'td', 'lambda'"),
-        ({"advantage": "n_step", "n_step": 0}, "n_step=0.*>= 1"),
-        ({"advantage": "n_step", "n_step": 2.0}, "n_step=2.0.*whole number"),
+        ({"advantage": "n_step", "lookahead": 0}, "lookahead=0.*>= 1"),
+        ({"advantage": "n_step", "lookahead": 2.0}, "lookahead=2.0.*whole number"),
         ({"n_steps": 0}, "n_steps=0.*>= 1"),
         ({"n_steps": 1, "normalize_advantage": True}, "n_steps=1.*at least 2.*normalize_advantage"),
         ({"batch_size": 0}, "batch_size=0.*>= 1"),
@@ -358,8 +358,8 @@ def test_gsde_options_change_the_run():
         ({"rollout_buffer_class": dict}, "rollout_buffer_class=.*StepBuffer"),
         ({"policy": th.nn.Linear}, "policy='Linear'.*ActorCriticPolicy"),
         # Without effect beside the others:
-        ({"n_step": 3}, "n_step=3.*5.*advantage='gae'.*'n_step'"),
-        ({"advantage": "mc", "n_step": 3}, "n_step=3.*advantage='mc'"),
+        ({"lookahead": 3}, "lookahead=3.*5.*advantage='gae'.*'n_step'"),
+        ({"advantage": "mc", "lookahead": 3}, "lookahead=3.*advantage='mc'"),
         (
             {"advantage": "td", "critic_target": "td", "gae_lambda": 0.9},
             "gae_lambda=0.9.*advantage='td'.*critic_target",

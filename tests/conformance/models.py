@@ -21,7 +21,7 @@ FAMILY = {
     VPG: {"n_steps": 10, "batch_size": 10},
     NPG: {"n_steps": 10, "batch_size": 10, "n_critic_updates": 2, "cg_max_steps": 3},
     ClippedCriticPPO: {"n_steps": 10, "batch_size": 10, "n_epochs": 2},
-    ISPG: {"n_episodes": 4, "n_gradient_steps": 2, "replay_batches": 1, "min_ess": 0.0},
+    ISPG: {"n_episodes": 4, "gradient_steps": 2, "replay_batches": 1, "min_ess": 0.0},
 }
 HOSTS = {PPO: {"n_steps": 10, "batch_size": 10, "n_epochs": 2}, A2C: {"n_steps": 10}}
 ALGORITHMS = [*FAMILY, *HOSTS]

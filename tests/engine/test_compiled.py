@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
 from sb3_pgext.algorithms import npg as npg_module
-from sb3_pgext.algorithms.base import policy_parameters
+from sb3_pgext.algorithms.parameters import policy_parameters
 from sb3_pgext.engine import graphs as module
 from sb3_pgext.engine.compiled import compiled_acting
 from sb3_pgext.rollouts.acting import unvalidated_distributions
@@ -110,7 +110,7 @@ def test_the_critics_fit():
     found = []
     for compile in (False, True):
         model = REINFORCE("MlpPolicy", "CartPole-v1", n_episodes=4, compile=compile, seed=0, device="cpu",
-                          critic_batch_size=64).learn(600)  # fmt: skip
+                          batch_size=64).learn(600)  # fmt: skip
         found.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
     of_acting, of_critic = module._graphs[model.policy].values()
     assert of_acting is not None
@@ -207,8 +207,8 @@ class Learnable(FlattenExtractor):
         (ClippedCriticPPO, {"n_steps": 64, "batch_size": 32, "n_epochs": 2}),
         (VPG, {"n_steps": 64, "batch_size": 32}),
         (NPG, {"n_steps": 64, "batch_size": 32}),
-        (REINFORCE, {"n_episodes": 2, "critic_batch_size": 16}),
-        (ISPG, {"n_episodes": 2, "critic_batch_size": 16}),
+        (REINFORCE, {"n_episodes": 2, "batch_size": 16}),
+        (ISPG, {"n_episodes": 2, "batch_size": 16}),
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )

@@ -1,0 +1,138 @@
+"""The two gradient steps of on-policy methods: along the policy gradient, and by regression with the critic."""
+
+import math
+from typing import Any, ClassVar
+
+import torch as th
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_pgext.algorithms.base import PolicyGradientAlgorithm
+from sb3_pgext.algorithms.distributions import log_prob_and_entropy
+from sb3_pgext.algorithms.parameters import critic_parameters, forget_dependencies
+from sb3_pgext.arguments import require, require_count, require_fraction, require_number
+from sb3_pgext.engine import regress, require_finite_losses
+from sb3_pgext.estimators.statistics import explained_variance
+
+__all__ = ["OnPolicyGradientAlgorithm"]
+
+
+class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
+    """
+    An actor-critic policy with one optimizer for both steps, each of which moves only parameters of its own.
+
+    (An optimizer leaves alone what has no gradient.)
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ActorCriticPolicy,
+        "CnnPolicy": ActorCriticCnnPolicy,
+        "MultiInputPolicy": MultiInputActorCriticPolicy,
+    }
+
+    max_grad_norm: float | None  # type: ignore[assignment]
+    n_critic_updates: int
+    batch_size: int
+
+    def __init__(self, policy: Any, env: Any, **arguments: Any):
+        require_count(self.batch_argument, arguments["n_steps"])
+        super().__init__(policy, env, **arguments)
+
+    def _check_arguments(self) -> None:
+        policy = self.policy_class
+        suitable = isinstance(policy, type) and issubclass(policy, ActorCriticPolicy)
+        suitable = suitable and not issubclass(policy, RecurrentActorCriticPolicy)
+        name = getattr(policy, "__name__", policy)
+        require(suitable, "policy", name, "an ActorCriticPolicy class that is not recurrent")
+        methods = ("forward", "evaluate_actions", "get_distribution")
+        own = [method for method in methods if getattr(policy, method) is not getattr(ActorCriticPolicy, method)]
+        whole = len(own) in (0, len(methods))
+        require(whole, "policy", name, f"one that overrides all of {', '.join(methods)}, or none, not {own} alone")
+        require_count(self.batch_argument, getattr(self, self.batch_argument))
+        require_fraction("gamma", self.gamma)
+        require_fraction("gae_lambda", self.gae_lambda)
+        require_number("ent_coef", self.ent_coef, "a finite number")
+        if self.max_grad_norm is not None:
+            require_number("max_grad_norm", self.max_grad_norm, "None or a number > 0", at_least=math.ulp(0.0))
+        if self.sde_sample_freq != -1:
+            require_count("sde_sample_freq", self.sde_sample_freq)
+            require(self.use_sde, "sde_sample_freq", self.sde_sample_freq, "-1 without use_sde=True")
+        super()._check_arguments()
+
+    def _values(self, observations: PyTorchObs) -> th.Tensor:
+        """V of the current critic, ``(K,)``, in single precision as SB3's buffers keep it, constant."""
+        return self.engine.evaluate(self.policy.predict_values, (observations,)).flatten().float()
+
+    def _begin_update(self) -> None:
+        """Training mode and learning rate, as SB3's algorithms do first of all."""
+        forget_dependencies(self.policy)
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        self._n_updates += 1
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _evaluate(self, observations: PyTorchObs, actions: th.Tensor, in_parts: bool = True) -> tuple[th.Tensor, ...]:
+        """
+        Log-probabilities and entropy of the current policy on the steps of a batch.
+
+        :param observations: ``(M, *observation shape)``
+        :param actions: ``(M, …)``
+        :param in_parts: whether a large batch may go through the networks in parts; for one gradient only
+        :return: log π(a_t|s_t), ``(M,)``, and the mean entropy, a scalar, both differentiable
+        """
+
+        def of_rows(observations: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+            return log_prob_and_entropy(self.policy.get_distribution(observations), actions)
+
+        batch = (observations, actions)
+        log_prob, entropy = self.engine.differentiable(of_rows, batch) if in_parts else of_rows(*batch)
+        return log_prob, entropy.mean()
+
+    def _ascend(self, gradient: th.Tensor, parameters: list[th.nn.Parameter]) -> None:
+        """
+        Take one optimizer step along ĝ that moves the policy's parameters and no others.
+
+        :param gradient: ĝ, of what is to be made larger, ``(P,)``
+        :param parameters: the policy's
+        :raises ValueError: ĝ is not finite; the parameters are as they were
+        """
+        norm = gradient.norm().item()
+        require(math.isfinite(norm), "policy gradient norm", norm, f"a finite number (update {self._n_updates})")
+        self.logger.record("train/grad_norm", norm)
+        self.policy.optimizer.zero_grad(set_to_none=True)
+        for p, g in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+            p.grad = -g.view_as(p)
+        if self.max_grad_norm is not None:
+            th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        self.policy.optimizer.step()
+        self._log_std()
+
+    def _log_std(self) -> None:
+        """Log SB3's ``train/std``, of policies that have one."""
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", self.policy.log_std.exp().mean().item())
+
+    def _fit_critic(self, observations: PyTorchObs, targets: th.Tensor, values: th.Tensor) -> None:
+        """
+        Fit V(s_t) to its targets: ``n_critic_updates`` passes over the batch in minibatches of ``batch_size``.
+
+        :param observations: ``(M, *observation shape)``
+        :param targets: y_t, ``(M,)``
+        :param values: V(s_t) before the fit, ``(M,)``, for the log
+        :raises ValueError: the loss is not finite
+        """
+        parameters = list(critic_parameters(self.policy).values())
+        if not parameters:  # all frozen
+            return
+        passes = (self.n_critic_updates, self.batch_size, self.max_grad_norm)
+        losses = regress(self.engine, parameters, observations, targets, *passes)
+        require_finite_losses("value loss", losses, self._n_updates)
+        self.logger.record("train/value_loss", losses.mean().item())
+        self.logger.record("train/explained_variance", explained_variance(values, targets).item())

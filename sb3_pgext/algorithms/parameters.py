@@ -1,0 +1,93 @@
+"""Parameters of the policy and of the critic: which are which, as autograd sees it."""
+
+from collections.abc import Callable, Hashable
+from copy import deepcopy
+from weakref import WeakKeyDictionary
+
+import torch as th
+from gymnasium import spaces
+from gymnasium.vector.utils import concatenate, create_empty_array
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_pgext.engine.eager import evaluation_mode
+from sb3_pgext.rollouts.acting import unvalidated_distributions
+
+__all__ = ["critic_parameters", "forget_dependencies", "policy_parameters"]
+
+_dependencies: "WeakKeyDictionary[ActorCriticPolicy, dict[str, tuple[Hashable, list[str]]]]" = WeakKeyDictionary()
+"""Policy → output → its parameters when they were last asked for, and the names of those that the output depends on."""
+
+
+def policy_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
+    """
+    Parameters that the action distribution depends on; frozen ones are not among them.
+
+    :param policy: any actor-critic policy
+    :return: name → parameter, in the order of ``policy.parameters()``; P numbers in all
+    """
+
+    def log_prob(observations: PyTorchObs) -> th.Tensor:
+        distribution = policy.get_distribution(observations)
+        return distribution.log_prob(distribution.mode())
+
+    return _parameters_of(policy, "log_prob", log_prob)
+
+
+def critic_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
+    """
+    Parameters that only the values depend on. Those that the distribution depends on too belong to the policy.
+
+    :param policy: any actor-critic policy
+    :return: name → parameter, in the order of ``policy.parameters()``
+    """
+    of_values, of_policy = _parameters_of(policy, "values", policy.predict_values), policy_parameters(policy)
+    return {name: parameter for name, parameter in of_values.items() if name not in of_policy}
+
+
+def forget_dependencies(policy: ActorCriticPolicy) -> None:
+    """Find the parameters anew: a hook, or a switch of the policy's own, may have changed what depends on what."""
+    _dependencies.pop(policy, None)
+
+
+def _parameters_of(
+    policy: ActorCriticPolicy, output: str, compute: Callable[[PyTorchObs], th.Tensor]
+) -> dict[str, th.nn.Parameter]:
+    """
+    Parameters that an output depends on.
+
+    Found out once per update, and anew when the policy has other parameters or other ones are frozen.
+    """
+    named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    present = tuple((name, id(p)) for name, p in named.items())
+    known = _dependencies.setdefault(policy, {})
+    if output not in known or known[output][0] != present:
+        # Not validated: an observation from a space without bounds may be too large for the network, and what depends
+        # on what can be seen all the same.
+        with evaluation_mode(policy), unvalidated_distributions(), th.enable_grad():
+            value = compute(_any_observations(policy)).sum()
+            found = list(named.values())
+            gradients = (
+                th.autograd.grad(value, found, allow_unused=True) if value.requires_grad else [None] * len(found)
+            )
+        known[output] = present, [name for name, g in zip(named, gradients, strict=True) if g is not None]
+    return {name: named[name] for name in known[output][1]}
+
+
+def _any_observations(policy: ActorCriticPolicy) -> PyTorchObs:
+    """Two observations that the policy can take, drawn from a generator of their own."""
+    space = _from_zero(deepcopy(policy.observation_space))
+    space.seed(0)
+    rows = [space.sample(), space.sample()]
+    batch = concatenate(space, rows, create_empty_array(space, n=2))  # type: ignore[arg-type]
+    return obs_as_tensor(batch, policy.device)  # type: ignore[arg-type]
+
+
+def _from_zero(space: spaces.Space) -> spaces.Space:
+    """The space with discrete numbers from 0, as SB3's one-hot encoding takes them wherever the space starts."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({key: _from_zero(part) for key, part in space.spaces.items()})
+    if isinstance(space, spaces.Discrete):
+        return spaces.Discrete(space.n)
+    return spaces.MultiDiscrete(space.nvec) if isinstance(space, spaces.MultiDiscrete) else space

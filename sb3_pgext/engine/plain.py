@@ -1,0 +1,71 @@
+"""Recognising user code: what a graph of a policy would not see."""
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch as th
+
+__all__ = ["foreign_part", "has_own_methods", "has_sb3s", "structure_of"]
+
+_LIBRARIES = ("torch", "stable_baselines3", "sb3_contrib", "sb3_pgext", "abc", "typing", "builtins")
+"""Packages whose modules are known to compute from their parameters, their attributes and their input alone."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def foreign_part(policy: th.nn.Module) -> str | None:
+    """
+    Find a part of a policy that is not torch's or SB3's, or no longer as they made it.
+
+    :param policy: any network
+    :return: the part and the reason, for a message; None if there is none
+    """
+    distribution = getattr(policy, "action_dist", None)
+    parts = [("the policy", policy), *((name, m) for name, m in policy.named_modules() if name)]
+    if distribution is not None:
+        parts.append(("action_dist", distribution))
+    for name, part in parts:
+        classes = [c for c in type(part).__mro__ if c.__module__.partition(".")[0] not in _LIBRARIES]
+        if classes:
+            return f"{name} is a {classes[0].__name__}, which is neither torch's nor SB3's"
+        if any(getattr(part, hooks, None) for hooks in _HOOKS):
+            return f"{name} has a hook"
+        if has_own_methods(part):
+            return f"{name} has a method that has been replaced"
+    return None
+
+
+def has_own_methods(instance: Any) -> bool:
+    """Whether a method of its class has been replaced in an instance."""
+    return any(callable(getattr(type(instance), name, None)) for name in vars(instance))
+
+
+def has_sb3s(policy: Any, sb3s: type, *methods: str) -> bool:
+    """
+    Whether a policy has methods as SB3's class defines them, replaced neither by its class nor in it.
+
+    :param policy: any; one that torch has compiled as a whole is of a class of torch's
+    :param sb3s: the class of SB3's
+    :param methods: names
+    :return: whether all of them are
+    """
+    return isinstance(policy, sb3s) and not any(
+        name in vars(policy) or getattr(type(policy), name) is not getattr(sb3s, name) for name in methods
+    )
+
+
+def structure_of(policy: th.nn.Module) -> Hashable:
+    """
+    The part of a policy that a graph takes for constant.
+
+    :param policy: without a foreign part
+    :return: classes of all modules with their numbers, strings and switches, and the forms of all parameters
+    """
+    modules = tuple((type(m), _constants(m)) for m in policy.modules())
+    parameters = tuple((name, p.shape, p.stride(), p.dtype) for name, p in policy.named_parameters())
+    return modules, parameters
+
+
+def _constants(module: th.nn.Module) -> Hashable:
+    scalars = (bool, int, float, str, tuple, th.dtype)
+    return tuple((name, repr(value)) for name, value in vars(module).items() if isinstance(value, scalars))

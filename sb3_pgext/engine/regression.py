@@ -1,0 +1,76 @@
+"""Minibatch regression of a critic."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch.nn import functional as F
+
+from sb3_pgext.engine.eager import Engine
+from sb3_pgext.engine.nested import minibatches, rows
+from sb3_pgext.engine.plain import foreign_part, has_sb3s
+
+__all__ = ["regress"]
+
+
+def regress(
+    engine: Engine,
+    parameters: Sequence[th.nn.Parameter],
+    observations: PyTorchObs,
+    targets: th.Tensor,
+    n_passes: int,
+    batch_size: int,
+    max_norm: float | None = None,
+) -> th.Tensor:
+    """
+    Fit V(s_t) to targets by minibatch gradient descent on the squared error.
+
+    :param engine: of the policy whose critic is fitted
+    :param parameters: the critic's
+    :param observations: ``(M, *observation shape)``, or a dict of such tensors
+    :param targets: y_t, ``(M,)``
+    :param n_passes: passes over the M steps
+    :param batch_size: minibatch size
+    :param max_norm: maximum norm of the gradient of a step; None for no limit
+    :return: the losses of the K steps, ``(K,)``
+    """
+    policy: Any = engine.policy
+    inputs, values_of = _inputs(policy, observations, parameters)
+
+    def mean_squared_error(minibatch: PyTorchObs, wanted: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        loss = F.mse_loss(values_of(minibatch).flatten(), wanted)
+        return loss, loss.detach()
+
+    losses = []
+    key = inputs is observations
+    with engine.descending(
+        policy.optimizer, parameters, mean_squared_error, max_norm, fused=True, key=key, batch_size=batch_size
+    ) as descend:
+        for _ in range(n_passes):
+            order = th.randperm(len(targets), device=targets.device)
+            for minibatch in minibatches(rows((inputs, targets), order), batch_size):
+                loss, _, _ = descend(*minibatch)
+                losses.append(loss)
+    return th.stack(losses)
+
+
+def _inputs(
+    policy: Any, observations: PyTorchObs, moved: Sequence[th.nn.Parameter]
+) -> tuple[PyTorchObs, Callable[[PyTorchObs], th.Tensor]]:
+    """
+    The inputs of the critic while it is fitted, and V as a function of them: features, where the fit leaves them alone.
+
+    SB3 shares the features extractor between policy and critic, so that it is the policy's, and the same images would
+    go through it in each pass over the rollout.
+    """
+    methods = ("predict_values", "extract_features")
+    if not has_sb3s(policy, ActorCriticPolicy, *methods) or foreign_part(policy.vf_features_extractor):
+        return observations, policy.predict_values
+    extractor = policy.vf_features_extractor
+    if not {id(p) for p in extractor.parameters()}.isdisjoint(map(id, moved)):
+        return observations, policy.predict_values
+    with th.no_grad():
+        features = BasePolicy.extract_features(policy, observations, extractor)  # as predict_values does
+    return features, lambda x: policy.value_net(policy.mlp_extractor.forward_critic(x))

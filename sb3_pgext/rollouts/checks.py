@@ -1,0 +1,142 @@
+"""Checks of numbers that an environment or a policy returns: they are named where they first appear."""
+
+import math
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+
+__all__ = [
+    "normalizers_of",
+    "require_finite",
+    "require_observation",
+    "require_observations",
+    "require_step",
+]
+
+
+def require_finite(what: str, array: Any, n_steps: int, env_index: int | None = None) -> None:
+    """
+    :param what: name of the quantity, for the message
+    :param array: one row per sub-environment, ``(E, …)``, or that of a single one; a dict of such arrays
+    :param n_steps: vector steps since the start of the rollout, for the message
+    :param env_index: sub-environment, if the array is of a single one
+    :raises ValueError: naming the first sub-environment with a NaN or an infinity
+    """
+    if isinstance(array, dict):
+        for key, value in array.items():
+            require_finite(f"{what} {key!r}", value, n_steps, env_index)
+        return
+    if not _surely_finite(array):
+        rows = np.asarray(array) if env_index is None else np.asarray(array)[np.newaxis]
+        bad = ~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+        if bad.any():
+            e = int(np.argmax(bad))
+            raise ValueError(
+                f"{what}={rows[e]} of sub-environment {e if env_index is None else env_index} at vector step "
+                f"{n_steps} of this rollout: allowed are finite numbers only"
+            )
+
+
+def _surely_finite(array: Any) -> bool:
+    """The sum of squares is not finite if any entry is not, and several times cheaper than looking at each."""
+    if isinstance(array, dict):
+        return all(map(_surely_finite, array.values()))
+    array = np.asarray(array)
+    return array.dtype.kind != "f" or math.isfinite(np.vdot(array, array))
+
+
+def _require_finite_of_all(what: str, array: Any, env: VecEnv, n_steps: int) -> None:
+    """
+    :func:`require_finite` of what an environment has returned. VecNormalize takes a NaN of one sub-environment into the
+    statistics, and so gives it to all; with ``training=False`` it clips an infinity. What it was given tells.
+    """
+    normalizers = normalizers_of(env)
+    if normalizers and _surely_finite(array) and all(normalizer.training for normalizer in normalizers):
+        return
+    for normalizer in reversed(normalizers):
+        require_finite(what, vars(normalizer).get(_GIVEN[what], np.zeros(0)), n_steps)
+    require_finite(what, array, n_steps)
+
+
+_GIVEN = {"observation": "old_obs", "reward": "old_reward"}
+"""The attributes of VecNormalize that hold what it was given last."""
+
+
+def normalizers_of(env: VecEnv) -> list[VecNormalize]:
+    """Those around an environment, the outermost first."""
+    found = []
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecNormalize):
+            found.append(env)
+        env = env.venv
+    return found
+
+
+def require_observations(env: VecEnv, observations: Any, n_steps: int) -> None:
+    """
+    :param env: which they are of
+    :param observations: ``(E, *observation shape)``, or a dict of such arrays
+    :param n_steps: vector steps since the start of the rollout, for the message
+    :raises ValueError: they have another shape, are not finite, or are no numbers of a discrete space
+    """
+    _require_shapes("observation", observations, env.observation_space, (env.num_envs,), f"vector step {n_steps}")
+    _require_encodable("observation", observations, env.observation_space, n_steps)
+    _require_finite_of_all("observation", observations, env, n_steps)
+
+
+def require_observation(space: spaces.Space, observation: Any, n_steps: int, env_index: int) -> None:
+    """:func:`require_observations` for the last one of an episode of a sub-environment."""
+    where = f"sub-environment {env_index} at vector step {n_steps}"
+    _require_shapes("terminal observation", observation, space, (), where)
+    _require_encodable("terminal observation", observation, space, n_steps, env_index)
+    require_finite("terminal observation", observation, n_steps, env_index)
+
+
+def require_step(env: VecEnv, observations: Any, rewards: np.ndarray, n_steps: int) -> None:
+    """
+    :param env: the environment
+    :param observations: what a step has led to, ``(E, *observation shape)``, or a dict of such arrays
+    :param rewards: what it has paid, ``(E,)``
+    :param n_steps: vector steps before it in the rollout, for the message
+    :raises ValueError: one of them has another shape, or is not finite
+    """
+    if rewards.shape != (env.num_envs,):
+        raise ValueError(f"shape of rewards={rewards.shape} at vector step {n_steps}: allowed is ({env.num_envs},)")
+    _require_finite_of_all("reward", rewards, env, n_steps)
+    require_observations(env, observations, n_steps + 1)
+
+
+def _require_shapes(what: str, array: Any, space: spaces.Space, before: tuple[int, ...], where: str) -> None:
+    if isinstance(space, spaces.Dict):
+        if not isinstance(array, dict) or array.keys() < space.spaces.keys():
+            present = list(array) if isinstance(array, dict) else type(array).__name__
+            raise ValueError(f"keys of {what}={present} of {where}: allowed are {list(space.spaces)}")
+        for key, part in space.spaces.items():
+            _require_shapes(f"{what} {key!r}", array[key], part, before, where)
+        return
+    if np.shape(array) != (*before, *space.shape):  # type: ignore[misc]
+        allowed = (*before, *space.shape)  # type: ignore[misc]
+        raise ValueError(
+            f"shape of {what}={np.shape(array)} of {where}: allowed is {allowed}, as the observation space says"
+        )
+
+
+def _require_encodable(what: str, array: Any, space: spaces.Space, n_steps: int, env_index: int | None = None) -> None:
+    """What SB3's networks take of a discrete space, wherever it starts. torch names nobody, and gives up a GPU."""
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            _require_encodable(f"{what} {key!r}", array[key], part, n_steps, env_index)
+        return
+    if not isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        return
+    end = space.n if isinstance(space, spaces.Discrete) else space.nvec
+    rows = np.asarray(array) if env_index is None else np.asarray(array)[np.newaxis]
+    bad = (rows < 0) | (rows >= end)
+    if bad.any():
+        e = int(np.argmax(bad.reshape(len(rows), -1).any(axis=1)))
+        raise ValueError(
+            f"{what}={rows[e]} of sub-environment {e if env_index is None else env_index} at vector step {n_steps} "
+            f"of this rollout: allowed is a whole number >= 0 and < {end}"
+        )
