@@ -12,11 +12,12 @@ TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check docs clean
+.PHONY: help install demo test gpu check docs clean
 
 help:
 	@echo "make demo    train REINFORCE, A2C and PPO on CartPole-v1 and compare them, into runs/demo"
 	@echo "make test    run the test suite"
+	@echo "make gpu     run the tests that need a GPU, and measure the speed on it beside SB3's, into runs/gpu.md"
 	@echo "make check   lint, formatting, types and the import contract"
 	@echo "make docs    build the documentation into site/; warnings are errors"
 	@echo "make clean   remove what these commands made, except runs/ and the environment in $(VENV)"
@@ -43,6 +44,15 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
+
+gpu: $(INSTALLED)
+	@# What it measures it measures also where a test fails.
+	@if ! $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		echo "No GPU here: nothing to test or to measure"; \
+	else \
+		$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -m gpu -n $(TEST_WORKERS) --dist worksteal; \
+		tests=$$?; $(ONE_THREAD) $(BIN)/python -m benchmarks.gpu --out runs/gpu.md && exit $$tests; \
+	fi
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

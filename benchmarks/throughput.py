@@ -2,12 +2,14 @@
 
 usage: python -m benchmarks.throughput [--env CartPole-v1] [--contenders PPO "ClippedCriticPPO compiled" …]
        python -m benchmarks.throughput --scale n_envs        (or width, batch_size)
+       python -m benchmarks.throughput --device cuda         (benchmarks.gpu has settings for one)
 
 Each contender lives in a process of its own with one thread; they take turns, some rollouts with their updates at a
 time, so that each has met the same machine. What is compiled is compiled before, and how long that took is reported.
 The ratio is that of the times of one turn, and the table has its median, smallest and largest; memory is the largest
 resident set of the contender's process. The environment's part is what its ``step`` took; beside it stand the matrix
-products of the networks alone, as the floor.
+products of the networks alone, as the floor. On a GPU, rollouts and updates end when it has nothing left to do, and
+what made the process wait for it is counted: in a vector step, and in an update.
 
 Peers that are not installed are left out: sbx-rl brings sbx's PPO, tianshou (2.0) Tianshou's.
 """
@@ -20,6 +22,7 @@ import pathlib
 import resource
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -29,8 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch as th
 
-SETTING = {"n_envs": 8, "width": 64, "batch_size": 64}
-N_STEPS = 256
+SETTING = {"n_envs": 8, "width": 64, "batch_size": 64, "n_steps": 256, "n_epochs": 10}
 SCALES = {"n_envs": (1, 4, 16, 64, 256), "width": (64, 256, 1024), "batch_size": (64, 256, 1024)}
 
 
@@ -56,32 +58,31 @@ class Contender:
         return importlib.util.find_spec(self.needs or self.algorithm.partition(":")[0].partition(".")[0]) is not None
 
 
-PPO = {"n_steps": N_STEPS, "n_epochs": 10}
-TRPO = {"n_steps": N_STEPS, "n_critic_updates": 10}
 UNCLIPPED = {"value_clip": "none", "clip_range_vf": None}  # which makes ClippedCriticPPO what PPO is, to the bit
 LINE_SEARCH = {"line_search": True}  # which makes NPG what TRPO is
 COMPILED = {"compile": True}
 CONTENDERS = {
-    "PPO": Contender("stable_baselines3:PPO", "PPO", PPO),
-    "PPO (CleanRL's style)": Contender("benchmarks.single_file:SingleFilePPO", "PPO", PPO),
-    "PPO (Tianshou)": Contender("benchmarks.tianshou_ppo:TianshouPPO", "PPO", PPO, needs="tianshou"),
-    "PPO (sbx)": Contender("sbx:PPO", "PPO", PPO),
-    "ClippedCriticPPO": Contender("sb3_pgext:ClippedCriticPPO", "PPO", PPO),
-    "ClippedCriticPPO as PPO": Contender("sb3_pgext:ClippedCriticPPO", "PPO", PPO | UNCLIPPED),
-    "ClippedCriticPPO compiled": Contender("sb3_pgext:ClippedCriticPPO", "PPO", PPO | COMPILED),
+    "PPO": Contender("stable_baselines3:PPO", "PPO"),
+    "PPO (CleanRL's style)": Contender("benchmarks.single_file:SingleFilePPO", "PPO"),
+    "PPO (Tianshou)": Contender("benchmarks.tianshou_ppo:TianshouPPO", "PPO", needs="tianshou"),
+    "PPO (sbx)": Contender("sbx:PPO", "PPO"),
+    "ClippedCriticPPO": Contender("sb3_pgext:ClippedCriticPPO", "PPO"),
+    "ClippedCriticPPO as PPO": Contender("sb3_pgext:ClippedCriticPPO", "PPO", UNCLIPPED),
+    "ClippedCriticPPO compiled": Contender("sb3_pgext:ClippedCriticPPO", "PPO", COMPILED),
     "ClippedCriticPPO compiled, vectorised": Contender(
-        "sb3_pgext:ClippedCriticPPO", "PPO", PPO | COMPILED, vec_env="gymnasium"
+        "sb3_pgext:ClippedCriticPPO", "PPO", COMPILED, vec_env="gymnasium"
     ),
-    "TRPO": Contender("sb3_contrib:TRPO", "TRPO", TRPO),
-    "NPG": Contender("sb3_pgext:NPG", "TRPO", TRPO | LINE_SEARCH),
-    "NPG compiled": Contender("sb3_pgext:NPG", "TRPO", TRPO | LINE_SEARCH | COMPILED),
+    "TRPO": Contender("sb3_contrib:TRPO", "TRPO"),
+    "NPG": Contender("sb3_pgext:NPG", "TRPO", LINE_SEARCH),
+    "NPG compiled": Contender("sb3_pgext:NPG", "TRPO", LINE_SEARCH | COMPILED),
     "A2C": Contender("stable_baselines3:A2C", "A2C"),
     "VPG compiled": Contender("sb3_pgext:VPG", "A2C", COMPILED),
     "REINFORCE": Contender("sb3_pgext:REINFORCE", "A2C"),
     "REINFORCE compiled": Contender("sb3_pgext:REINFORCE", "A2C", COMPILED),
 }
-WITH_BATCHES = ("PPO", "TRPO")
-"""Peers, and all that are measured against them, whose minibatches have the size of the setting."""
+WITH_BATCHES = {"PPO": ("n_epochs", 1), "TRPO": ("n_critic_updates", 2)}
+"""Peers whose rollouts and minibatches, and those of all that are measured against them, are the setting's → what they
+call the number of epochs, and how many of its minibatches are one of theirs."""
 
 
 @dataclass(frozen=True)
@@ -118,22 +119,30 @@ def make_env(env: str, n_envs: int, kind: str) -> Any:
     return VecMonitor(GymnasiumVecEnv(gym.make_vec(env, n_envs)))
 
 
-def work(contender: Contender, env: str, setting: dict[str, int], device: str, pipe: Connection) -> None:
+def arguments_of(contender: Contender, setting: dict[str, int], venv: Any) -> dict[str, Any]:
+    """Of the constructor."""
+    from stable_baselines3.common.preprocessing import is_image_space
+
+    arguments = dict(contender.parameters)
+    if contender.peer in WITH_BATCHES:
+        epochs, batches = WITH_BATCHES[contender.peer]
+        arguments |= {"n_steps": setting["n_steps"], "batch_size": batches * setting["batch_size"]}
+        arguments[epochs] = setting["n_epochs"]
+    if is_image_space(venv.observation_space):
+        return arguments | {"policy": "CnnPolicy"}
+    width = [setting["width"]] * 2
+    return arguments | {"policy": "MlpPolicy", "policy_kwargs": {"net_arch": {"pi": width, "vf": width}}}
+
+
+def work(
+    contender: Contender, env: str, setting: dict[str, int], device: str, vec_env: str | None, pipe: Connection
+) -> None:
     """A contender's process: builds the model, takes turns when told to, and sends what it measured."""
     th.set_num_threads(1)
     module, _, name = contender.algorithm.partition(":")
-    parameters = dict(contender.parameters)
-    if contender.peer in WITH_BATCHES:
-        parameters["batch_size"] = setting["batch_size"] if contender.peer == "PPO" else 2 * setting["batch_size"]
-    width = [setting["width"]] * 2
-    model = getattr(importlib.import_module(module), name)(
-        "MlpPolicy",
-        make_env(env, setting["n_envs"], contender.vec_env),
-        seed=0,
-        device=device,
-        policy_kwargs={"net_arch": {"pi": width, "vf": width}},
-        **parameters,
-    )
+    venv = make_env(env, setting["n_envs"], vec_env or contender.vec_env)
+    algorithm = getattr(importlib.import_module(module), name)
+    model = algorithm(env=venv, seed=0, device=device, **arguments_of(contender, setting, venv))
     _, callback = model._setup_learn(10**12)
     model.env.step = Timed(model.env.step)
     start = time.perf_counter()
@@ -141,7 +150,31 @@ def work(contender: Contender, env: str, setting: dict[str, int], device: str, p
     pipe.send(time.perf_counter() - start)
     while (n_steps := pipe.recv()) is not None:
         pipe.send(turn(model, callback, n_steps))
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    pipe.send((memory, *synchronisations(model, callback)))
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if this process uses one."""
+    if th.cuda.is_initialized():
+        th.cuda.synchronize()
+
+
+def synchronisations(model: Any, callback: Any) -> tuple[float, float]:
+    """How often a process waits for the GPU: in a vector step, and in an update."""
+    if not th.cuda.is_initialized():
+        return 0.0, 0.0
+    found = []
+    for part in (lambda: collect(model, callback), model.train):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            th.cuda.set_sync_debug_mode("warn")
+            try:
+                part()
+            finally:
+                th.cuda.set_sync_debug_mode("default")
+        found.append(sum("synchronizing CUDA operation" in str(w.message) for w in caught))
+    return found[0] / model.n_steps, float(found[1])
 
 
 class Timed:
@@ -163,6 +196,11 @@ class Timed:
         return result
 
 
+def collect(model: Any, callback: Any) -> None:
+    """One rollout."""
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, n_rollout_steps=model.n_steps)
+
+
 def turn(model: Any, callback: Any, n_steps: int) -> Turn:
     """
     :param model: set up to learn
@@ -172,11 +210,14 @@ def turn(model: Any, callback: Any, n_steps: int) -> Turn:
     """
     first, collection, update = model.num_timesteps, 0.0, 0.0
     environment = model.env.step.seconds
+    synchronize()
     while model.num_timesteps - first < n_steps:
         start = time.perf_counter()
-        model.collect_rollouts(model.env, callback, model.rollout_buffer, n_rollout_steps=model.n_steps)
+        collect(model, callback)
+        synchronize()
         collected = time.perf_counter()
         model.train()
+        synchronize()
         collection, update = collection + collected - start, update + time.perf_counter() - collected
     return Turn(model.num_timesteps - first, model.env.step.seconds - environment, collection, update)
 
@@ -188,12 +229,16 @@ class Result:
     :param peer: those of its peer
     :param first: seconds of the first turn, with the compiling
     :param memory: largest resident set, MiB
+    :param waits_of_step: for the GPU, in a vector step
+    :param waits_of_update: for the GPU
     """
 
     turns: list[Turn]
     peer: list[Turn]
     first: float
     memory: float
+    waits_of_step: float
+    waits_of_update: float
 
     def median(self, value: Callable[[Turn], float]) -> float:
         """Over the turns."""
@@ -205,44 +250,82 @@ class Result:
 
 
 def measure(
-    names: list[str], env: str, setting: dict[str, int], repetitions: int, rollouts: int, device: str
+    names: list[str],
+    env: str,
+    setting: dict[str, int],
+    repetitions: int,
+    rollouts: int,
+    device: str,
+    vec_env: str | None = None,
+    together: bool = False,
+    patience: float = 1800.0,
 ) -> dict[str, Result]:
     """
     :param names: contenders; their peers are measured with them
     :param env: id of the environment
-    :param setting: ``n_envs``, ``width`` and ``batch_size``
+    :param setting: see ``SETTING``
     :param repetitions: turns of each
     :param rollouts: of a turn
     :param device: where the networks are
-    :return: contender → what was measured
+    :param vec_env: the kind of all contenders' vectorised environments; None for that of each
+    :param together: whether all compile at the same time
+    :param patience: seconds for one answer of a contender
+    :return: contender → what was measured; without those that failed, and those whose peer did
     """
     names = list(dict.fromkeys([*(CONTENDERS[name].peer for name in names), *names]))
     context = multiprocessing.get_context("spawn")
-    pipes, firsts = {}, {}
+    pipes: dict[str, Connection] = {}
+    firsts, turns, lasts = {}, {name: [] for name in names}, {}
     for name in names:
         pipes[name], theirs = context.Pipe()
-        arguments = (CONTENDERS[name], env, setting, device, theirs)
+        arguments = (CONTENDERS[name], env, setting, device, vec_env, theirs)
         context.Process(target=work, args=arguments, daemon=True).start()
         theirs.close()  # so that a process that dies is an error here
-        firsts[name] = pipes[name].recv()
-    turns: dict[str, list[Turn]] = {name: [] for name in names}
+        if not together:
+            firsts[name] = answer_of(name, pipes, patience)
+    for name in names:
+        firsts[name] = firsts[name] if name in firsts else answer_of(name, pipes, patience)
+    n_steps = rollouts * setting["n_envs"] * setting["n_steps"]
     for _ in range(repetitions):
-        for name, pipe in pipes.items():
-            pipe.send(rollouts * setting["n_envs"] * N_STEPS)
-            turns[name].append(pipe.recv())
-    memory = {}
-    for name, pipe in pipes.items():
-        pipe.send(None)
-        memory[name] = pipe.recv()
-    return {name: Result(turns[name], turns[CONTENDERS[name].peer], firsts[name], memory[name]) for name in names}
+        for name in list(pipes):
+            turns[name].append(answer_of(name, pipes, patience, n_steps))
+    for name in list(pipes):
+        lasts[name] = answer_of(name, pipes, patience, None)
+    peers = {name: CONTENDERS[name].peer for name in names}
+    return {
+        name: Result(turns[name], turns[peers[name]], firsts[name], *lasts[name])
+        for name in names
+        if name in pipes and peers[name] in pipes
+    }
 
 
-def floor(env: str, setting: dict[str, int], n_epochs: int) -> tuple[float, float]:
+def answer_of(name: str, pipes: dict[str, Connection], patience: float, *questions: Any) -> Any:
+    """
+    :param name: contender
+    :param pipes: to the contenders' processes; without this one's if it fails
+    :param patience: seconds
+    :param questions: what it is sent
+    :return: what it answers; None if it fails
+    """
+    if name not in pipes:
+        return None
+    try:
+        for question in questions:
+            pipes[name].send(question)
+        if pipes[name].poll(patience):
+            return pipes[name].recv()
+        print(f"{name} has not answered for {patience:.0f} seconds", flush=True)
+    except (EOFError, OSError):  # its own words are above
+        print(f"{name} has failed", flush=True)
+    pipes.pop(name).close()  # where it ends, as soon as it looks
+    return None
+
+
+def floor(env: str, setting: dict[str, int]) -> tuple[float, float]:
     """
     :param env: id of the environment
     :param setting: see :func:`measure`
-    :param n_epochs: passes of the update
-    :return: seconds per step of the matrix products of acting, and of those of ``n_epochs`` passes forwards and
+    :return: seconds per step of the matrix products of acting, and of those of the update's passes forwards and
         backwards, in minibatches
     """
     venv = make_env(env, setting["n_envs"], "sb3")
@@ -251,7 +334,7 @@ def floor(env: str, setting: dict[str, int], n_epochs: int) -> tuple[float, floa
     layers = [(n_inputs, width), (width, width)] * 2 + [(width, n_outputs), (width, 1)]
     acting = seconds_of_products(venv.num_envs, layers, backwards=False) / venv.num_envs
     update = seconds_of_products(setting["batch_size"], layers, backwards=True) / setting["batch_size"]
-    return acting, n_epochs * update
+    return acting, setting["n_epochs"] * update
 
 
 def seconds_of_products(n_rows: int, layers: list[tuple[int, int]], backwards: bool, repetitions: int = 500) -> float:
@@ -297,7 +380,14 @@ def row(env: str, setting: dict[str, int], name: str, result: Result) -> dict[st
         "update times as fast": round(statistics.median(result.ratios(lambda t: t.update / t.n_steps)), 2),
         "first turn s": round(result.first, 1),
         "memory MiB": round(result.memory),
+        "waits/vector step": round(result.waits_of_step, 2),
+        "waits/update": round(result.waits_of_update),
     }
+
+
+def device_name(device: str) -> str:
+    """Of the hardware."""
+    return f"{device}: {th.cuda.get_device_name(device)}" if device.startswith("cuda") else device
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
@@ -308,7 +398,8 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
             f"collection {r['collection µs/step']:6.1f} "
             f"update {r['update µs/step']:6.1f} µs/step  {r['times as fast']:5.2f} x {r['peer']} "
             f"({r['from']:.2f} to {r['to']:.2f}), updates {r['update times as fast']:5.2f} x  "
-            f"first turn {r['first turn s']:5.1f} s  {r['memory MiB']:,d} MiB"
+            f"first turn {r['first turn s']:5.1f} s  {r['memory MiB']:,d} MiB  "
+            f"waits for a GPU: {r['waits/vector step']:.2f} a vector step, {r['waits/update']} an update"
         )
 
 
@@ -363,7 +454,8 @@ def main() -> None:
     parser.add_argument("--scale", choices=list(SCALES), help="measure at several values of this")
     for name, value in SETTING.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="of the networks")
+    parser.add_argument("--vec-env", choices=["sb3", "gymnasium"], help="of all contenders, instead of each one's own")
     parser.add_argument("--out", type=pathlib.Path, help="folder for the table and the figure")
     arguments = parser.parse_args()
     setting = {name: getattr(arguments, name) for name in SETTING}
@@ -372,13 +464,16 @@ def main() -> None:
 
     rows = []
     for one in settings:
-        print(f"{arguments.env}, {one}")
-        results = measure(chosen, arguments.env, one, arguments.repetitions, arguments.rollouts, arguments.device)
+        print(f"{arguments.env}, {one}, {device_name(arguments.device)}")
+        measured = arguments.repetitions, arguments.rollouts, arguments.device, arguments.vec_env
+        results = measure(chosen, arguments.env, one, *measured)
         rows += [row(arguments.env, one, name, result) for name, result in results.items()]
         print_rows(rows[-len(results) :])
-    floors = floor(arguments.env, setting, PPO["n_epochs"])
+    if not rows:
+        raise SystemExit("nothing was measured")
+    floors = floor(arguments.env, setting)
     parts = ", ".join(f"{1e6 * x:.1f}" for x in floors)
-    print(f"matrix products of a PPO alone, µs/step: of acting and of 10 epochs: {parts}")
+    print(f"matrix products of a PPO alone, µs/step: of acting and of {setting['n_epochs']} epochs: {parts}")
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         stem = f"throughput_{arguments.env}_{arguments.scale}" if arguments.scale else f"throughput_{arguments.env}"
