@@ -259,8 +259,8 @@ class EpisodicAlgorithm(OnPolicyGradientAlgorithm):
         if not self.has_critic:
             reason = f"(the default) with baseline={self.baseline!r}: only the critic of baseline='state' uses it"
             arguments |= {
-                "n_critic_updates": (10, reason),
-                "batch_size": (128, reason),
+                "n_critic_updates": (5, reason),
+                "batch_size": (256, reason),
                 "critic_target": ("mc", reason),
             }
             reason = f"with baseline={self.baseline!r}: anything else needs the critic of baseline='state'"
