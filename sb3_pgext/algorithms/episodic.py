@@ -1,6 +1,7 @@
 """Algorithms that learn from whole episodes: their baselines, and the score-function gradient."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch as th
@@ -178,6 +179,22 @@ class EpisodicAlgorithm(OnPolicyGradientAlgorithm):
         require(values.shape == returns.shape, "shape of the baseline", tuple(values.shape), f"({len(returns)},)")
         require(bool(values.isfinite().all()), "baseline", values, "finite numbers")
         return values
+
+    def _with_present_values(self, episodes: EpisodeBatch) -> EpisodeBatch:
+        """
+        The same episodes with the values of the critic as it is, if there is one.
+
+        Under the balance heuristic a baseline cancels in the mean over all policies, not in that over each: all batches
+        need the same V. The V(s_T) where nobody knows s_T stay.
+        """
+        if not self.has_critic:
+            return episodes
+        episodes = replace(episodes, values=self._values(episodes.observations))
+        if episodes.final_observations is None:
+            return episodes
+        bootstrap_values = episodes.bootstrap_values.clone()
+        bootstrap_values[episodes.truncated] = self._values(episodes.final_observations)
+        return replace(episodes, bootstrap_values=bootstrap_values)
 
     def _score_function_gradient(
         self,

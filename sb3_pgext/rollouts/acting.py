@@ -93,6 +93,7 @@ def draw_actions(model: Actor, act: Act, n_steps: int) -> Actions:
             log_prob = distribution.log_prob(distribution.mode())
             require_finite("log-probability", log_prob.cpu().numpy(), n_steps)
             raise
+    tensor = tensor.reshape(-1, *model.action_space.shape)  # type: ignore[misc]
     drawn = tensor.cpu().numpy()
     require_finite("action", drawn, n_steps)
     return Actions(obs, observations, tensor, values, log_probs, drawn, _environment_actions(model, drawn))

@@ -11,7 +11,7 @@ import pytest
 import torch as th
 
 from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
-from sb3_pgext.algorithms.base import policy_parameters
+from sb3_pgext.algorithms.parameters import policy_parameters
 from sb3_pgext.engine import graphs as module
 from sb3_pgext.rollouts.acting import unvalidated_distributions
 from tests.conformance.models import collected, make_env, small, vector_of
