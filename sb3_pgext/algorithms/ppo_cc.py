@@ -39,16 +39,8 @@ from sb3_pgext.rollouts import Rollout
 
 __all__ = ["ClippedCriticPPO"]
 
-LOGGED = (
-    "policy_gradient_loss",
-    "value_loss",
-    "entropy_loss",
-    "loss",
-    "approx_kl",
-    "clip_fraction",
-    "value_clip_fraction",
-)
-"""Numbers of a minibatch for the log, in the order of the vector that the loss returns."""
+LOSS, APPROX_KL = 0, 1
+"""The places of these two in the vector of a minibatch's numbers for the log."""
 
 
 class Steps(NamedTuple):
@@ -236,7 +228,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
 
         :param minibatch: B steps
         :param coefficients: the update's
-        :return: the loss, differentiable, and the numbers of ``LOGGED``, one vector
+        :return: the loss, differentiable, and the numbers for the log, one vector
         """
         values, log_prob, entropy = self.policy.evaluate_actions(minibatch.observations, minibatch.actions)
         values = values.flatten()
@@ -257,11 +249,19 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         loss = loss + self.vf_coef * critic_loss
 
         with th.no_grad():
-            kl = approximate_kl(log_ratio).mean()
-            clipped = clipped_ratios(ratio, coefficients.clip_range).float().mean()
-            values_clipped = clipped_values(values, minibatch.returns, minibatch.old_values, *clip).float().mean()
-            terms = (policy_gradient_loss, critic_loss, entropy_loss, loss, kl, clipped, values_clipped)
-            return loss, th.stack([term.float() for term in terms])
+            terms = [loss, approximate_kl(log_ratio).mean(), policy_gradient_loss, critic_loss, entropy_loss]
+            if self.surrogate == "clip":
+                terms.append(clipped_ratios(ratio, coefficients.clip_range).float().mean())
+            if self.clip_range_vf is not None:
+                terms.append(clipped_values(values, minibatch.returns, minibatch.old_values, *clip).float().mean())
+            return loss, th.stack(terms)
+
+    @property
+    def _logged(self) -> list[str]:
+        """The names of the numbers of a minibatch for the log."""
+        names = ["loss", "approx_kl", "policy_gradient_loss", "value_loss", "entropy_loss"]
+        names += ["clip_fraction"] if self.surrogate == "clip" else []
+        return names + (["value_clip_fraction"] if self.clip_range_vf is not None else [])
 
     def _surrogate(
         self,
@@ -287,7 +287,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
     def _is_near(self, terms: th.Tensor) -> th.Tensor:
         """Whether the estimated divergence from the policy that acted is within ``target_kl``."""
         assert self.target_kl is not None
-        return ~(terms[LOGGED.index("approx_kl")] > 1.5 * self.target_kl)  # SB3 goes on with a NaN
+        return ~(terms[APPROX_KL] > 1.5 * self.target_kl)  # SB3 goes on with a NaN
 
     def _moved_parameters(self) -> list[th.nn.Parameter]:
         forget_dependencies(self.policy)
@@ -338,24 +338,23 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         :raises ValueError: a loss is not finite
         """
         terms = th.stack([terms for of_epoch in log for terms, _ in of_epoch])
-        require_finite_losses("loss", terms[:, LOGGED.index("loss")], self._n_updates)
+        require_finite_losses("loss", terms[:, LOSS], self._n_updates)
         require_finite_state(self)
         norms = [norm for of_epoch in log for _, norm in of_epoch if norm is not None]
-        means = dict(zip(LOGGED, terms.mean(0), strict=True))
-        means["approx_kl"] = terms[-len(log[-1]) :, LOGGED.index("approx_kl")].mean()
-        means["loss"] = terms[-1, LOGGED.index("loss")]
+        means = dict(zip(self._logged, terms.mean(0), strict=True))
+        means["approx_kl"] = terms[-len(log[-1]) :, APPROX_KL].mean()
+        means["loss"] = terms[-1, LOSS]
         means["explained_variance"] = explained_variance(rollout.values, rollout.returns)
         means |= {"grad_norm": th.stack(norms).mean()} if norms else {}
         if hasattr(self.policy, "log_std"):
             means["std"] = self.policy.log_std.detach().exp().mean()
         logged = dict(zip(means, th.stack([x.float() for x in means.values()]).tolist(), strict=True))
         logged["kl"] = logged["approx_kl"]  # that of a surrogate with a divergence is computed exactly
-        logged |= coefficients._asdict()
-        unused = [] if self.surrogate == "clip" else ["clip_range", "clip_fraction"]
-        unused += [] if self.penalizes_kl else ["kl_coef"]
-        unused += ["clip_range_vf", "value_clip_fraction"] if self.clip_range_vf is None else []
-        for name in logged.keys() - set(unused):
-            self.logger.record(f"train/{name}", logged[name])
+        logged |= {"clip_range": coefficients.clip_range} if self.surrogate == "clip" else {}
+        logged |= {"clip_range_vf": coefficients.clip_range_vf} if self.clip_range_vf is not None else {}
+        logged |= {"kl_coef": coefficients.kl_coef} if self.penalizes_kl else {}
+        for name, value in logged.items():
+            self.logger.record(f"train/{name}", value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _check_arguments(self) -> None:
