@@ -76,6 +76,7 @@ class EpisodicAlgorithm(OnPolicyGradientAlgorithm):
     """Whole episodes, ``n_episodes`` per update; after a collection they lie in ``episodes``."""
 
     batch_argument: ClassVar[str] = "n_episodes"
+    bypassed_methods: ClassVar[tuple[str, ...]] = ("forward", "evaluate_actions")
     estimate_options: ClassVar[tuple[str, ...]] = (
         "n_episodes",
         "gamma",

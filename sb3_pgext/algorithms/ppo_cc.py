@@ -128,6 +128,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
     :raises ValueError: an argument is not allowed, or would have no effect beside the others
     """
 
+    bypassed_methods: ClassVar[tuple[str, ...]] = ()
     passed_to_losses: ClassVar[tuple[str, ...]] = ("learning_rate", "clip_range", "clip_range_vf", "kl_coef")
 
     clip_range: Any
@@ -171,9 +172,12 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         recompute_advantage: bool = False,
         compile: bool = False,
     ):
+        arguments = given(locals())
         require_count("batch_size", batch_size)  # SB3 divides by it
-        # SB3 knows two of the three normalisations.
-        super().__init__(**given(locals()) | {"normalize_advantage": False, "_init_setup_model": False})
+        # SB3 knows normalisation of minibatches, or none.
+        of_minibatches = normalize_advantage is True or str(normalize_advantage) == "minibatch"
+        of_sb3 = {"normalize_advantage": of_minibatches, "_init_setup_model": False}
+        super().__init__(**arguments | of_sb3)
         self.normalize_advantage = normalize_advantage
         if _init_setup_model:
             self._setup_model()
@@ -364,12 +368,11 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         require_one_of("surrogate", self.surrogate, ("clip", "kl", "adaptive_kl", "none"))
         require_one_of("kl_direction", self.kl_direction, ("old_new", "new_old"))
         require_one_of("normalize_advantage", self.normalize_advantage, ("minibatch", True, "rollout", False))
-        if self.normalize_advantage in (True, "minibatch"):
-            require_count("batch_size", self.batch_size, at_least=2)
         require_number("vf_coef", self.vf_coef, "a finite number")
         require_bool("recompute_advantage", self.recompute_advantage)
         require_schedule("clip_range", self.clip_range, above_0=True)
-        if self.clip_range_vf is not None:
+        not_positive = isinstance(self.clip_range_vf, (int, float)) and self.clip_range_vf <= 0  # SB3 says so
+        if self.clip_range_vf is not None and not not_positive:
             require_schedule("clip_range_vf", self.clip_range_vf, above_0=True)
         require_positive("kl_coef", self.kl_coef)
         require_positive("desired_kl", self.desired_kl)
