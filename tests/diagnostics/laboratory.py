@@ -4,6 +4,7 @@ from functools import partial
 from unittest import mock
 
 import torch as th
+from stable_baselines3.common.logger import Logger
 
 from sb3_pgext import REINFORCE
 from sb3_pgext.algorithms.base import flat_gradient
@@ -17,7 +18,10 @@ BATCH = {"n_episodes": "episodes", "n_steps": "rollout"}
 
 
 def model_on(env, cls=REINFORCE, **parameters):
-    return cls("MlpPolicy", env, **{"policy_kwargs": HIDDEN_LAYER, "seed": 0, "device": "cpu", **parameters})
+    model = cls("MlpPolicy", env, **{"policy_kwargs": HIDDEN_LAYER, "seed": 0, "device": "cpu", **parameters})
+    if "tensorboard_log" not in parameters:
+        model.set_logger(Logger(folder=None, output_formats=[]))
+    return model
 
 
 def collect_batches(model, n_batches):
