@@ -4,9 +4,10 @@ from functools import partial
 from unittest import mock
 
 import torch as th
+from stable_baselines3.common.logger import Logger
 
 from sb3_pgext import REINFORCE
-from sb3_pgext.algorithms.base import flat_gradient
+from sb3_pgext.estimators.statistics import flat_gradient
 
 HIDDEN_LAYER = {"net_arch": {"pi": [8], "vf": [8]}, "ortho_init": False}
 """SB3's default initialisation makes the policy nearly uniform; this one does not."""
@@ -17,7 +18,10 @@ BATCH = {"n_episodes": "episodes", "n_steps": "rollout"}
 
 
 def model_on(env, cls=REINFORCE, **parameters):
-    return cls("MlpPolicy", env, **{"policy_kwargs": HIDDEN_LAYER, "seed": 0, "device": "cpu", **parameters})
+    model = cls("MlpPolicy", env, **{"policy_kwargs": HIDDEN_LAYER, "seed": 0, "device": "cpu", **parameters})
+    if "tensorboard_log" not in parameters:
+        model.set_logger(Logger(folder=None, output_formats=[]))
+    return model
 
 
 def collect_batches(model, n_batches):
@@ -45,7 +49,7 @@ def present_estimates(model, options_of):
     retaining = partial(flat_gradient, retain_graph=True)
     with (
         mock.patch.object(model, "_evaluate", asked_once(model._evaluate)),
-        mock.patch("sb3_pgext.algorithms.reinforce.flat_gradient", retaining),
+        mock.patch("sb3_pgext.algorithms.episodic.flat_gradient", retaining),
         mock.patch("sb3_pgext.algorithms.vpg.flat_gradient", retaining),
     ):
         for options in options_of:

@@ -8,9 +8,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch.func import functional_call, hessian
 
 from sb3_pgext import NPG
-from sb3_pgext.algorithms.base import policy_parameters
 from sb3_pgext.algorithms.distributions import distribution_parameters, fisher_metric, kl_divergence
 from sb3_pgext.algorithms.npg import Objective, Steps
+from sb3_pgext.algorithms.parameters import policy_parameters
 from sb3_pgext.diagnostics import action_probabilities, exact_fisher, exact_policy_gradient
 from sb3_pgext.envs import Bandit, random_mdp
 from sb3_pgext.estimators.natural import dense_matrix, fisher_vector_product
