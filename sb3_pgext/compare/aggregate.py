@@ -72,9 +72,9 @@ def aggregate(study: Study, results: pd.DataFrame) -> Aggregate | None:
 
     return Aggregate(
         seeds=len(next(iter(final.values()))),
-        final={label: bootstrapped(scores, _interquartile_mean) for label, scores in final.items()},
+        final={label: bootstrapped(scores, interquartile_mean) for label, scores in final.items()},
         fractions=fractions,
-        curves={label: bootstrapped(scores, _interquartile_mean) for label, scores in curves.items()},
+        curves={label: bootstrapped(scores, interquartile_mean) for label, scores in curves.items()},
         thresholds=thresholds,
         profiles={label: bootstrapped(scores, shares_above) for label, scores in final.items()},
         baseline=baseline,
@@ -125,11 +125,6 @@ def _score_curves(study: Study, results: pd.DataFrame, label: str, fractions: np
     scores = np.stack(columns, axis=1)
     scores[..., np.isnan(scores).any(axis=(0, 1))] = np.nan
     return scores
-
-
-def _interquartile_mean(scores: np.ndarray) -> np.ndarray:
-    """Over seeds and environments together, ``(S, E, …)`` → ``(…)``."""
-    return interquartile_mean(scores.reshape(-1, *scores.shape[2:]))
 
 
 def _improvement(scores: np.ndarray, of_baseline: np.ndarray) -> np.ndarray:

@@ -8,21 +8,14 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER, 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_pgext.algorithms import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
-from sb3_pgext.zoo.samplers import (
-    convert_params,
-    sample_ispg_params,
-    sample_npg_params,
-    sample_ppo_cc_params,
-    sample_reinforce_params,
-    sample_vpg_params,
-)
+from sb3_pgext.zoo import samplers
 
-_REGISTERED: dict[str, tuple[type[BaseAlgorithm], Callable[..., Any], Callable[..., Any]]] = {
-    "reinforce": (REINFORCE, sample_reinforce_params, convert_params),
-    "vpg": (VPG, sample_vpg_params, convert_params),
-    "npg": (NPG, sample_npg_params, convert_params),
-    "ppo_cc": (ClippedCriticPPO, sample_ppo_cc_params, convert_onpolicy_params),
-    "ispg": (ISPG, sample_ispg_params, convert_params),
+_REGISTERED: dict[str, tuple[type[BaseAlgorithm], samplers.Sampler, Callable[..., Any]]] = {
+    "reinforce": (REINFORCE, samplers.sampler(samplers.sample_reinforce), samplers.convert_params),
+    "vpg": (VPG, samplers.sampler(samplers.sample_vpg), samplers.convert_params),
+    "npg": (NPG, samplers.sampler(samplers.sample_npg), samplers.convert_params),
+    "ppo_cc": (ClippedCriticPPO, samplers.sample_ppo_cc, convert_onpolicy_params),
+    "ispg": (ISPG, samplers.sampler(samplers.sample_ispg), samplers.convert_params),
 }
 """Zoo key → class, what optuna samples for it, and what makes constructor arguments of that."""
 

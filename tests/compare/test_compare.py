@@ -16,10 +16,13 @@ from filelock import FileLock
 from joblib.externals.loky import get_reusable_executor
 
 from sb3_pgext.cli import main
-from sb3_pgext.compare import Evaluation, command, compare, read_study, runs
+from sb3_pgext.compare import command, runs
+from sb3_pgext.compare.command import compare
 from sb3_pgext.compare.page import _evaluations
 from sb3_pgext.compare.report import summary_table, summary_tables
 from sb3_pgext.compare.runs import Outcome, execute
+from sb3_pgext.compare.study import Evaluation, read_study
+from sb3_pgext.zoo.experiments import experiment
 
 _STUDY: dict[str, Any] = {
     "environments": ["CartPole-v1"],
@@ -475,9 +478,9 @@ def test_what_rl_zoo3_prints_goes_to_the_runs_log(capsys) -> None:
 
 def test_evaluation_episodes_are_not_those_of_the_training(tmp_path: Path) -> None:
     run = read_study(Path(_write())).runs[0]
-    experiment = runs.experiment_of(run, tmp_path)
-    model, _ = experiment.setup_experiment()
-    env = runs._evaluation_env(run, experiment)
+    manager = experiment(run.algo, run.environment, run.config, run.seed, tmp_path)
+    model, _ = manager.setup_experiment()
+    env = runs._evaluation_env(run, manager)
     training_starts = {tuple(observation) for observation in model.env.reset()}
     evaluation_starts = {tuple(observation) for observation in env.reset()}
     assert len(training_starts) == model.n_envs

@@ -19,9 +19,9 @@ from sb3_pgext.compare.plots import (
     plot_study,
     profiles_figure,
     sample_efficiency_figure,
-    thousands,
 )
 from sb3_pgext.compare.study import Evaluation, Run, Study
+from sb3_pgext.variance.figures import thousands
 
 
 def _study(labels: list[str], environments: list[str], seeds: int) -> tuple[Study, pd.DataFrame]:

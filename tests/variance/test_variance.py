@@ -7,9 +7,10 @@ from joblib.externals.loky import get_reusable_executor
 
 from sb3_pgext import REINFORCE, VPG
 from sb3_pgext.cli import main
-from sb3_pgext.compare import variance as variance_module
-from sb3_pgext.compare.variance import parse_study, variance
 from sb3_pgext.diagnostics import set_options
+from sb3_pgext.variance.command import variance
+from sb3_pgext.variance.sampling import sample, save_snapshots
+from sb3_pgext.variance.study import parse_study
 
 MDP = "sb3_pgext/RandomMDP-v0"
 
@@ -80,9 +81,8 @@ def test_all_values_treat_a_time_limit_alike(capsys, tmp_path):
 def test_no_two_batches_share_random_numbers(tmp_path):
     """Neither within a task nor between tasks, whose sub-environments have seeds in a row."""
     study = parse_study("reinforce", MDP, "gamma=0.9", n_batches=60, n_episodes=4)
-    (tmp_path / "0").mkdir()
-    variance_module._save_snapshots(study, tmp_path, lambda steps: None)
-    batches = th.cat([variance_module._sample(study, tmp_path, (0, 0, part))[1] for part in range(3)])
+    save_snapshots(study, tmp_path, lambda steps: None)
+    batches = th.cat([sample(study, tmp_path, 0, 0, first)[0] for first in (0, 20, 40)])
     assert len(batches) == 60
     correlation = th.corrcoef(batches - batches.mean(0)) - th.eye(60)
     assert correlation.abs().max() < 0.999
