@@ -16,16 +16,7 @@ from rl_zoo3 import ALGOS
 
 import sb3_pgext
 from sb3_pgext.arguments import MAX_NUMBER
-from sb3_pgext.zoo.configs import (
-    MAX_TIMESTEPS,
-    check_complete,
-    check_keys,
-    configs_folder,
-    configuration_notes,
-    is_whole,
-    merge,
-    read_config,
-)
+from sb3_pgext.zoo import configs
 from sb3_pgext.zoo.names import check_environment, check_name, import_environments, slug
 
 VERSIONS = {"sb3-pgext": sb3_pgext.__version__} | {
@@ -128,7 +119,7 @@ def find_study(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    ready = {path.stem: path for path in (configs_folder() / "studies").glob("*.yml")}
+    ready = {path.stem: path for path in (configs.configs_folder() / "studies").glob("*.yml")}
     if name not in ready and (Path(name).suffix in (".yml", ".yaml") or Path(name).is_dir()):
         raise ValueError(f"there is no study file {name!r}")
     return ready[check_name("study", name, ready)]
@@ -154,7 +145,11 @@ class _Loader(yaml.SafeLoader):
     """YAML without a key that stands twice in a mapping, of which the first would be lost."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [
+            self.construct_object(key, deep=True)
+            for key, _ in node.value
+            if key.tag != "tag:yaml.org,2002:configs.merge"
+        ]
         for key in keys:
             if keys.count(key) > 1:
                 raise ValueError(f"the key {key!r} stands there twice (line {node.start_mark.line + 1} and after)")
@@ -210,7 +205,7 @@ def _parse(name: str, content: object) -> Study:
         ]
     if (baseline := content.get("baseline")) is not None:
         check_name("label of baseline", baseline, labels)
-    notes = configuration_notes((run.label, run.algo, run.environment) for run in runs)
+    notes = configs.configuration_notes((run.label, run.algo, run.environment) for run in runs)
     return Study(name, tuple(runs), thresholds, baseline, notes)
 
 
@@ -241,20 +236,17 @@ def _settings(label: str, entry: object, env_id: str, content: Mapping[str, Any]
     algo = check_name("algorithm", entry["algo"], ALGOS)
     params = entry.get("params")
     params = _mapping(f"{where}: params", {} if params is None else params)
-    check_keys(algo, params, where)
+    configs.check_keys(algo, params, where)
     if "n_timesteps" in params:
         raise ValueError(f"{where}: params: n_timesteps={params['n_timesteps']!r} is a key of the study, for all runs")
-    config = merge(read_config(algo, env_id), params)
-    check_complete(algo, config, where)
-    n_timesteps = _by_environment(content, "n_timesteps", env_id, content["environments"])
-    n_timesteps = _positive("n_timesteps", config["n_timesteps"] if n_timesteps is None else n_timesteps)
-    return {
-        "label": label,
-        "algo": algo,
-        "n_timesteps": n_timesteps,
-        "evaluation": _evaluation(content.get("evaluation", {}), n_timesteps, env_id, content["environments"]),
-        "config": config | {"n_timesteps": n_timesteps},
-    }
+    config = configs.merge(configs.read_config(algo, env_id), params)
+    configs.check_complete(algo, config, where)
+    environments = content["environments"]
+    n_timesteps = _by_environment(content, "n_timesteps", env_id, environments, config["n_timesteps"])
+    n_timesteps = _positive("n_timesteps", n_timesteps)
+    evaluation = _evaluation(content.get("evaluation", {}), n_timesteps, env_id, environments)
+    config |= {"n_timesteps": n_timesteps}
+    return {"label": label, "algo": algo, "n_timesteps": n_timesteps, "evaluation": evaluation, "config": config}
 
 
 def _threshold(value: object) -> float:
@@ -270,18 +262,16 @@ def _evaluation(content: object, n_timesteps: int, env_id: str, environments: Co
     deterministic = content.get("deterministic", True)
     if not isinstance(deterministic, bool):
         raise ValueError(f"evaluation: deterministic must be true or false, not {deterministic!r}")
-    frequency, episodes = (_by_environment(content, key, env_id, environments) for key in ("frequency", "episodes"))
-    return Evaluation(
-        _positive("evaluation: frequency", max(n_timesteps // 20, 1) if frequency is None else frequency),
-        _positive("evaluation: episodes", 20 if episodes is None else episodes),
-        deterministic,
-    )
+    frequency = _by_environment(content, "frequency", env_id, environments, max(n_timesteps // 20, 1))
+    episodes = _by_environment(content, "episodes", env_id, environments, 20)
+    frequency, episodes = _positive("evaluation: frequency", frequency), _positive("evaluation: episodes", episodes)
+    return Evaluation(frequency, episodes, deterministic)
 
 
 def _seeds(seeds: object) -> list[int]:
     """Take a list as it is; a count of seeds means 0, 1, …"""
     if not isinstance(seeds, list):
-        if is_whole(seeds, MAX_SEEDS + 1, MAX_TIMESTEPS):
+        if configs.is_whole(seeds, MAX_SEEDS + 1, configs.MAX_TIMESTEPS):
             raise ValueError(f"seeds must be at most {MAX_SEEDS}, or a list, not {seeds!r}")
         return list(range(_positive("seeds", seeds)))
     for seed in _distinct("seeds", seeds):
@@ -290,14 +280,16 @@ def _seeds(seeds: object) -> list[int]:
     return seeds
 
 
-def _by_environment(content: Mapping[str, Any], key: str, env_id: str, environments: Collection[str]) -> Any:
+def _by_environment(
+    content: Mapping[str, Any], key: str, env_id: str, environments: Collection[str], default: Any = None
+) -> Any:
     """Look up a value that holds for all environments, or that a mapping has for this one."""
     value = content.get(key)
-    if not isinstance(value, Mapping):
-        return value
-    for name in value:
-        check_name(f"environment of {key}", name, environments)
-    return value.get(env_id)
+    if isinstance(value, Mapping):
+        for name in value:
+            check_name(f"environment of {key}", name, environments)
+        value = value.get(env_id)
+    return default if value is None else value
 
 
 def _mapping(
@@ -330,7 +322,7 @@ def _distinct(what: str, content: object) -> list[Any]:
 
 def _positive(what: str, value: object) -> int:
     """Refuse what is not a whole number of at least 1."""
-    if not is_whole(value, 1, MAX_TIMESTEPS):
+    if not configs.is_whole(value, 1, configs.MAX_TIMESTEPS):
         hint = ""
         if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d+", value):
             hint = " (YAML takes it for text: write it out, or with a point and a sign, as 1.0e+6)"

@@ -27,7 +27,7 @@ def slug(text: str) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """
-    The phrase that suggests the known name closest to a misspelt one.
+    Suggest the known name closest to a misspelt one.
 
     :param name: what the user wrote
     :param known: the names that exist

@@ -1,14 +1,10 @@
 """Search spaces of ``sb3-pgext train --optimize``: the numbers of an algorithm, for optuna to choose."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import optuna
-from rl_zoo3.hyperparams_opt import sample_ppo_params
 from torch import nn
-
-Sampler = Callable[..., Any]
-"""Search space as rl_zoo3 calls it: trial, dimension of a continuous action, number of environments, more arguments."""
 
 _NET_ARCH = {"tiny": [64], "small": [64, 64], "medium": [256, 256]}
 _ACTIVATION = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -39,9 +35,9 @@ def convert_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     return params
 
 
-def sampler(sample: Callable[[optuna.Trial], dict[str, Any]]) -> Sampler:
+def sampler(sample: Callable[[optuna.Trial], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """
-    Make a search space as rl_zoo3 calls it.
+    Make a search space as rl_zoo3 calls it, whose other arguments are for algorithms that add noise to their actions.
 
     :param sample: samples the numbers of one algorithm, which :func:`convert_params` converts
     :return: the search space
@@ -54,10 +50,10 @@ def _log(trial: optuna.Trial, name: str, low: float, high: float) -> dict[str, f
     return {name: trial.suggest_float(name, low, high, log=True)}
 
 
-def _sample_common(trial: optuna.Trial) -> dict[str, Any]:
+def _sample_common(trial: optuna.Trial, learning_rates: tuple[float, float] = (1e-4, 3e-2)) -> dict[str, Any]:
     """Sample the numbers of every algorithm of ours."""
     return {
-        **_log(trial, "learning_rate", 1e-4, 3e-2),
+        **_log(trial, "learning_rate", *learning_rates),
         **_log(trial, "one_minus_gamma", 1e-4, 3e-2),
         **_log(trial, "ent_coef", 1e-8, 0.1),
         "net_arch": trial.suggest_categorical("net_arch", list(_NET_ARCH)),
@@ -161,22 +157,25 @@ def sample_npg(trial: optuna.Trial) -> dict[str, Any]:
     return sampled
 
 
-def sample_ppo_cc(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+def sample_ppo_cc(trial: optuna.Trial) -> dict[str, Any]:
     """
     Sample what rl_zoo3 samples for PPO, and the numbers of the surrogate and the critic that the configuration has.
 
     :param trial: the trial to sample for
-    :param n_actions: see :data:`Sampler`
-    :param n_envs: likewise
-    :param additional_args: likewise
-    :return: keyword arguments of :class:`sb3_pgext.ClippedCriticPPO`
+    :return: the numbers
     """
+    sampled = {
+        **_sample_common(trial, learning_rates=(1e-5, 2e-3)),
+        **_log(trial, "one_minus_gae_lambda", 1e-4, 0.1),
+        "n_steps_pow": trial.suggest_int("n_steps_pow", 5, 12),
+        "batch_size_pow": trial.suggest_int("batch_size_pow", 2, 10),
+        "n_epochs": trial.suggest_categorical("n_epochs", [1, 5, 10, 20]),
+        "max_grad_norm": trial.suggest_float("max_grad_norm", 0.3, 2.0),
+    }
     config = trial.study.user_attrs
     surrogate = config.get("surrogate", "clip")
-    of_ppo = trial if surrogate == "clip" else cast(optuna.Trial, _WithoutClipRange(trial))
-    sampled = sample_ppo_params(of_ppo, n_actions, n_envs, additional_args)
-    if surrogate != "clip":
-        del sampled["clip_range"]
+    if surrogate == "clip":
+        sampled["clip_range"] = trial.suggest_categorical("clip_range", [0.1, 0.2, 0.3, 0.4])
     if config.get("value_clip", "max") != "none":
         sampled |= _log(trial, "clip_range_vf", 0.05, 50.0)
     if surrogate in ("kl", "adaptive_kl"):
@@ -184,16 +183,3 @@ def sample_ppo_cc(trial: optuna.Trial, n_actions: int, n_envs: int, additional_a
     if surrogate == "adaptive_kl":
         sampled |= _log(trial, "kl_target", 1e-3, 0.1)
     return sampled
-
-
-class _WithoutClipRange:
-    """A trial that does not record the choice of a ``clip_range``, for a surrogate that has none."""
-
-    def __init__(self, trial: optuna.Trial):
-        self._trial = trial
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._trial, name)
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        return choices[0] if name == "clip_range" else self._trial.suggest_categorical(name, choices)

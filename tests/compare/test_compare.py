@@ -354,7 +354,7 @@ def test_different_budgets_are_shown(capsys) -> None:
     ]
     assert _evaluations(
         replace(study, runs=(study.runs[0], replace(study.runs[1], evaluation=Evaluation(300, 2))))
-    ) == [("CartPole-v1", "every 200 steps, 2 deterministic episodes or every 300 steps, 2 deterministic episodes")]
+    ) == {"CartPole-v1": "every 200 steps, 2 deterministic episodes or every 300 steps, 2 deterministic episodes"}
     results = pd.DataFrame(rows)
     (table,) = summary_tables(study, summary_table(study, results))
     assert [row[table.header.index("steps")] for row in table.rows] == ["1,000", "500"]
