@@ -1,41 +1,40 @@
 """Claim: ``sb3-pgext variance`` measures each value of an option on the same frozen policies, and writes it down."""
 
+import contextlib
+from unittest import mock
+
 import pandas as pd
 import pytest
 import torch as th
-from joblib.externals.loky import get_reusable_executor
+from rich.console import Console
 
 from sb3_pgext import REINFORCE, VPG
 from sb3_pgext.cli import main
 from sb3_pgext.diagnostics import set_options
 from sb3_pgext.variance.command import variance
-from sb3_pgext.variance.sampling import sample, save_snapshots
+from sb3_pgext.variance.sampling import sample, sample_all, save_snapshots
 from sb3_pgext.variance.study import parse_study
 
 MDP = "sb3_pgext/RandomMDP-v0"
 
 
-def measure(tmp_path, algo="reinforce", env=MDP, **arguments):
+def measure(tmp_path, algo="reinforce", env=MDP, figure=False, **arguments):
+    """The table of a study; its figure takes longer than most studies."""
     size = {"n_episodes": 4} if algo == "reinforce" else {"n_steps": 32}
     study = parse_study(algo, env, **{"n_batches": 3, **size, **arguments})
-    variance(study, tmp_path / "out", jobs=1)
+    with contextlib.nullcontext() if figure else mock.patch("sb3_pgext.variance.command.plot_variances"):
+        variance(study, tmp_path / "out", jobs=1)
     return pd.read_csv(tmp_path / "out" / "variance.csv", keep_default_na=False)
 
 
-def test_environments_of_another_package(tmp_path, monkeypatch):
-    (tmp_path / "variance_envs.py").write_text(
-        "import gymnasium\ngymnasium.register('OfVariance-v0', 'sb3_pgext.envs.tabular:random_mdp')\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    get_reusable_executor().shutdown(wait=True)  # its workers would not look there
-    packages = {"gym_packages": ["variance_envs"]}
-    study = parse_study("reinforce", "OfVariance-v0", "gamma=1", n_batches=21, n_episodes=2, **packages)
-    variance(study, tmp_path / "out", jobs=2)
-    assert len(pd.read_csv(tmp_path / "out" / "variance.csv")) == 1
+def test_worker_processes_know_environments_of_another_package(tmp_path):
+    study = {"vary": "gamma=1", "n_batches": 21, "n_episodes": 2, "gym_packages": ["tests.environments"]}
+    samples, _ = sample_all(parse_study("reinforce", "tests/PaysLater-v0", **study), jobs=2, console=Console())
+    assert samples[0, 0].shape[0] == 21
 
 
 def test_table_and_figure(tmp_path):
-    table = measure(tmp_path, vary="baseline=none,constant,optimal", at_steps="300,0")
+    table = measure(tmp_path, vary="baseline=none,constant,optimal", at_steps="300,0", figure=True)
     assert list(zip(table["steps"], table["value"], strict=True)) == [
         (steps, value) for steps in (0, 300) for value in ("none", "constant", "optimal")
     ]
@@ -112,8 +111,8 @@ def test_numbers_in_scientific_notation(tmp_path):
 
 
 def test_a_bias_is_reported(tmp_path):
-    """Two episodes whose mean return is the baseline of both: half of the gradient is gone."""
-    study = {"vary": "leave_one_out=true,false", "n_batches": 600, "n_episodes": 2}
+    """Two episodes whose mean return is the baseline of both: half of the gradient is gone. 300 batches detect 0.4."""
+    study = {"vary": "leave_one_out=true,false", "n_batches": 300, "n_episodes": 2}
     conf = tmp_path / "conf.yml"
     conf.write_text("default: {n_envs: 2, n_timesteps: 100, policy: MlpPolicy, baseline: constant, credit: trajectory}")
     table = measure(tmp_path, conf_file=str(conf), **study).astype({"bias": float, "bias_error": float})
