@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -76,7 +77,5 @@ def _speed(steps: int, steps_left: int, seconds: float) -> str:
     return f"{speed:,.0f} steps/s, {_clock(steps_left / speed)} left"
 
 
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+def _clock(seconds: float) -> timedelta:
+    return timedelta(seconds=round(seconds))

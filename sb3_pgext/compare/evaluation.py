@@ -17,7 +17,7 @@ from sb3_pgext.rollouts.episodes import MAX_STEPS_WITHOUT_END
 @dataclass(frozen=True)
 class Measurement:
     """
-    One evaluation of a policy.
+    Result of an evaluation of a policy.
 
     :param timesteps: the environment steps at which it was due
     :param true_timesteps: the environment steps actually taken
@@ -71,7 +71,7 @@ class EvaluateAtTimesteps(BaseCallback):
 
     @property
     def complete(self) -> bool:
-        """Whether all evaluations have been made."""
+        """True when all evaluations have been made."""
         return len(self.measurements) == len(self._due)
 
     def _on_training_start(self) -> None:

@@ -1,4 +1,4 @@
-"""What a study found, to read and to pass on: ``report.html``, which needs nothing beside it, and ``summary.md``."""
+"""Pages to read and to pass on: ``report.html``, which needs nothing beside it, and ``summary.md``."""
 
 import base64
 import html

@@ -46,7 +46,7 @@ class Evaluation:
 @dataclass(frozen=True)
 class Run:
     """
-    One training run: an algorithm on an environment with a seed.
+    Training run: an algorithm on an environment with a seed.
 
     :param label: the study's name of the algorithm with its parameters
     :param algo: zoo key of the algorithm

@@ -21,7 +21,7 @@ _SIZE_FLAGS = {"n_episodes": "--episodes", "n_steps": "--steps"}
 @dataclass(frozen=True)
 class VarianceStudy:
     """
-    One option of one algorithm, on one environment.
+    Study of an option of an algorithm, on an environment.
 
     :param algo: zoo key of an algorithm of ours
     :param environment: id of the environment

@@ -130,16 +130,9 @@ def experiment(algo: str, env_id: str, config: Mapping[str, Any], seed: int, fol
     check_environment(env_id)
     path = folder / "config.yml"
     path.write_text(yaml.safe_dump({env_id: dict(config)}))
-    return Experiment(
-        Namespace(algo=algo, env=env_id, seed=seed, env_kwargs=None),
-        algo,
-        env_id,
-        log_folder=str(folder),
-        eval_freq=-1,
-        seed=seed,
-        verbose=0,
-        config=str(path),
-    )
+    args = Namespace(algo=algo, env=env_id, seed=seed, env_kwargs=None)
+    options: dict[str, Any] = {"eval_freq": -1, "seed": seed, "verbose": 0, "config": str(path)}
+    return Experiment(args, algo, env_id, str(folder), **options)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ _EXAMPLE_OF_DEFAULT = "Pendulum-v1"
 
 class Entry(NamedTuple):
     """
-    One configuration.
+    Configuration that we ship.
 
     :param algo: zoo key
     :param name: id of the environment, ``default`` or ``atari``
