@@ -1,6 +1,7 @@
 """Claim: ``sb3-pgext variance`` measures each value of an option on the same frozen policies, and writes it down."""
 
 import contextlib
+from dataclasses import replace
 from unittest import mock
 
 import pandas as pd
@@ -12,6 +13,7 @@ from sb3_pgext import REINFORCE, VPG
 from sb3_pgext.cli import main
 from sb3_pgext.diagnostics import set_options
 from sb3_pgext.variance.command import variance
+from sb3_pgext.variance.report import statistics_table
 from sb3_pgext.variance.sampling import sample, sample_all, save_snapshots
 from sb3_pgext.variance.study import parse_study
 
@@ -147,22 +149,23 @@ def test_rollouts_of_whole_episodes_have_an_exact_gradient(tmp_path):
     Monte-Carlo advantages have its mean; one-step ones of a critic that has learnt nothing see no reward that the
     first action is to be credited with. Against the samples of mc it is the same.
     """
-    study = {"env": "tests/PaysLater-v0", "vary": "advantage=mc,td", "n_batches": 60, "n_steps": 16}
-    study["params"] = {"n_envs": 2, "normalize_advantage": False}
-    tables = [measure(tmp_path, "vpg", **study, reference=reference) for reference in (None, "mc")]
-    (mc, td), (itself, relative) = (table.astype({"bias": float}).to_dict("records") for table in tables)
+    options = {"vary": "advantage=mc,td", "params": {"n_envs": 2, "normalize_advantage": False}}
+    study = parse_study("vpg", "tests/PaysLater-v0", n_batches=60, n_steps=16, **options)
+    samples = sample_all(study, jobs=1, console=Console())
+    tables = [statistics_table(replace(study, reference=reference), *samples) for reference in (None, "mc")]
+    (mc, td), (itself, relative) = (table.to_dict("records") for table in tables)
     assert abs(mc["bias"]) < 4 * mc["bias_error"] < 1
     assert td["bias"] == pytest.approx(-1, abs=0.2)
     assert relative["bias"] == pytest.approx(-1, abs=0.2)
     assert (itself["bias"], itself["bias_norm"]) == (0, 0)
     assert [row["trace"] for row in (itself, relative)] == [row["trace"] for row in (mc, td)]
-    cut = measure(tmp_path, "vpg", **{**study, "n_batches": 3, "n_steps": 17})
+    cut = measure(tmp_path, "vpg", "tests/PaysLater-v0", n_batches=3, n_steps=17, **options)
     assert set(cut["bias"]) == {""}
 
 
 def test_values_are_compared_on_the_same_rollouts(tmp_path):
     """A value compared with itself under another name has no bias, batch by batch; tasks may end in any order."""
-    study = {"vary": "advantage=td,gae,mc", "reference": "mc", "params": {"gae_lambda": 1}, "n_batches": 30}
+    study = {"vary": "advantage=td,gae,mc", "reference": "mc", "params": {"gae_lambda": 1}, "n_batches": 21}
     table = measure(tmp_path, "vpg", **study)
     assert table["bias"].abs()[1:].max() < 1e-4
     assert table["bias_error"][1:].max() < 1e-4
@@ -170,7 +173,7 @@ def test_values_are_compared_on_the_same_rollouts(tmp_path):
 
 
 def test_the_reference_is_named(tmp_path, capsys):
-    arguments = ["--algo", "vpg", "--vary", "advantage=mc,td", "--reference", "mc", "--batches", "20", "--steps", "40"]
+    arguments = ["--algo", "vpg", "--vary", "advantage=mc,td", "--reference", "mc", "--batches", "3", "--steps", "40"]
     assert main(["variance", *arguments, "--jobs", "1", "--out", str(tmp_path)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "Bias: along the mean gradient of advantage=mc" in printed
