@@ -11,6 +11,7 @@ from stable_baselines3.common.logger import Logger
 
 from sb3_pgext.algorithms import ISPG, VPG
 from sb3_pgext.algorithms.episodic import EpisodicAlgorithm
+from sb3_pgext.algorithms.fixed_length import FixedLengthAlgorithm
 from sb3_pgext.arguments import require, require_count, require_one_of
 from sb3_pgext.diagnostics.exact import exact_policy_gradient
 from sb3_pgext.engine import evaluation_mode
@@ -43,6 +44,8 @@ def set_options(model: EpisodicAlgorithm | VPG, **options: Any) -> dict[str, Any
         for name, value in before.items():
             setattr(model, name, value)
         raise
+    if isinstance(model, FixedLengthAlgorithm) and model.rollout_buffer.full:
+        model.collector.compute_advantages(model, model.rollout_buffer)
     return changed
 
 

@@ -91,8 +91,8 @@ def sample_reinforce(trial: optuna.Trial) -> dict[str, Any]:
     if baseline != "optimal" and config.get("weights") != "per_decision":
         sampled["normalize_advantage"] = trial.suggest_categorical("normalize_advantage", [False, True])
     if baseline == "state":
-        sampled["critic_epochs"] = trial.suggest_int("critic_epochs", 1, 20, log=True)
-        sampled["critic_batch_size_pow"] = trial.suggest_int("critic_batch_size_pow", 5, 10)
+        sampled["n_critic_updates"] = trial.suggest_int("n_critic_updates", 1, 20, log=True)
+        sampled["batch_size_pow"] = trial.suggest_int("batch_size_pow", 5, 10)
     if config.get("critic_target") == "lambda":
         sampled |= _log(trial, "one_minus_gae_lambda", 1e-3, 0.3)
     return sampled
@@ -107,7 +107,7 @@ def sample_ispg(trial: optuna.Trial) -> dict[str, Any]:
     """
     return {
         **sample_reinforce(trial),
-        "n_gradient_steps": trial.suggest_int("n_gradient_steps", 2, 50, log=True),
+        "gradient_steps": trial.suggest_int("gradient_steps", 2, 50, log=True),
         "min_ess": trial.suggest_float("min_ess", 0.1, 0.9),
     }
 
@@ -128,7 +128,7 @@ def sample_vpg(trial: optuna.Trial) -> dict[str, Any]:
     config = trial.study.user_attrs
     advantage = config.get("advantage", "gae")
     if advantage == "n_step":
-        sampled["n_step"] = trial.suggest_int("n_step", 2, 100, log=True)
+        sampled["lookahead"] = trial.suggest_int("lookahead", 2, 100, log=True)
     if advantage == "gae" or config.get("critic_target", "lambda") == "lambda":
         sampled |= _log(trial, "one_minus_gae_lambda", 1e-3, 0.3)
     return sampled
@@ -176,10 +176,10 @@ def sample_ppo_cc(trial: optuna.Trial) -> dict[str, Any]:
     surrogate = config.get("surrogate", "clip")
     if surrogate == "clip":
         sampled["clip_range"] = trial.suggest_categorical("clip_range", [0.1, 0.2, 0.3, 0.4])
-    if config.get("value_clip", "max") != "none":
+    if config.get("clip_range_vf") is not None:
         sampled |= _log(trial, "clip_range_vf", 0.05, 50.0)
     if surrogate in ("kl", "adaptive_kl"):
         sampled |= _log(trial, "kl_coef", 0.1, 30.0)
     if surrogate == "adaptive_kl":
-        sampled |= _log(trial, "kl_target", 1e-3, 0.1)
+        sampled |= _log(trial, "desired_kl", 1e-3, 0.1)
     return sampled

@@ -61,13 +61,13 @@ def test_a_parameter_set_to_null_is_taken_out_of_the_configuration(tmp_path: Pat
     runs = {
         "no critic": {
             "algo": "reinforce",
-            "params": {"baseline": "none", "critic_epochs": None, "critic_batch_size": None},
+            "params": {"baseline": "none", "n_critic_updates": None, "batch_size": None},
         }
     }
     run = _read(tmp_path, runs=runs, environments=["Acrobot-v1"]).runs[0]
     assert run.config["baseline"] == "none"
-    assert "critic_epochs" in read_config("reinforce", "Acrobot-v1")
-    assert "critic_epochs" not in run.config
+    assert "n_critic_updates" in read_config("reinforce", "Acrobot-v1")
+    assert "n_critic_updates" not in run.config
     assert merge({"a": 1, "b": 2}, {"b": None, "c": 3, "d": None}) == {"a": 1, "c": 3}
 
 

@@ -182,24 +182,24 @@ def test_the_reference_is_named(tmp_path, capsys):
 
 def test_suboptions_of_a_value_are_its_own(tmp_path, capsys):
     """What n_step is measured with is what was asked for, although mc has none."""
-    params = {"advantage": "n_step", "n_step": 1}
+    params = {"advantage": "n_step", "lookahead": 1}
     table = measure(tmp_path, "vpg", vary="advantage=mc,td,n_step", params=params)
     assert table["trace"][2] == pytest.approx(table["trace"][1], rel=1e-4)
     assert "for all values" not in capsys.readouterr().out
 
 
 def test_set_options_resets_what_becomes_ineffective():
-    model = REINFORCE("MlpPolicy", "CartPole-v1", critic_epochs=3, critic_target="td", n_episodes=2, device="cpu")
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_critic_updates=3, critic_target="td", n_episodes=2, device="cpu")
     set_options(model, baseline="constant")
-    assert (model.critic_epochs, model.critic_target, model.leave_one_out) == (None, "mc", True)
+    assert (model.n_critic_updates, model.critic_target, model.leave_one_out) == (5, "mc", True)
     with pytest.raises(ValueError, match="discount_weighting=True"):
         set_options(model, credit="trajectory", discount_weighting=True)
     assert (model.credit, model.discount_weighting) == ("reward_to_go", False)
     set_options(model, n_episodes=3)
     assert model.learn(1).episodes.n_episodes == 3
-    model = VPG("MlpPolicy", "CartPole-v1", advantage="n_step", n_step=7, critic_target="mc", device="cpu")
-    assert set_options(model, advantage="mc") == {"n_step": 5}
-    assert (model.advantage, model.n_step) == ("mc", 5)
+    model = VPG("MlpPolicy", "CartPole-v1", advantage="n_step", lookahead=7, critic_target="mc", device="cpu")
+    assert set_options(model, advantage="mc") == {"lookahead": 5}
+    assert (model.advantage, model.lookahead) == ("mc", 5)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_an_unknown_key_is_refused_with_file_environment_nearest_key_and_all_all
         ValueError, match=r"mine\.yml: CartPole-v1: unknown key 'baselin', did you mean 'baseline'"
     ) as error:
         check_config("reinforce", "CartPole-v1", path)
-    for key in ("n_episodes", "critic_epochs", "n_envs", "normalize", "env_wrapper", "callback", "frame_stack"):
+    for key in ("n_episodes", "n_critic_updates", "n_envs", "normalize", "env_wrapper", "callback", "frame_stack"):
         assert f" {key}," in str(error.value)
 
 
