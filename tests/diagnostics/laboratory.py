@@ -1,5 +1,6 @@
 """Models on finite MDPs, batches of their episodes, and what the estimators make of the same batch."""
 
+from copy import deepcopy
 from functools import partial
 from unittest import mock
 
@@ -13,7 +14,7 @@ HIDDEN_LAYER = {"net_arch": {"pi": [8], "vf": [8]}, "ortho_init": False}
 """SB3's default initialisation makes the policy nearly uniform; this one does not."""
 
 
-BATCH = {"n_episodes": "episodes", "n_steps": "rollout"}
+BATCH = {"n_episodes": "episodes", "n_steps": "rollout_buffer"}
 """Where a model has its batch, by what it collects."""
 
 
@@ -30,7 +31,7 @@ def collect_batches(model, n_batches):
     batches = []
     for _ in range(n_batches):
         model.collect_rollouts(model.env, callback, model.rollout_buffer, getattr(model, model.batch_argument))
-        batches.append(getattr(model, BATCH[model.batch_argument]))
+        batches.append(deepcopy(getattr(model, BATCH[model.batch_argument])))
     return batches
 
 
@@ -56,6 +57,8 @@ def present_estimates(model, options_of):
             for name, value in options.items():
                 setattr(model, name, value)
             model._check_arguments()
+            if model.batch_argument == "n_steps":
+                model.collector.compute_advantages(model, model.rollout_buffer)
             gradients.append(model.estimate_gradient())
     return gradients
 

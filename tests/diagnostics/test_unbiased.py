@@ -8,6 +8,7 @@ finds, as a part of the gradient: the bound's many standard errors. ``benchmarks
 """
 
 import itertools
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +27,7 @@ from sb3_pgext.diagnostics import (
 )
 from sb3_pgext.diagnostics.exact import _action_probabilities, _in_float64, _Model
 from sb3_pgext.envs import TabularMDP, random_mdp
+from sb3_pgext.rollouts import Segments
 from tests.diagnostics.laboratory import collect_batches, estimates, model_on
 from tests.diagnostics.sampler import sample_episodes
 
@@ -185,8 +187,9 @@ def test_advantages_of_a_critic(seed):
     env = make_vec_env(lambda: layers(seed), 8, seed=seed)
     model = model_on(env, VPG, gamma=GAMMA, n_steps=20, seed=seed, critic_target="mc")
     batches = collect_batches(model, 300)
-    assert len(batches[0].continues) == 40
-    assert not any(batch.continues.any() for batch in batches)
+    assert len(Segments.of(batches[0], model.collector.last_values, model.collector.last_dones).bootstrap_values) == 40
+    assert model.collector.last_dones.all()
+    assert not model.collector.final_observations
     target = exact_policy_gradient(model.policy, layers(seed), GAMMA, discount_weighting=False) / 4
     V = exact_values(model.policy, layers(seed), GAMMA)[0].float()
     wrong = V + 4 * th.randn(len(V), generator=th.Generator().manual_seed(seed))
@@ -197,7 +200,9 @@ def test_advantages_of_a_critic(seed):
         {"advantage": "gae", "lookahead": 5, "gae_lambda": 0.5},
     ]
     for values in (V, wrong):
-        of_critic = [replace(batch, values=values[batch.observations.long()]) for batch in batches]
+        of_critic = [deepcopy(batch) for batch in batches]
+        for batch in of_critic:
+            batch.values[:] = values[batch.observations[..., 0].astype(int)]
         for option, samples in zip(options, estimates(model, of_critic, *options), strict=True):
             z, bound = largest_z(samples, target)
             assert (z < bound) == (values is V or option["advantage"] == "mc"), option
