@@ -73,12 +73,8 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         _check_unchecked(arguments)
         arguments = {name: python_number(value) for name, value in arguments.items()}
         sb3s = inspect.signature(_sb3_class(type(self))).parameters
-        super().__init__(
-            policy,
-            env,
-            **{name: value for name, value in arguments.items() if name in sb3s},
-            _init_setup_model=False,  # type: ignore[call-arg]
-        )
+        later = {"_init_setup_model": False} if "_init_setup_model" in sb3s else {}
+        super().__init__(policy, env, **{name: value for name, value in arguments.items() if name in sb3s} | later)
         for name, value in arguments.items():
             if name not in sb3s:
                 setattr(self, name, value)
@@ -117,7 +113,9 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
 
     def _graph_key(self) -> Hashable:
         """All numbers and choices of the constructor, as they are now, but those that losses are given."""
-        names = inspect.signature(type(self).__init__).parameters.keys() - set(self.passed_to_losses)
+        constructors = [vars(c)["__init__"] for c in type(self).__mro__ if "__init__" in vars(c)]
+        names = {name for constructor in constructors[:-1] for name in inspect.signature(constructor).parameters}
+        names -= set(self.passed_to_losses)
         values = ((name, getattr(self, name, None)) for name in sorted(names))
         return type(self), tuple((name, value) for name, value in values if isinstance(value, (bool, int, float, str)))
 
@@ -129,7 +127,7 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         replaced = [(name, value) for scope in (self, *theirs) for name, value in vars(scope).items()]
         kinds = (FunctionType, MethodType, property, classmethod, staticmethod)
         own = {name for name, value in replaced if isinstance(value, kinds) or callable(getattr(ours, name, None))}
-        own = {name for name in own if hasattr(ours, name) and not name.startswith("__")}
+        own = {name for name in own - _NEVER_TRACED if hasattr(ours, name) and not name.startswith("__")}
         return f"{type(self).__name__} overrides {', '.join(sorted(own))}" if own else None
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
@@ -157,6 +155,13 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         return super().learn(  # type: ignore[safe-super]
             total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar
         )
+
+
+_NEVER_TRACED = {
+    *("train", "learn", "collect_rollouts", "_setup_model", "_check_arguments", "ineffective_arguments"),
+    *("_excluded_save_params", "_get_torch_save_params", "_setup_learn", "_on_step"),
+}
+"""Methods that call losses, or have nothing to do with them."""
 
 
 def _sb3_class(algorithm: type) -> type:

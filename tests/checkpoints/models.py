@@ -29,7 +29,7 @@ def small(algorithm, env_id="CartPole-v1", n_envs=2, normalize=False, env_kwargs
     """A model whose learning rate changes with the progress; episodes of whole-episode collection are short."""
     env = make_vec_env(env_id, n_envs, seed=3, env_kwargs=env_kwargs)
     env = VecNormalize(env) if normalize else env
-    if issubclass(algorithm, REINFORCE):
+    if issubclass(algorithm, (REINFORCE, ISPG)):
         arguments = {"max_episode_steps": 40, **arguments}
     arguments = {**SMALL[algorithm], **arguments}
     policy_kwargs = {"net_arch": [16], **arguments.pop("policy_kwargs", {})}
