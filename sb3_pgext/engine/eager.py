@@ -63,7 +63,12 @@ class Engine:
         """
         if with_values:
             return self.policy
-        return lambda observations: (self.policy.get_distribution(observations).get_actions(), None, None)
+        shape = (-1, *self.policy.action_space.shape)
+        return lambda observations: (
+            self.policy.get_distribution(observations).get_actions().reshape(shape),
+            None,
+            None,
+        )
 
     @th.no_grad()
     def evaluate(self, function: Callable[..., Any], batch: tuple[Any, ...], key: Hashable = None) -> Any:

@@ -274,8 +274,8 @@ def require_suitable(dataset: EpisodeDataset, model: BaseAlgorithm) -> EpisodeDa
 
 def _require_inside(name: str, tensor: th.Tensor, space: spaces.Space) -> None:
     """
-    Require numbers of a space, as the policy takes them: discrete ones from 0, wherever the space starts. Those of a Box
-    may lie beyond its bounds.
+    Require numbers of a space as the policy takes them: discrete ones from 0, wherever the space starts; those of a
+    Box may lie beyond its bounds.
 
     :param name: of the tensor
     :param tensor: ``(M, …)``
