@@ -341,21 +341,20 @@ FLOAT64 = spaces.Box(-1, 1, (3,), np.float64)
 
 
 @pytest.mark.parametrize("algorithm", [REINFORCE, ClippedCriticPPO])
-def test_observations_in_double_precision_are_kept_in_single(algorithm):
-    """As MuJoCo's are. SB3's policies make them so in any case."""
+def test_observations_keep_the_dtype_of_their_space(algorithm):
+    """Whatever the environment makes of them: this one changes it between reset and step."""
+
+    class Careless(DummyVecEnv):
+        def step_wait(self):
+            observations, *rest = super().step_wait()
+            return {"float64": observations["float64"].astype(np.float32), "image": observations["image"] + 0.0}, *rest
+
     space = spaces.Dict({"float64": FLOAT64, "image": spaces.Box(0, 255, (4,), np.uint8)})
-    env = DummyVecEnv([lambda: AnySpaces(space, spaces.Discrete(2))])
+    env = Careless([lambda: AnySpaces(space, spaces.Discrete(2))])
     model = algorithm("MultiInputPolicy", env, n_steps=4) if algorithm is ClippedCriticPPO else model_on(env)
-    kept = {}
-    record = model.rollout_buffer.add
-
-    def add(observations, *others):
-        record(observations, *others)
-        kept.update(model.rollout_buffer._steps[-1][0])
-
-    model.rollout_buffer.add = add
     model.learn(4)
-    assert {key: x.dtype for key, x in kept.items()} == {"float64": th.float32, "image": th.uint8}
+    batch = model.rollout if algorithm is ClippedCriticPPO else model.episodes
+    assert {key: x.dtype for key, x in batch.observations.items()} == {"float64": th.float64, "image": th.uint8}
 
 
 class InDoublePrecision(ActorCriticPolicy):
@@ -391,5 +390,8 @@ def test_a_policy_in_double_precision_learns_from_what_it_acted_on(algorithm):
         else (algorithm(InDoublePrecision, env, n_episodes=4, device="cpu"))
     )
     model.learn(30)
-    batch = model.rollout if hasattr(model, "rollout") else model.episodes
-    assert batch.observations.dtype == batch.final_observations.dtype == th.float64
+    if hasattr(model, "rollout"):
+        assert model.rollout.observations.dtype == th.float64
+        assert {obs.dtype for obs, _ in model.collector.final_observations.values()} == {np.dtype(np.float64)}
+    else:
+        assert model.episodes.observations.dtype == model.episodes.final_observations.dtype == th.float64
