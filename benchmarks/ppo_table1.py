@@ -57,7 +57,6 @@ COMMON = {
     "learning_rate": 3e-4,
     "max_grad_norm": None,
     "normalize_advantage": "rollout",
-    "value_clip": "none",
 }
 UNTRAINED = "untrained"
 N_EPISODES = 100

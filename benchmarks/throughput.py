@@ -58,7 +58,7 @@ class Contender:
         return importlib.util.find_spec(self.needs or self.algorithm.partition(":")[0].partition(".")[0]) is not None
 
 
-UNCLIPPED = {"value_clip": "none", "clip_range_vf": None}  # which makes ClippedCriticPPO what PPO is, to the bit
+CLIPPED = {"clip_range_vf": 0.2}  # without which ClippedCriticPPO is what PPO is, to the bit
 LINE_SEARCH = {"line_search": True}  # which makes NPG what TRPO is
 COMPILED = {"compile": True}
 CONTENDERS = {
@@ -66,11 +66,11 @@ CONTENDERS = {
     "PPO (CleanRL's style)": Contender("benchmarks.single_file:SingleFilePPO", "PPO"),
     "PPO (Tianshou)": Contender("benchmarks.tianshou_ppo:TianshouPPO", "PPO", needs="tianshou"),
     "PPO (sbx)": Contender("sbx:PPO", "PPO"),
-    "ClippedCriticPPO": Contender("sb3_pgext:ClippedCriticPPO", "PPO"),
-    "ClippedCriticPPO as PPO": Contender("sb3_pgext:ClippedCriticPPO", "PPO", UNCLIPPED),
-    "ClippedCriticPPO compiled": Contender("sb3_pgext:ClippedCriticPPO", "PPO", COMPILED),
+    "ClippedCriticPPO": Contender("sb3_pgext:ClippedCriticPPO", "PPO", CLIPPED),
+    "ClippedCriticPPO as PPO": Contender("sb3_pgext:ClippedCriticPPO", "PPO"),
+    "ClippedCriticPPO compiled": Contender("sb3_pgext:ClippedCriticPPO", "PPO", CLIPPED | COMPILED),
     "ClippedCriticPPO compiled, vectorised": Contender(
-        "sb3_pgext:ClippedCriticPPO", "PPO", COMPILED, vec_env="gymnasium"
+        "sb3_pgext:ClippedCriticPPO", "PPO", CLIPPED | COMPILED, vec_env="gymnasium"
     ),
     "TRPO": Contender("sb3_contrib:TRPO", "TRPO"),
     "NPG": Contender("sb3_pgext:NPG", "TRPO", LINE_SEARCH),

@@ -1,6 +1,7 @@
 """Algorithms that learn from whole episodes: their baselines, and the score-function gradient."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch as th
@@ -75,6 +76,7 @@ class EpisodicAlgorithm(OnPolicyGradientAlgorithm):
     """Whole episodes, ``n_episodes`` per update; after a collection they lie in ``episodes``."""
 
     batch_argument: ClassVar[str] = "n_episodes"
+    bypassed_methods: ClassVar[tuple[str, ...]] = ("forward", "evaluate_actions")
     estimate_options: ClassVar[tuple[str, ...]] = (
         "n_episodes",
         "gamma",
@@ -179,6 +181,22 @@ class EpisodicAlgorithm(OnPolicyGradientAlgorithm):
         require(bool(values.isfinite().all()), "baseline", values, "finite numbers")
         return values
 
+    def _with_present_values(self, episodes: EpisodeBatch) -> EpisodeBatch:
+        """
+        The same episodes with the values of the critic as it is, if there is one.
+
+        Under the balance heuristic a baseline cancels in the mean over all policies, not in that over each: all batches
+        need the same V. The V(s_T) where nobody knows s_T stay.
+        """
+        if not self.has_critic:
+            return episodes
+        episodes = replace(episodes, values=self._values(episodes.observations))
+        if episodes.final_observations is None:
+            return episodes
+        bootstrap_values = episodes.bootstrap_values.clone()
+        bootstrap_values[episodes.truncated] = self._values(episodes.final_observations)
+        return replace(episodes, bootstrap_values=bootstrap_values)
+
     def _score_function_gradient(
         self,
         episodes: EpisodeBatch,
@@ -259,8 +277,8 @@ class EpisodicAlgorithm(OnPolicyGradientAlgorithm):
         if not self.has_critic:
             reason = f"(the default) with baseline={self.baseline!r}: only the critic of baseline='state' uses it"
             arguments |= {
-                "n_critic_updates": (10, reason),
-                "batch_size": (128, reason),
+                "n_critic_updates": (5, reason),
+                "batch_size": (256, reason),
                 "critic_target": ("mc", reason),
             }
             reason = f"with baseline={self.baseline!r}: anything else needs the critic of baseline='state'"

@@ -3,13 +3,12 @@
 import io
 import math
 import pathlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.save_util import open_path
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv
@@ -28,42 +27,21 @@ from sb3_pgext.arguments import (
 from sb3_pgext.engine import whole_update
 from sb3_pgext.estimators.importance import (
     WEIGHTS,
-    effective_sample_size,
+    effective_share,
     importance_weights,
     log_mixture,
     log_weights,
-    per_decision_returns,
+    per_decision_credit,
     self_normalized,
 )
-from sb3_pgext.estimators.returns import discount_weights, discounted_sum_to_go, last_steps
 from sb3_pgext.rollouts import EpisodeBatch, EpisodeBuffer, EpisodeDataset, EpisodeReplay, ReplayedBatch
 from sb3_pgext.rollouts.acting import unvalidated_distributions
 from sb3_pgext.rollouts.dataset import require_suitable
-from sb3_pgext.rollouts.files import replacing
-from sb3_pgext.rollouts.replay import concatenated
+from sb3_pgext.rollouts.replay import OffPolicyBatch, concatenated
 
 __all__ = ["ISPG"]
 
 SelfISPG = TypeVar("SelfISPG", bound="ISPG")
-
-
-@dataclass(frozen=True)
-class _OffPolicyBatch:
-    """
-    Episodes, and what the likelihood of their actions is compared with.
-
-    :param episodes: the batch, M steps
-    :param advantages: Ψ_t, not weighted, ``(M,)``; with per-decision weights without the return, -b_t
-    :param log_prob: log μ(a_t|s_t) of the policy that played the episode, ``(M,)``
-    :param log_mixture: how much more likely the mixture of all policies makes it, ``(M,)``; 0 for no mixture
-    :param group: of each episode: which are left out together, ``(N,)``; None for one each
-    """
-
-    episodes: EpisodeBatch
-    advantages: th.Tensor
-    log_prob: th.Tensor
-    log_mixture: th.Tensor
-    group: th.Tensor | None
 
 
 class ISPG(EpisodicAlgorithm):
@@ -155,8 +133,8 @@ class ISPG(EpisodicAlgorithm):
         discount_weighting: bool = False,
         critic_target: str = "mc",
         gae_lambda: float = 0.95,
-        n_critic_updates: int = 10,
-        batch_size: int = 128,
+        n_critic_updates: int = 5,
+        batch_size: int = 256,
         truncation: str | None = None,
         max_episode_steps: int | None = None,
         normalize_advantage: bool = False,
@@ -212,7 +190,7 @@ class ISPG(EpisodicAlgorithm):
             raise
 
     @whole_update
-    def _update(self, batch: _OffPolicyBatch, new: EpisodeBatch, at_least: int) -> bool:
+    def _update(self, batch: OffPolicyBatch, new: EpisodeBatch, at_least: int) -> bool:
         """
         Take gradient steps as long as the effective sample size allows, then fit the baseline.
 
@@ -226,11 +204,11 @@ class ISPG(EpisodicAlgorithm):
         n_steps, alive = 0, True
         while parameters and n_steps < self.gradient_steps:  # not all frozen
             log_w = self._log_weights(self._log_prob(batch.episodes), batch)  # log W_t
-            ess = self._effective_share(log_w, batch.episodes)
+            ess = effective_share(self.weights, log_w, batch.episodes.episode)
+            self.logger.record("train/ess", ess)
             alive = n_steps < at_least or ess >= self.min_ess
             if not alive:
                 break
-            self.logger.record("train/ess", ess)
             self._ascend(self._policy_gradient(batch, log_w, parameters), parameters)
             n_steps += 1
 
@@ -238,9 +216,7 @@ class ISPG(EpisodicAlgorithm):
         self._fit_baseline(new, self._returns(new))
         return alive
 
-    def _policy_gradient(
-        self, batch: _OffPolicyBatch, log_w: th.Tensor, parameters: list[th.nn.Parameter]
-    ) -> th.Tensor:
+    def _policy_gradient(self, batch: OffPolicyBatch, log_w: th.Tensor, parameters: list[th.nn.Parameter]) -> th.Tensor:
         """ĝ, the mean over episodes of Σ_t w_t W_t ∇log π(a_t|s_t) (G_t - b_t), ``(P,)``."""
         self.policy.set_training_mode(True)  # weights compare policies as they act; dropout is for the gradient
         if self.weight_clip is not None:
@@ -250,7 +226,11 @@ class ISPG(EpisodicAlgorithm):
         self.logger.record("train/weight_mean", weights.mean().item())
         if self.self_normalize:
             weights = importance_weights(self_normalized(self.weights, log_w, batch.episodes.time))
-        advantages = self._weighted_advantages(batch, weights)  # W_t (G_t - b_t)
+        advantages = weights * batch.advantages  # W_t (G_t - b_t)
+        if self.weights == "per_decision":
+            e = batch.episodes
+            steps = e.rewards, weights, e.episode, e.time, self.gamma, e.bootstrap_values
+            advantages = advantages + per_decision_credit(self.credit, *steps)
         return self._score_function_gradient(batch.episodes, advantages, parameters, weights, batch.group)
 
     def estimate_gradient(self) -> th.Tensor:
@@ -266,7 +246,8 @@ class ISPG(EpisodicAlgorithm):
 
     def dataset(self) -> EpisodeDataset:
         """
-        :return: the episodes in ``self.replay_buffer`` and the log-probabilities of the policies that played them
+        The episodes in ``self.replay_buffer``, with the log-probabilities of the policies that played them.
+
         :raises ValueError: there are none
         """
         batches = self.replay_buffer.batches
@@ -295,12 +276,8 @@ class ISPG(EpisodicAlgorithm):
         require_count("n_updates", n_updates)
         dataset = require_suitable(dataset, self)
         n_episodes = dataset.episodes.n_episodes
-        require(
-            n_episodes > 1 or not (self.self_normalize or self._leaves_out),
-            "number of episodes",
-            n_episodes,
-            "at least 2 with these options",
-        )
+        enough = n_episodes > 1 or not (self.self_normalize or self._leaves_out)
+        require(enough, "number of episodes", n_episodes, "at least 2 with these options")
         recorded_episodes = replace(dataset.episodes, final_observations=None)
         if not self.bootstraps:
             no_values = th.zeros_like(recorded_episodes.bootstrap_values)
@@ -317,42 +294,13 @@ class ISPG(EpisodicAlgorithm):
                 break
         return self
 
-    def _log_weights(self, log_prob: th.Tensor, batch: _OffPolicyBatch) -> th.Tensor:
+    def _log_weights(self, log_prob: th.Tensor, batch: OffPolicyBatch) -> th.Tensor:
         """
         :param log_prob: log π_θ(a_t|s_t), ``(M,)``
         :param batch: the steps
         :return: logarithms of the weights, neither truncated nor normalised, ``(M,)``
         """
         return log_weights(self.weights, log_prob - batch.log_prob, batch.episodes.episode) - batch.log_mixture
-
-    def _effective_share(self, log_w: th.Tensor, episodes: EpisodeBatch) -> float:
-        """
-        ESS/N of the episodes' likelihood ratios, whichever weights are used.
-
-        Those of single steps look alive where the policy has become deterministic: most are 1 then.
-        """
-        if self.weights == "per_step":
-            log_w = log_weights("trajectory", log_w, episodes.episode)
-        of_episodes = log_w[last_steps(episodes.episode)]
-        return effective_sample_size(of_episodes).item() / episodes.n_episodes
-
-    def _weighted_advantages(self, batch: _OffPolicyBatch, weights: th.Tensor) -> th.Tensor:
-        """Ψ_t with its weight, ``(M,)``."""
-        weighted = weights * batch.advantages
-        if self.weights != "per_decision":
-            return weighted
-        episodes = batch.episodes
-        returns = per_decision_returns(
-            episodes.rewards, weights, episodes.episode, self.gamma, episodes.bootstrap_values
-        )
-        if self.credit == "trajectory":
-            # Earlier rewards have the weight of the actions so far, to keep the score's mean at 0.
-            discounts = discount_weights(episodes.time, self.gamma)
-            discounted = (discounts * episodes.rewards).flip(0)
-            so_far = discounted_sum_to_go(discounted, episodes.episode.flip(0), 1.0).flip(0)
-            earlier = th.where(episodes.time > 0, so_far.roll(1), 0.0)
-            returns = weights * earlier + discounts * returns
-        return returns + weighted
 
     def _live_batches(self) -> list[ReplayedBatch]:
         """The new batch, and the old ones that the policy has not moved away from."""
@@ -363,11 +311,11 @@ class ISPG(EpisodicAlgorithm):
         def share(batch: ReplayedBatch) -> float:
             log_ratio = self._log_prob(batch.episodes) - batch.log_prob
             log_w = log_weights(self.weights, log_ratio, batch.episodes.episode)
-            return self._effective_share(log_w, batch.episodes)
+            return effective_share(self.weights, log_w, batch.episodes.episode)
 
         return [*(batch for batch in old if share(batch) >= self.min_ess), new]
 
-    def _off_policy_batch(self, batches: list[ReplayedBatch]) -> _OffPolicyBatch:
+    def _off_policy_batch(self, batches: list[ReplayedBatch]) -> OffPolicyBatch:
         """All their episodes, and the constants of their gradient."""
         episodes_of = [batch.episodes for batch in batches]
         log_prob = th.cat([batch.log_prob for batch in batches])
@@ -384,23 +332,7 @@ class ISPG(EpisodicAlgorithm):
             advantages = -self._baseline(episodes, returns, group)
         else:
             advantages = self._advantages(episodes, returns, group)
-        return _OffPolicyBatch(episodes, advantages, log_prob, log_mixture, group)
-
-    def _with_present_values(self, episodes: EpisodeBatch) -> EpisodeBatch:
-        """
-        The same episodes with the values of the critic as it is, if there is one.
-
-        Under the balance heuristic a baseline cancels in the mean over all policies, not in that over each: all batches
-        need the same V. The V(s_T) where nobody knows s_T stay.
-        """
-        if not self.has_critic:
-            return episodes
-        episodes = replace(episodes, values=self._values(episodes.observations))
-        if episodes.final_observations is None:
-            return episodes
-        bootstrap_values = episodes.bootstrap_values.clone()
-        bootstrap_values[episodes.truncated] = self._values(episodes.final_observations)
-        return replace(episodes, bootstrap_values=bootstrap_values)
+        return OffPolicyBatch(episodes, advantages, log_prob, log_mixture, group)
 
     def _log_mixture(self, batch: ReplayedBatch, batches: list[ReplayedBatch]) -> th.Tensor:
         """How much more likely the mixture of all policies makes a batch's steps than its own, ``(M,)``."""
@@ -440,37 +372,12 @@ class ISPG(EpisodicAlgorithm):
         return {name: tensor.clone() for name, tensor in numbers.items() if name not in of_critic_alone}
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
-        """
-        Save the batches that are kept, and the policies that played them, as SB3 does with replay buffers.
-
-        :param path: a file, which stays open, or its name; ``.pkl`` is added where it has no ending. What is there
-            under this name is replaced at once or stays whole
-        """
-        if not isinstance(path, (str, pathlib.Path)):
-            th.save(self.replay_buffer, open_path(path, "w", self.verbose))
-            return
-        path = pathlib.Path(path)
-        path = path if path.suffix else path.with_name(f"{path.name}.pkl")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            th.save(self.replay_buffer, file)
+        """SB3's: write the batches that are kept, and the policies that played them, to a file or a name of one."""
+        self.replay_buffer.save(path, self.verbose)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
-        """
-        Load what :meth:`save_replay_buffer` has saved. As with SB3's: only from files that you trust.
-
-        :param path: a file, or its name; ``.pkl`` is added where it is missing
-        :param truncate_last_traj: accepted because SB3's has it; here all episodes are finished
-        :raises ValueError: something else is in the file
-        """
-        file = open_path(path, "r", self.verbose, suffix="pkl")
-        try:
-            replay = th.load(file, map_location=self.device, weights_only=False)
-        finally:
-            if file is not path:
-                file.close()
-        require(isinstance(replay, EpisodeReplay), "replay buffer", replay, "one that save_replay_buffer has saved")
-        self._take_over(replay)
+        """SB3's, of files that you trust. All episodes are finished, whatever ``truncate_last_traj`` says."""
+        self._take_over(EpisodeReplay.load(path, self.device, self.verbose))
 
     def _check_arguments(self) -> None:
         require_count("gradient_steps", self.gradient_steps)
@@ -490,11 +397,7 @@ class ISPG(EpisodicAlgorithm):
             require_count("n_episodes", self.n_episodes, at_least=2)
 
     def ineffective_arguments(self) -> dict[str, tuple[Any, str]]:
-        """
-        The arguments that would be ignored beside the others, which is why no other value of them is accepted.
-
-        :return: name → the value that they must have, and the reason
-        """
+        """See :meth:`~sb3_pgext.algorithms.base.PolicyGradientAlgorithm.ineffective_arguments`."""
         arguments = super().ineffective_arguments()
         if self.weights == "per_decision":
             reason = "with weights='per_decision', where the returns change with the weights"

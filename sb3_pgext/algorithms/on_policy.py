@@ -40,6 +40,9 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         "MultiInputPolicy": MultiInputActorCriticPolicy,
     }
 
+    bypassed_methods: ClassVar[tuple[str, ...]] = ("evaluate_actions",)
+    """Methods of the policy in whose place ``get_distribution`` is called."""
+
     max_grad_norm: float | None  # type: ignore[assignment]
     n_critic_updates: int
     batch_size: int
@@ -54,10 +57,10 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         suitable = suitable and not issubclass(policy, RecurrentActorCriticPolicy)
         name = getattr(policy, "__name__", policy)
         require(suitable, "policy", name, "an ActorCriticPolicy class that is not recurrent")
-        methods = ("forward", "evaluate_actions", "get_distribution")
+        methods = (*self.bypassed_methods, "get_distribution")
         own = [method for method in methods if getattr(policy, method) is not getattr(ActorCriticPolicy, method)]
-        whole = len(own) in (0, len(methods))
-        require(whole, "policy", name, f"one that overrides all of {', '.join(methods)}, or none, not {own} alone")
+        allowed = f"one that overrides get_distribution too, which is called in the place of {', '.join(own)}"
+        require(not own or "get_distribution" in own, "policy", name, allowed)
         require_count(self.batch_argument, getattr(self, self.batch_argument))
         require_fraction("gamma", self.gamma)
         require_fraction("gae_lambda", self.gae_lambda)

@@ -39,16 +39,8 @@ from sb3_pgext.rollouts import Rollout
 
 __all__ = ["ClippedCriticPPO"]
 
-LOGGED = (
-    "policy_gradient_loss",
-    "value_loss",
-    "entropy_loss",
-    "loss",
-    "approx_kl",
-    "clip_fraction",
-    "value_clip_fraction",
-)
-"""Numbers of a minibatch for the log, in the order of the vector that the loss returns."""
+LOSS, APPROX_KL = 0, 1
+"""The places of these two in the vector of a minibatch's numbers for the log."""
 
 
 class Steps(NamedTuple):
@@ -136,6 +128,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
     :raises ValueError: an argument is not allowed, or would have no effect beside the others
     """
 
+    bypassed_methods: ClassVar[tuple[str, ...]] = ()
     passed_to_losses: ClassVar[tuple[str, ...]] = ("learning_rate", "clip_range", "clip_range_vf", "kl_coef")
 
     clip_range: Any
@@ -179,9 +172,12 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         recompute_advantage: bool = False,
         compile: bool = False,
     ):
+        arguments = given(locals())
         require_count("batch_size", batch_size)  # SB3 divides by it
-        # SB3 knows two of the three normalisations.
-        super().__init__(**given(locals()) | {"normalize_advantage": False, "_init_setup_model": False})
+        # SB3 knows normalisation of minibatches, or none.
+        of_minibatches = normalize_advantage is True or str(normalize_advantage) == "minibatch"
+        of_sb3 = {"normalize_advantage": of_minibatches, "_init_setup_model": False}
+        super().__init__(**arguments | of_sb3)
         self.normalize_advantage = normalize_advantage
         if _init_setup_model:
             self._setup_model()
@@ -236,7 +232,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
 
         :param minibatch: B steps
         :param coefficients: the update's
-        :return: the loss, differentiable, and the numbers of ``LOGGED``, one vector
+        :return: the loss, differentiable, and the numbers for the log, one vector
         """
         values, log_prob, entropy = self.policy.evaluate_actions(minibatch.observations, minibatch.actions)
         values = values.flatten()
@@ -257,11 +253,19 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         loss = loss + self.vf_coef * critic_loss
 
         with th.no_grad():
-            kl = approximate_kl(log_ratio).mean()
-            clipped = clipped_ratios(ratio, coefficients.clip_range).float().mean()
-            values_clipped = clipped_values(values, minibatch.returns, minibatch.old_values, *clip).float().mean()
-            terms = (policy_gradient_loss, critic_loss, entropy_loss, loss, kl, clipped, values_clipped)
-            return loss, th.stack([term.float() for term in terms])
+            terms = [loss, approximate_kl(log_ratio).mean(), policy_gradient_loss, critic_loss, entropy_loss]
+            if self.surrogate == "clip":
+                terms.append(clipped_ratios(ratio, coefficients.clip_range).float().mean())
+            if self.clip_range_vf is not None:
+                terms.append(clipped_values(values, minibatch.returns, minibatch.old_values, *clip).float().mean())
+            return loss, th.stack(terms)
+
+    @property
+    def _logged(self) -> list[str]:
+        """The names of the numbers of a minibatch for the log."""
+        names = ["loss", "approx_kl", "policy_gradient_loss", "value_loss", "entropy_loss"]
+        names += ["clip_fraction"] if self.surrogate == "clip" else []
+        return names + (["value_clip_fraction"] if self.clip_range_vf is not None else [])
 
     def _surrogate(
         self,
@@ -287,7 +291,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
     def _is_near(self, terms: th.Tensor) -> th.Tensor:
         """Whether the estimated divergence from the policy that acted is within ``target_kl``."""
         assert self.target_kl is not None
-        return ~(terms[LOGGED.index("approx_kl")] > 1.5 * self.target_kl)  # SB3 goes on with a NaN
+        return ~(terms[APPROX_KL] > 1.5 * self.target_kl)  # SB3 goes on with a NaN
 
     def _moved_parameters(self) -> list[th.nn.Parameter]:
         forget_dependencies(self.policy)
@@ -338,24 +342,23 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         :raises ValueError: a loss is not finite
         """
         terms = th.stack([terms for of_epoch in log for terms, _ in of_epoch])
-        require_finite_losses("loss", terms[:, LOGGED.index("loss")], self._n_updates)
+        require_finite_losses("loss", terms[:, LOSS], self._n_updates)
         require_finite_state(self)
         norms = [norm for of_epoch in log for _, norm in of_epoch if norm is not None]
-        means = dict(zip(LOGGED, terms.mean(0), strict=True))
-        means["approx_kl"] = terms[-len(log[-1]) :, LOGGED.index("approx_kl")].mean()
-        means["loss"] = terms[-1, LOGGED.index("loss")]
+        means = dict(zip(self._logged, terms.mean(0), strict=True))
+        means["approx_kl"] = terms[-len(log[-1]) :, APPROX_KL].mean()
+        means["loss"] = terms[-1, LOSS]
         means["explained_variance"] = explained_variance(rollout.values, rollout.returns)
         means |= {"grad_norm": th.stack(norms).mean()} if norms else {}
         if hasattr(self.policy, "log_std"):
             means["std"] = self.policy.log_std.detach().exp().mean()
         logged = dict(zip(means, th.stack([x.float() for x in means.values()]).tolist(), strict=True))
         logged["kl"] = logged["approx_kl"]  # that of a surrogate with a divergence is computed exactly
-        logged |= coefficients._asdict()
-        unused = [] if self.surrogate == "clip" else ["clip_range", "clip_fraction"]
-        unused += [] if self.penalizes_kl else ["kl_coef"]
-        unused += ["clip_range_vf", "value_clip_fraction"] if self.clip_range_vf is None else []
-        for name in logged.keys() - set(unused):
-            self.logger.record(f"train/{name}", logged[name])
+        logged |= {"clip_range": coefficients.clip_range} if self.surrogate == "clip" else {}
+        logged |= {"clip_range_vf": coefficients.clip_range_vf} if self.clip_range_vf is not None else {}
+        logged |= {"kl_coef": coefficients.kl_coef} if self.penalizes_kl else {}
+        for name, value in logged.items():
+            self.logger.record(f"train/{name}", value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _check_arguments(self) -> None:
@@ -365,12 +368,11 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         require_one_of("surrogate", self.surrogate, ("clip", "kl", "adaptive_kl", "none"))
         require_one_of("kl_direction", self.kl_direction, ("old_new", "new_old"))
         require_one_of("normalize_advantage", self.normalize_advantage, ("minibatch", True, "rollout", False))
-        if self.normalize_advantage in (True, "minibatch"):
-            require_count("batch_size", self.batch_size, at_least=2)
         require_number("vf_coef", self.vf_coef, "a finite number")
         require_bool("recompute_advantage", self.recompute_advantage)
         require_schedule("clip_range", self.clip_range, above_0=True)
-        if self.clip_range_vf is not None:
+        not_positive = isinstance(self.clip_range_vf, (int, float)) and self.clip_range_vf <= 0  # SB3 says so
+        if self.clip_range_vf is not None and not not_positive:
             require_schedule("clip_range_vf", self.clip_range_vf, above_0=True)
         require_positive("kl_coef", self.kl_coef)
         require_positive("desired_kl", self.desired_kl)

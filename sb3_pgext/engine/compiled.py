@@ -16,6 +16,7 @@ from sb3_pgext.engine.eager import Engine, LossFunction, Proceed, Step
 from sb3_pgext.engine.graphs import Graph, graph_of, warn_once
 from sb3_pgext.engine.nested import leaves, rebuilding
 from sb3_pgext.estimators.natural import Metric, Tangents, fisher_vector_product
+from sb3_pgext.rollouts.acting import unvalidated_distributions
 
 __all__ = ["CompiledEngine"]
 
@@ -55,8 +56,9 @@ class CompiledEngine(Engine):
 
     def acting(self, with_values: bool = True) -> Callable[[PyTorchObs], Sequence[Any]]:
         """See :meth:`~sb3_pgext.engine.eager.Engine.acting`; the same random numbers are drawn."""
+        eagerly = super().acting(with_values)
         if not self.acts:
-            return super().acting(with_values)
+            return eagerly
         graphs: dict[Hashable, Graph | None] = {}
         policy, n_registered = self.policy, _registrations.n
         parameters = list(policy.parameters())
@@ -68,7 +70,8 @@ class CompiledEngine(Engine):
             def forward(*tensors: th.Tensor) -> Any:
                 return _call(policy, dict(zip(names, tensors[n:], strict=True)), rebuild(iter(tensors[:n])))
 
-            return graph_of(policy, None, forward, [x.detach() for x in arguments], "acting", draws=True)
+            with th.no_grad(), unvalidated_distributions():
+                return graph_of(policy, None, forward, [x.detach() for x in arguments], "acting", draws=True)
 
         def act(observations: PyTorchObs) -> Sequence[th.Tensor]:
             nonlocal n_registered, parameters
@@ -82,7 +85,7 @@ class CompiledEngine(Engine):
             if form not in graphs:
                 graphs[form] = graph_for(observations, arguments)
             graph = graphs[form]
-            return policy(observations) if graph is None else graph(arguments)
+            return eagerly(observations) if graph is None else graph(arguments)
 
         return act
 

@@ -13,6 +13,7 @@ from sb3_pgext.engine.adam import can_be_flattened, flattened
 from sb3_pgext.engine.nested import leaves, rebuilding
 from sb3_pgext.engine.plain import foreign_part
 from sb3_pgext.estimators.natural import Metric, Tangents, fisher_vector_product
+from sb3_pgext.rollouts.acting import unvalidated_distributions
 
 __all__ = ["Engine", "LossFunction", "Step", "evaluation_mode"]
 
@@ -61,14 +62,15 @@ class Engine:
         :param with_values: whether values and log-probabilities are needed
         :return: observations → actions, values, log-probabilities, as the policy's ``forward``
         """
-        if with_values:
-            return self.policy
-        shape = (-1, *self.policy.action_space.shape)
-        return lambda observations: (
-            self.policy.get_distribution(observations).get_actions().reshape(shape),
-            None,
-            None,
-        )
+        policy = self.policy
+
+        def act(observations: PyTorchObs) -> Sequence[Any]:
+            with th.no_grad(), unvalidated_distributions():
+                if with_values:
+                    return policy(observations)
+                return policy.get_distribution(observations).get_actions(), None, None
+
+        return act
 
     @th.no_grad()
     def evaluate(self, function: Callable[..., Any], batch: tuple[Any, ...], key: Hashable = None) -> Any:

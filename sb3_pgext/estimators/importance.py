@@ -12,14 +12,16 @@ import math
 
 import torch as th
 
-from sb3_pgext.estimators.returns import discounted_returns, discounted_sum_to_go, last_steps
+from sb3_pgext.estimators.returns import discount_weights, discounted_returns, discounted_sum_to_go, last_steps
 
 __all__ = [
     "WEIGHTS",
     "effective_sample_size",
+    "effective_share",
     "importance_weights",
     "log_mixture",
     "log_weights",
+    "per_decision_credit",
     "per_decision_returns",
     "self_normalized",
 ]
@@ -117,6 +119,53 @@ def per_decision_returns(
     if bootstrap_values is not None:
         bootstrap_values = bootstrap_values * weights[last_steps(episode)]
     return discounted_returns(rewards * weights, episode, gamma, bootstrap_values)
+
+
+def per_decision_credit(
+    credit: str,
+    rewards: th.Tensor,
+    weights: th.Tensor,
+    episode: th.Tensor,
+    time: th.Tensor,
+    gamma: float,
+    bootstrap_values: th.Tensor | None = None,
+) -> th.Tensor:
+    r"""
+    The factor of each log-probability's gradient under per-decision weights, before the baseline.
+
+    :param credit: ``"reward_to_go"``: :func:`per_decision_returns`; ``"trajectory"``: the rewards before t too, each
+        with the weight of the actions so far, :math:`W_{0:t}`, to keep the score's mean at 0
+    :param rewards: r_t, ``(M,)``
+    :param weights: :math:`W_{0:t}`, ``(M,)``
+    :param episode: episode of each step, ``(M,)``, integer
+    :param time: time index within the episode, ``(M,)``, integer
+    :param gamma: discount, in [0, 1]
+    :param bootstrap_values: V(s_T) of episodes that were cut and are bootstrapped, 0 for all others, ``(N,)``
+    :return: ``(M,)``
+    """
+    returns = per_decision_returns(rewards, weights, episode, gamma, bootstrap_values)
+    if credit == "reward_to_go":
+        return returns
+    discounts = discount_weights(time, gamma)
+    so_far = discounted_sum_to_go((discounts * rewards).flip(0), episode.flip(0), 1.0).flip(0)
+    earlier = th.where(time > 0, so_far.roll(1), 0.0)
+    return weights * earlier + discounts * returns
+
+
+def effective_share(weights: str, log_weights_: th.Tensor, episode: th.Tensor) -> float:
+    """
+    ESS/N of the episodes' likelihood ratios, whichever weights are used.
+
+    Those of single steps look alive where the policy has become deterministic: most are 1 then.
+
+    :param weights: which, see :func:`log_weights`
+    :param log_weights_: of each step, ``(M,)``
+    :param episode: episode of each step, ``(M,)``, integer
+    :return: in [1/N, 1]
+    """
+    whole = log_weights("trajectory", log_weights_, episode) if weights == "per_step" else log_weights_
+    of_episodes = whole[last_steps(episode)]
+    return effective_sample_size(of_episodes).item() / len(of_episodes)
 
 
 def effective_sample_size(log_weights: th.Tensor) -> th.Tensor:

@@ -86,14 +86,15 @@ def draw_actions(model: Actor, act: Act, n_steps: int) -> Actions:
         model.policy.reset_noise(_n_rows(model._last_obs))
     obs = copied(model._last_obs, model.observation_space)
     observations = obs_as_tensor(obs, model.device)
-    with th.no_grad(), unvalidated_distributions():
-        try:
-            tensor, values, log_probs = act(observations)
-        except RuntimeError:  # from probabilities that are NaN torch draws nothing, and does not say whose they are
+    try:
+        tensor, values, log_probs = act(observations)
+    except RuntimeError:  # from probabilities that are NaN torch draws nothing, and does not say whose they are
+        with th.no_grad(), unvalidated_distributions():
             distribution = model.policy.get_distribution(observations)
             log_prob = distribution.log_prob(distribution.mode())
-            require_finite("log-probability", log_prob.cpu().numpy(), n_steps)
-            raise
+        require_finite("log-probability", log_prob.cpu().numpy(), n_steps)
+        raise
+    tensor = tensor.reshape(-1, *model.action_space.shape)  # type: ignore[misc]
     drawn = tensor.cpu().numpy()
     require_finite("action", drawn, n_steps)
     return Actions(obs, observations, tensor, values, log_probs, drawn, _environment_actions(model, drawn))

@@ -1,14 +1,19 @@
 """The last batches of episodes, kept to be learnt from again."""
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.save_util import open_path
 
+from sb3_pgext.arguments import require
 from sb3_pgext.rollouts.buffers import EpisodeBatch
+from sb3_pgext.rollouts.files import replacing
 
-__all__ = ["EpisodeReplay", "ReplayedBatch", "concatenated"]
+__all__ = ["EpisodeReplay", "OffPolicyBatch", "ReplayedBatch", "concatenated"]
 
 MAX_CACHED = 2**23
 """Log-probabilities of one batch's policy on another's steps that are kept, 32 MiB; others are computed each time."""
@@ -66,6 +71,45 @@ class EpisodeReplay:
         numbers = {batch.number for batch in batches}
         self._cache = {key: column for key, column in self._cache.items() if numbers.issuperset(key)}
 
+    def save(self, path: str | Path | io.BufferedIOBase, verbose: int = 0) -> None:
+        """
+        Write all of it to a file.
+
+        :param path: a file, which stays open, or its name; ``.pkl`` is added where it has no ending. A file of this
+            name is replaced at once or stays whole
+        :param verbose: Verbosity level of SB3's
+        """
+        if not isinstance(path, (str, Path)):
+            th.save(self, open_path(path, "w", verbose))
+            return
+        path = Path(path)
+        path = path if path.suffix else path.with_name(f"{path.name}.pkl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            th.save(self, file)
+
+    @classmethod
+    def load(
+        cls, path: str | Path | io.BufferedIOBase, device: th.device | str = "cpu", verbose: int = 0
+    ) -> "EpisodeReplay":
+        """
+        Read what :meth:`save` has written; only from files that you trust.
+
+        :param path: a file, or its name; ``.pkl`` is added where it is missing
+        :param device: where the tensors are to be
+        :param verbose: Verbosity level of SB3's
+        :return: the replay
+        :raises ValueError: something else is in the file
+        """
+        file = open_path(path, "r", verbose, suffix="pkl")
+        try:
+            replay = th.load(file, map_location=device, weights_only=False)
+        finally:
+            if file is not path:
+                file.close()
+        require(isinstance(replay, cls), "replay buffer", replay, "one that save_replay_buffer has saved")
+        return replay
+
     def log_prob(
         self,
         batch: ReplayedBatch,
@@ -89,6 +133,25 @@ class EpisodeReplay:
         if sum(map(len, self._cache.values())) + len(log_prob) <= MAX_CACHED:
             self._cache[key] = log_prob
         return log_prob
+
+
+@dataclass(frozen=True)
+class OffPolicyBatch:
+    """
+    Episodes, and the likelihoods that those of the current policy are compared with.
+
+    :param episodes: the batch, M steps
+    :param advantages: Ψ_t, not weighted, ``(M,)``; with per-decision weights without the return, -b_t
+    :param log_prob: log μ(a_t|s_t) of the policy that played the episode, ``(M,)``
+    :param log_mixture: how much more likely the mixture of all policies makes it, ``(M,)``; 0 for no mixture
+    :param group: of each episode: which are left out together, ``(N,)``; None for one each
+    """
+
+    episodes: EpisodeBatch
+    advantages: th.Tensor
+    log_prob: th.Tensor
+    log_mixture: th.Tensor
+    group: th.Tensor | None
 
 
 def concatenated(batches: list[EpisodeBatch]) -> EpisodeBatch:
