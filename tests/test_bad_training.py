@@ -10,6 +10,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecNormalize
 
@@ -284,16 +285,16 @@ def test_moments_that_overflow(algorithm):
 def test_a_compiled_update_leaves_nothing_behind_either(algorithm, monkeypatch):
     monkeypatch.setattr(graphs, "_compile", lambda traced, arguments: lambda tensors: traced(*tensors))
     model = model_with(algorithm, Countdown(), Countdown(), compile=True).learn(30)
-    collect = model.collect_rollouts
 
-    def with_a_huge_target(*arguments, **options):
-        finished = collect(*arguments, **options)
-        model.rollout_buffer.returns[3] = 1e30
-        return finished
+    class HugeTarget(BaseCallback):
+        def _on_step(self):
+            return True
 
-    model.collect_rollouts = with_a_huge_target
+        def _on_rollout_end(self):
+            model.rollout_buffer.returns[3] = 1e30
+
     with nothing_moves(model), pytest.raises(ValueError, match="finite"):
-        model.learn(60, reset_num_timesteps=False)
+        model.learn(60, HugeTarget(), reset_num_timesteps=False)
     assert None not in graphs._graphs[model.policy].values(), "the update is compiled"
 
 
@@ -342,7 +343,7 @@ def sync(makers):
 
 
 AT_STEP_2 = (
-    r"(?s).*\(raised by the environment at vector step 2 of this rollout\)" if sys.version_info >= (3, 11) else ""
+    r"[\s\S]*\(raised by the environment at vector step 2 of this rollout\)" if sys.version_info >= (3, 11) else ""
 )
 
 
@@ -414,7 +415,7 @@ class LacksKey(AnySpaces):
 
 @family
 def test_first_observations_and_those_of_dicts(algorithm):
-    when = r"(?s).*\(raised by the environment in a reset\)" if sys.version_info >= (3, 11) else ""
+    when = r"[\s\S]*\(raised by the environment in a reset\)" if sys.version_info >= (3, 11) else ""
     with pytest.raises(ValueError, match=rf"shape \(7,\){when}"):
         model_with(algorithm, WrongReset(spaces.Box(-1, 1, (2,)), spaces.Discrete(2))).learn(10)
     env = DummyVecEnv([lambda: LacksKey(DICT, spaces.Discrete(2))])

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+import gymnasium as gym
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -73,12 +74,13 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         _check_unchecked(arguments)
         arguments = {name: python_number(value) for name, value in arguments.items()}
         sb3s = inspect.signature(_sb3_class(type(self))).parameters
-        super().__init__(
-            policy,
-            env,
-            **{name: value for name, value in arguments.items() if name in sb3s},
-            _init_setup_model=False,  # type: ignore[call-arg]
-        )
+        of_sb3 = {name: value for name, value in arguments.items() if name in sb3s}
+        try:
+            super().__init__(policy, env, **of_sb3, _init_setup_model=False)  # type: ignore[call-arg]
+        except gym.error.DependencyNotInstalled:
+            raise
+        except gym.error.Error as error:
+            raise ValueError(f"env={env!r}: allowed is an environment or the id of one. {error}") from error
         for name, value in arguments.items():
             if name not in sb3s:
                 setattr(self, name, value)

@@ -23,7 +23,7 @@ class FixedLengthAlgorithm(OnPolicyGradientAlgorithm):
     critic_target: str = "lambda"
 
     def _setup_model(self) -> None:
-        is_dict = isinstance(self.observation_space, spaces.Dict) if hasattr(self, "observation_space") else False
+        is_dict = isinstance(getattr(self, "observation_space", None), spaces.Dict)
         if self.rollout_buffer_class is None:
             self.rollout_buffer_class = DictStepBuffer if is_dict else StepBuffer
         self.collector = StepCollector()
@@ -63,7 +63,8 @@ class FixedLengthAlgorithm(OnPolicyGradientAlgorithm):
     def _check_arguments(self) -> None:
         super()._check_arguments()
         require_one_of("critic_target", self.critic_target, ("mc", "td", "lambda"))
-        kind = DictRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else RolloutBuffer
+        is_dict = isinstance(getattr(self, "observation_space", None), spaces.Dict)
+        kind = DictRolloutBuffer if is_dict else RolloutBuffer
         buffer = self.rollout_buffer_class
         suitable = buffer is None or (isinstance(buffer, type) and issubclass(buffer, kind))
         require(suitable, "rollout_buffer_class", buffer, f"None or a subclass of {kind.__name__}")

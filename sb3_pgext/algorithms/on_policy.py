@@ -67,7 +67,7 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         require_number("ent_coef", self.ent_coef, "a finite number")
         if self.max_grad_norm is not None:
             require_number("max_grad_norm", self.max_grad_norm, "None or a number > 0", at_least=math.ulp(0.0))
-        if self.sde_sample_freq != -1:
+        if not (isinstance(self.sde_sample_freq, int) and self.sde_sample_freq == -1):
             require_count("sde_sample_freq", self.sde_sample_freq)
             require(self.use_sde, "sde_sample_freq", self.sde_sample_freq, "-1 without use_sde=True")
         super()._check_arguments()
