@@ -18,6 +18,7 @@ from sb3_pgext import ISPG, NPG, REINFORCE, VPG, CheckpointCallback, ClippedCrit
 from sb3_pgext.engine import graphs
 from sb3_pgext.vec_envs import GymnasiumVecEnv
 from tests.environments import DICT, AnySpaces, Countdown
+from tests.tracing import traced_only
 
 FAMILY = (REINFORCE, VPG, NPG, ClippedCriticPPO, ISPG)
 SMALL = {
@@ -283,7 +284,7 @@ def test_moments_that_overflow(algorithm):
 
 @pytest.mark.parametrize("algorithm", [VPG, ClippedCriticPPO])
 def test_a_compiled_update_leaves_nothing_behind_either(algorithm, monkeypatch):
-    monkeypatch.setattr(graphs, "_compile", lambda traced, arguments: lambda tensors: traced(*tensors))
+    monkeypatch.setattr(graphs, "_compile", traced_only)
     model = model_with(algorithm, Countdown(), Countdown(), compile=True).learn(30)
 
     class HugeTarget(BaseCallback):

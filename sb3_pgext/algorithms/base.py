@@ -118,10 +118,15 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         return CompiledEngine(self.policy, self._graph_key(), self._overridden(), acts=not self.use_sde)
 
     def _graph_key(self) -> Hashable:
-        """All numbers and choices of the constructor, as they are now, but those that losses are given."""
-        names = inspect.signature(type(self).__init__).parameters.keys() - set(self.passed_to_losses)
-        values = ((name, getattr(self, name, None)) for name in sorted(names))
-        return type(self), tuple((name, value) for name, value in values if isinstance(value, (bool, int, float, str)))
+        """The constructor's numbers and choices as they are now; of those passed to losses, whether there are any."""
+        key: list[Hashable] = [type(self)]
+        for name in sorted(inspect.signature(type(self).__init__).parameters):
+            value = getattr(self, name, None)
+            if name in self.passed_to_losses:
+                key.append((name, value is None))
+            elif isinstance(value, (bool, int, float, str)):
+                key.append((name, value))
+        return tuple(key)
 
     def _overridden(self) -> str | None:
         """The reason why losses are not compiled: a user's class, or the model itself, replaces a method of ours."""

@@ -16,13 +16,14 @@ from sb3_pgext.engine import compiled as compiled_module
 from sb3_pgext.engine import graphs as module
 from sb3_pgext.rollouts.acting import unvalidated_distributions
 from tests.environments import ACTIONS, DICT, IMAGE, VECTOR, AnySpaces
+from tests.tracing import traced_only
 
 
 @pytest.fixture(autouse=True)
 def _traced_only(request, monkeypatch):
     """Compiling takes seconds each time, and what is to be shown here is mostly about the tracing."""
     if "compiler" not in request.keywords:
-        monkeypatch.setattr(module, "_compile", lambda traced, arguments: lambda tensors: traced(*tensors))
+        monkeypatch.setattr(module, "_compile", traced_only)
 
 
 @pytest.mark.parametrize("n_outputs", [1, 2])

@@ -16,6 +16,7 @@ from sb3_pgext.engine import graphs as module
 from sb3_pgext.rollouts.acting import unvalidated_distributions
 from tests.conformance.models import collected, make_env, small, vector_of
 from tests.environments import ACTIONS, DICT, IMAGE, VECTOR
+from tests.tracing import traced_only
 
 SETTINGS = {
     REINFORCE: {"batch_size": 10},
@@ -31,7 +32,7 @@ family = pytest.mark.parametrize("algorithm", SETTINGS, ids=lambda algorithm: al
 @pytest.fixture(autouse=True)
 def _traced_only_on_the_cpu(device, monkeypatch):
     if device == "cpu":
-        monkeypatch.setattr(module, "_compile", lambda traced, arguments: lambda tensors: traced(*tensors))
+        monkeypatch.setattr(module, "_compile", traced_only)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from sb3_pgext import ISPG, REINFORCE, VPG, ClippedCriticPPO
 from sb3_pgext.algorithms.distributions import any_distribution
 from sb3_pgext.engine import CompiledEngine, Engine, graphs
 from sb3_pgext.engine import eager as module
+from tests.tracing import traced_only
 
 OBSERVATIONS = th.randn(10, 3)
 
@@ -30,7 +31,7 @@ def measures(policy):
 @pytest.mark.parametrize("key", [None, "key"])
 def test_parts_of_a_batch(policy, at_once, key, monkeypatch):
     monkeypatch.setattr(module, "AT_ONCE", at_once)
-    monkeypatch.setattr(graphs, "_compile", lambda traced, arguments: lambda tensors: traced(*tensors))
+    monkeypatch.setattr(graphs, "_compile", traced_only)
     function, sizes = measures(policy)
     values, (named, observations) = CompiledEngine(policy, "").evaluate(
         function, (OBSERVATIONS, {"a": 2 * OBSERVATIONS}), key
