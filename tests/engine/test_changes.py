@@ -127,7 +127,8 @@ OF_CRITICS = {
     "normalize_advantage": (True, {}),
 }
 OF_GRADIENTS = {"max_grad_norm": (1e-3, {}), "sde_sample_freq": (2, {"use_sde": True})}
-WITHOUT_CRITIC = {"n_critic_updates": 5, "batch_size": 128}
+_PARAMETERS = inspect.signature(REINFORCE.__init__).parameters
+WITHOUT_CRITIC = {name: _PARAMETERS[name].default for name in ("n_critic_updates", "batch_size")}
 """The defaults, which have no effect then."""
 
 OF_EPISODES = {
@@ -176,11 +177,8 @@ CHANGES = {
         "cg_damping": (1.0, {}),
         "cg_tolerance": (0.5, {}),
         "line_search": (True, {}),
-        "line_search_shrinking_factor": (
-            0.1,
-            {"line_search": True, "step_rule": "fixed", "step_size": 5.0, "target_kl": 1e9},
-        ),
-        "line_search_max_iter": (1, {"line_search": True, "step_rule": "fixed", "step_size": 5.0}),
+        "line_search_shrinking_factor": (0.1, {"line_search": True}),
+        "line_search_max_iter": (1, {"line_search": True}),
         "sub_sampling_factor": (3, {}),
     },
     ClippedCriticPPO: {

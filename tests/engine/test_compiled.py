@@ -138,7 +138,7 @@ def collected(compile, action_space, observation_space=None, **parameters):
     "action_space",
     [
         pytest.param(spaces.Discrete(3), marks=pytest.mark.compiler),
-        pytest.param(spaces.Box(-1, 1, (2,)), marks=pytest.mark.compiler),
+        spaces.Box(-1, 1, (2,)),
         spaces.MultiDiscrete([2, 3]),
         spaces.MultiBinary(2),
     ],
@@ -243,7 +243,6 @@ class MoreNoise(BaseCallback):
         return True
 
 
-@pytest.mark.compiler
 @pytest.mark.filterwarnings("error:compile=True")
 def test_what_is_frozen_may_change_all_the_same():
     found = []

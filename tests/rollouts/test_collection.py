@@ -40,22 +40,23 @@ def scripted(*lengths_of_each, **parameters):
     return DummyVecEnv([lambda n=lengths: Scripted(n, **parameters) for lengths in lengths_of_each])
 
 
-@pytest.mark.parametrize("n_envs", [1, 4, 7])
+@pytest.mark.parametrize("n_envs", [4, 7])
 def test_the_mean_return_is_that_of_the_environment(n_envs):
     """
     Keeping the first N episodes to finish would favour those of one step: with 4 sub-environments the mean return
-    then is about 8 instead of 5.5. 2,000 rollouts of 4 episodes, within 3 standard errors.
+    then is about 8 instead of 5.5. 400 rollouts of 4 episodes, within 3 standard errors: a bias of 0.55 is found in 97
+    of 100 tries.
     """
     model = model_on(make_vec_env(OneOrFifty, n_envs, seed=n_envs))
     model.policy.get_distribution = AlwaysTheFirstAction  # the environment ignores the action, so spare the network
     model.policy.predict_values = lambda obs: th.zeros(len(obs), 1)
     returns = []
-    for _ in range(2000):
+    for _ in range(400):
         batch = collect(model)
         of_episodes = th.zeros(batch.n_episodes).index_add(0, batch.episode, batch.rewards)
         returns.append(of_episodes.mean().item())
         assert batch.n_episodes == 4
-    standard_error = OneOrFifty.STD_RETURN / np.sqrt(2000 * 4)
+    standard_error = OneOrFifty.STD_RETURN / np.sqrt(400 * 4)
     assert abs(np.mean(returns) - OneOrFifty.MEAN_RETURN) < 3 * standard_error
 
 
@@ -295,12 +296,11 @@ def make_cartpole():
     "wrap",
     [
         lambda: DummyVecEnv([make_cartpole] * 3),
-        lambda: SubprocVecEnv([make_cartpole] * 2),
         lambda: VecNormalize(DummyVecEnv([make_cartpole] * 3)),
         lambda: VecFrameStack(DummyVecEnv([make_cartpole] * 3), 4),
         lambda: VecMonitor(DummyVecEnv([make_cartpole] * 3)),
     ],
-    ids=["dummy", "subproc", "normalize", "frame_stack", "monitor"],
+    ids=["dummy", "normalize", "frame_stack", "monitor"],
 )
 def test_vec_envs(wrap):
     """What the policy computes from the stored observations is what was stored."""
