@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_pgext.zoo import read_config
+from sb3_pgext.zoo.configs import read_config
 from sb3_pgext.zoo.experiments import experiment, model_of, one_torch_thread
 
 

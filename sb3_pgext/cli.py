@@ -4,7 +4,7 @@ import argparse
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import sb3_pgext
@@ -47,41 +47,39 @@ def _run(argv: Sequence[str] | None) -> int:
     if arguments.command in ("compare", "variance", "zoo") and rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command == "compare":
-        from sb3_pgext.compare import compare, quick_study
+        from sb3_pgext.compare.command import compare
+        from sb3_pgext.compare.study import quick_study
 
-        if (arguments.study is None) == (arguments.env is None):
+        names = ("algos", "seeds", "timesteps", "gym_packages")
+        study = arguments.study
+        if (study is None) == (arguments.env is None):
             parser.error("compare: give a study, or environments with --env, not both")
-        if arguments.study is not None:
-            for name in ("algos", "seeds", "timesteps", "gym_packages"):
-                if getattr(arguments, name) is not None:
-                    parser.error(f"compare: --{name.replace('_', '-')} belongs to --env; a study file has its own")
-            study = arguments.study
-        else:
+        if study is None:
             if arguments.algos is None:
                 parser.error("compare: --env needs --algos")
-            names = ["env", "algos", "seeds", "timesteps", "gym_packages"]
-            study = quick_study(*(getattr(arguments, name) for name in names))
+            study = quick_study(arguments.env, *(getattr(arguments, name) for name in names))
+        elif given := [name for name in names if getattr(arguments, name) is not None]:
+            parser.error(f"compare: --{given[0].replace('_', '-')} belongs to --env; a study file has its own")
         return 0 if compare(study, arguments.out, arguments.jobs, arguments.backend) else 1
 
     if arguments.command == "variance":
-        from sb3_pgext.compare.variance import parse_study, variance
+        from sb3_pgext.variance.command import variance
+        from sb3_pgext.variance.study import parse_study
 
-        names = ["algo", "env", "vary", "at_steps", "batches", "episodes", "seed", "conf_file", "params"]
-        names += ["steps", "reference", "gym_packages"]
-        arguments.params = dict(arguments.params)
-        variance(parse_study(*(getattr(arguments, name) for name in names)), arguments.out, arguments.jobs)
+        options = vars(arguments)
+        _, out, jobs = (options.pop(name) for name in ("command", "out", "jobs"))
+        variance(parse_study(**options | {"params": dict(arguments.params)}), out, jobs)
         return 0
 
     from sb3_pgext import zoo
 
     if arguments.command == "zoo":
-        if arguments.what == "list":
-            zoo.list_zoo()
-            return 0
-        return 0 if zoo.check_zoo() else 1
-
-    commands = {"train": zoo.train, "enjoy": zoo.enjoy, "record-video": zoo.record_video}
-    commands[arguments.command](rest)
+        if arguments.what == "check":
+            return 0 if zoo.check_zoo() else 1
+        zoo.list_zoo()
+    else:
+        commands = {"train": zoo.train, "enjoy": zoo.enjoy, "record-video": zoo.record_video}
+        commands[arguments.command](rest)
     return 0
 
 
@@ -96,63 +94,52 @@ def _parser() -> argparse.ArgumentParser:
     ):
         commands.add_parser(name, help=text, add_help=False)
     of_zoo = commands.add_parser("zoo", help="the configurations that we ship")
-    of_zoo.add_argument(
-        "what", choices=("list", "check"), help="list: which there are; check: make the model of each of them"
-    )
-    _add_compare(commands.add_parser("compare", help="train the runs of a study and compare them"))
-    _add_variance(commands.add_parser("variance", help="measure variance and bias of the gradient under each option"))
+    what = "list: which there are; check: make the model of each of them"
+    of_zoo.add_argument("what", choices=("list", "check"), help=what)
+    _add_compare(commands.add_parser("compare", help="train the runs of a study and compare them").add_argument)
+    of_variance = commands.add_parser("variance", help="measure variance and bias of the gradient under each option")
+    _add_variance(of_variance.add_argument)
     return parser
 
 
-def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "study", nargs="?", metavar="STUDY.yml", help="a study file, or the name of one in zoo_configs/studies"
-    )
-    parser.add_argument("--env", nargs="+", metavar="ID", help="without a file: environments")
-    parser.add_argument("--algos", nargs="+", metavar="KEY", help="without a file: zoo keys, the first as the baseline")
-    parser.add_argument("--seeds", type=int, metavar="N", help="without a file: seeds per algorithm (default: 3)")
-    parser.add_argument(
-        "--timesteps", type=int, metavar="N", help="without a file: environment steps (default: the configurations')"
-    )
-    parser.add_argument(
-        "--gym-packages", nargs="+", metavar="MODULE", help="without a file: modules that register environments"
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default: runs/<study's name>)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at the same time (default: one per core)")
-    parser.add_argument(
-        "--backend",
-        default="loky",
-        metavar="NAME",
-        help="joblib's: loky (default), dask, ray: where the runs are trained; sequential: in this process",
-    )
+def _add_compare(add: Callable[..., object]) -> None:
+    add("study", nargs="?", metavar="STUDY.yml", help="a study file, or the name of one in zoo_configs/studies")
+    add("--env", nargs="+", metavar="ID", help="without a file: environments")
+    add("--algos", nargs="+", metavar="KEY", help="without a file: zoo keys, the first as the baseline")
+    add("--seeds", type=int, metavar="N", help="without a file: seeds per algorithm (default: 3)")
+    steps = "without a file: environment steps (default: the configurations')"
+    add("--timesteps", type=int, metavar="N", help=steps)
+    add("--gym-packages", nargs="+", metavar="MODULE", help="without a file: modules that register environments")
+    add("--out", type=Path, metavar="DIR", help="where the results go (default: runs/<study's name>)")
+    add("--jobs", type=int, metavar="N", help="runs at the same time (default: one per core)")
+    backends = "joblib's: loky (default), dask, ray: where the runs are trained; sequential: in this process"
+    add("--backend", default="loky", metavar="NAME", help=backends)
 
 
-def _add_variance(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--algo", default="reinforce", help="reinforce (default), vpg or ispg")
-    parser.add_argument("--env", default="CartPole-v1", help="environment id (default: CartPole-v1)")
-    parser.add_argument(
-        "--gym-packages", nargs="+", default=(), metavar="MODULE", help="modules that register environments"
-    )
-    parser.add_argument("--vary", required=True, metavar="OPTION=VALUE,…", help="e.g. baseline=none,time,state")
-    parser.add_argument("--at-steps", default="0", metavar="N,…", help="training steps to freeze the policy at")
-    parser.add_argument("--batches", type=int, default=200, help="gradient batches of each kind (default: 200)")
-    parser.add_argument("--episodes", type=int, help="episodes per batch (default: the configuration's)")
-    parser.add_argument(
-        "--steps", type=int, help="steps of each sub-environment per batch, for algorithms without episodes"
-    )
-    parser.add_argument("--reference", metavar="VALUE", help="measure the bias against the mean gradient of this value")
-    parser.add_argument("--seed", type=int, default=0, help="of the training")
-    parser.add_argument("--conf-file", help="configuration file (default: the algorithm's)")
-    parser.add_argument(
-        "--params", nargs="+", type=_key_and_value, default=(), metavar="KEY=VALUE", help="laid over the configuration"
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default: under runs/variance)")
-    parser.add_argument("--jobs", type=int, metavar="N", help="worker processes (default: one per core)")
+def _add_variance(add: Callable[..., object]) -> None:
+    add("--algo", default="reinforce", help="reinforce (default), vpg or ispg")
+    add("--env", dest="environment", default="CartPole-v1", metavar="ID", help="environment (default: CartPole-v1)")
+    add("--gym-packages", nargs="+", default=(), metavar="MODULE", help="modules that register environments")
+    add("--vary", required=True, metavar="OPTION=VALUE,…", help="e.g. baseline=none,time,state")
+    add("--at-steps", default="0", metavar="N,…", help="training steps to freeze the policy at")
+    batches = "gradient batches of each kind (default: 200)"
+    add("--batches", dest="n_batches", type=int, default=200, metavar="N", help=batches)
+    episodes = "episodes per batch (default: the configuration's)"
+    add("--episodes", dest="n_episodes", type=int, metavar="N", help=episodes)
+    steps = "steps of each sub-environment per batch, for algorithms without episodes"
+    add("--steps", dest="n_steps", type=int, metavar="N", help=steps)
+    add("--reference", metavar="VALUE", help="measure the bias against the mean gradient of this value")
+    add("--seed", type=int, default=0, help="of the training")
+    add("--conf-file", help="configuration file (default: the algorithm's)")
+    params = "laid over the configuration"
+    add("--params", nargs="+", type=_key_and_value, default=(), metavar="KEY=VALUE", help=params)
+    add("--out", type=Path, metavar="DIR", help="where the results go (default: under runs/variance)")
+    add("--jobs", type=int, metavar="N", help="worker processes (default: one per core)")
 
 
 def _key_and_value(text: str) -> tuple[str, object]:
-    """``key=value``, the value as in YAML; ``key=~`` takes the key out of the configuration."""
-    from sb3_pgext.compare.variance import parse_value
+    """Read ``key=value``, the value as in YAML; ``key=~`` takes the key out of the configuration."""
+    from sb3_pgext.variance.study import parse_value
 
     key, separator, value = text.partition("=")
     if not separator:

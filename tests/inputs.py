@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
 from sb3_pgext.compare.study import read_study
 from sb3_pgext.rollouts import StepBuffer
-from sb3_pgext.zoo import check_config
+from sb3_pgext.zoo.configs import check_config
 from tests.environments import AnySpaces
 
 HUGE = 10**400

@@ -126,7 +126,7 @@ class EpisodicAlgorithm(OnPolicyGradientAlgorithm):
     @property
     def _of_table(self) -> _Baseline | None:
         """The baseline's row in the table; None for one of the user's own."""
-        return BASELINES[self.baseline] if isinstance(self.baseline, str) else None
+        return BASELINES.get(self.baseline) if isinstance(self.baseline, str) else None
 
     @property
     def _is_per_parameter(self) -> bool:

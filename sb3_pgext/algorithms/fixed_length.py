@@ -23,9 +23,8 @@ class FixedLengthAlgorithm(OnPolicyGradientAlgorithm):
     critic_target: str = "lambda"
 
     def _setup_model(self) -> None:
-        is_dict = isinstance(getattr(self, "observation_space", None), spaces.Dict)
         if self.rollout_buffer_class is None:
-            self.rollout_buffer_class = DictStepBuffer if is_dict else StepBuffer
+            self.rollout_buffer_class = DictStepBuffer if self._has_dict_observations else StepBuffer
         self.collector = StepCollector()
         super()._setup_model()
 
@@ -63,11 +62,14 @@ class FixedLengthAlgorithm(OnPolicyGradientAlgorithm):
     def _check_arguments(self) -> None:
         super()._check_arguments()
         require_one_of("critic_target", self.critic_target, ("mc", "td", "lambda"))
-        is_dict = isinstance(getattr(self, "observation_space", None), spaces.Dict)
-        kind = DictRolloutBuffer if is_dict else RolloutBuffer
+        kind = DictRolloutBuffer if self._has_dict_observations else RolloutBuffer
         buffer = self.rollout_buffer_class
         suitable = buffer is None or (isinstance(buffer, type) and issubclass(buffer, kind))
         require(suitable, "rollout_buffer_class", buffer, f"None or a subclass of {kind.__name__}")
+
+    @property
+    def _has_dict_observations(self) -> bool:
+        return isinstance(getattr(self, "observation_space", None), spaces.Dict)
 
     def _require_several_steps(self) -> None:
         """Advantages are standardised over a rollout."""

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch as th
@@ -175,12 +176,10 @@ class NPG(FixedLengthAlgorithm):
 
     def _natural_step(self, steps: Steps, parameters: list[th.nn.Parameter]) -> None:
         """θ ← θ + η x with x = (F + damping)⁻¹ ĝ, or a part of it, or nothing where that will not do."""
-        log_prob, entropy = self._evaluate(steps.observations, steps.actions, in_parts=False)
-        objective = self._objective(log_prob, entropy, steps)
+        objective, fisher = self._objective_and_fisher(steps, parameters)
         gradient = flat_gradient(objective.total, parameters)
         norm = gradient.norm().item()
         require(math.isfinite(norm), "policy gradient norm", norm, f"a finite number (update {self._n_updates})")
-        fisher = self.engine.fisher(parameters, self._geometry, (steps.observations, steps.actions), self.fisher)
         direction, residual, n_products = conjugate_gradients(
             lambda v: fisher(v) + self.cg_damping * v, gradient, self.cg_max_steps, self.cg_tolerance
         )
@@ -214,6 +213,14 @@ class NPG(FixedLengthAlgorithm):
         if self.sub_sampling_factor > 1:
             steps = rows(steps, th.randperm(len(rollout), device=self.device)[:: self.sub_sampling_factor])
         return steps._replace(advantages=standardize(steps.advantages)) if self.normalize_advantage else steps
+
+    def _objective_and_fisher(
+        self, steps: Steps, parameters: list[th.nn.Parameter]
+    ) -> tuple[Objective, Callable[[th.Tensor], th.Tensor]]:
+        """The objective, to be made larger, differentiable, and v → F v."""
+        log_prob, entropy = self._evaluate(steps.observations, steps.actions, in_parts=False)
+        fisher = self.engine.fisher(parameters, self._geometry, (steps.observations, steps.actions), self.fisher)
+        return self._objective(log_prob, entropy, steps), fisher
 
     def _geometry(self, observations: PyTorchObs, actions: th.Tensor) -> tuple[Tangents, Metric]:
         """The numbers z that the action probabilities depend on, and the metric, which make up F."""

@@ -1,15 +1,20 @@
 """Checkpoints while a model learns."""
 
+import warnings
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_pgext.arguments import require_count
-from sb3_pgext.checkpoints.files import add_checkpoint, good_checkpoints, num_timesteps_at, prune
+from sb3_pgext.checkpoints.files import LOCK, add_checkpoint, good_checkpoints, num_timesteps_at, prune
 from sb3_pgext.checkpoints.saving import contents
 
 __all__ = ["CheckpointCallback"]
+
+_DRAW_NOISE_FIRST = (OnPolicyAlgorithm.collect_rollouts, OffPolicyAlgorithm.collect_rollouts)
 
 
 class CheckpointCallback(BaseCallback):
@@ -27,8 +32,6 @@ class CheckpointCallback(BaseCallback):
     :raises ValueError: ``every`` or ``keep`` is no whole number >= 1
     """
 
-    model: OnPolicyAlgorithm
-
     def __init__(self, every: int, path: str | Path = "checkpoints", keep: int = 3, verbose: int = 0):
         super().__init__(verbose)
         require_count("every", every)
@@ -37,7 +40,8 @@ class CheckpointCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         """
-        :raises ValueError: the folder has checkpoints of a training that got further, which this one would delete
+        :raises ValueError: another process or thread trains into the folder, or it has checkpoints of a training that
+            got further, which this one would delete
         """
         self._written_at: int | None = None
         furthest = max(map(num_timesteps_at, good_checkpoints(self.path)), default=0)
@@ -46,9 +50,25 @@ class CheckpointCallback(BaseCallback):
                 f"path={str(self.path)!r}: there is a checkpoint of step {furthest}, and this training is at step "
                 f"{self.model.num_timesteps}: allowed is a folder of its own, or to resume that one"
             )
+        if type(self.model).collect_rollouts in _DRAW_NOISE_FIRST and self.model.use_sde:  # type: ignore[attr-defined]
+            warnings.warn(
+                f"a resumed training will draw other noise than the uninterrupted one: {type(self.model).__name__} "
+                "draws that of gSDE at the start of a rollout, before a checkpoint can be written",
+                stacklevel=2,
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        # One for each thread: a training that was interrupted has not let go of its lock, and may be resumed there.
+        self._lock = FileLock(self.path / LOCK, is_singleton=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(
+                f"path={str(self.path)!r}: another training is writing its checkpoints there: allowed is a folder of "
+                "its own, or to wait for its end"
+            ) from error
 
     def _on_rollout_start(self) -> None:
-        # All that is between two updates: the rollout's noise is drawn, and its environments are reset, afterwards.
+        # Between two updates: the rollout's actions are drawn, and its environments are reset, afterwards.
         before, now = self._written_at, self.model.num_timesteps
         if before is None or now // self.every > before // self.every:
             self._write()
@@ -59,6 +79,7 @@ class CheckpointCallback(BaseCallback):
     def _on_training_end(self) -> None:
         if self._written_at != self.model.num_timesteps:
             self._write()
+        self._lock.release(force=True)
 
     def _write(self) -> None:
         written = add_checkpoint(self.path, self.model.num_timesteps, contents(self.model))

@@ -6,57 +6,73 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from itertools import chain, count
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+import stable_baselines3
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common import buffers, torch_layers
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
-from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from torch.nn.modules import activation
 
-from sb3_pgext import algorithms
-from sb3_pgext.rollouts import DictStepBuffer, EpisodeBatch, EpisodeBuffer, ReplayedBatch, StepBuffer
+from sb3_pgext import algorithms, rollouts
+from sb3_pgext.rollouts import EpisodeBatch, ReplayedBatch
 
-__all__ = ["CLASSES", "RECORDS", "Decoder", "Encoder"]
+__all__ = ["ALGORITHMS", "CLASSES", "RECORDS", "Decoder", "Encoder", "qualified_name"]
 
 
-def _name(cls: type) -> str:
+def qualified_name(cls: type) -> str:
+    """The module and name of a class, as ``import`` finds it."""
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _named(classes: Any) -> dict[str, type]:
+    return {qualified_name(cls): cls for cls in classes}
+
+
+def _subclasses(base: type, *modules: ModuleType) -> list[Any]:
+    values = (value for module in modules for value in vars(module).values())
+    return [value for value in values if isinstance(value, type) and issubclass(value, base)]
+
+
+ALGORITHMS = _named(_subclasses(BaseAlgorithm, algorithms, stable_baselines3))
+"""The algorithms that a checkpoint may be of without pickle. No other entry may name them: their constructors make
+environments from strings."""
+
+CLASSES = _named(
+    [
+        *(policy for algorithm in ALGORITHMS.values() for policy in algorithm.policy_aliases.values()),  # type: ignore[attr-defined]
+        *_subclasses(BaseFeaturesExtractor, torch_layers),
+        *(getattr(activation, name) for name in activation.__all__),
+        *_subclasses(th.optim.Optimizer, th.optim),
+        RMSpropTFLike,
+        *_subclasses(buffers.BaseBuffer, buffers, rollouts),
+        *(np.float16, np.float32, np.float64),
+    ]
+)
+"""The classes that a checkpoint may name."""
 
 
 def _field_names(cls: Any) -> tuple[str, ...]:
     return tuple(field.name for field in fields(cls))
 
 
-_ACTIVATIONS = [getattr(activation, name) for name in activation.__all__]
-_OPTIMIZERS = [cls for cls in vars(th.optim).values() if isinstance(cls, type) and issubclass(cls, th.optim.Optimizer)]
-_POLICIES = [ActorCriticPolicy, ActorCriticCnnPolicy, MultiInputActorCriticPolicy]
-_EXTRACTORS = [FlattenExtractor, NatureCNN, CombinedExtractor]
-_FAMILY = [getattr(algorithms, name) for name in algorithms.__all__]
-
-CLASSES: dict[str, type] = {
-    _name(cls): cls
-    for cls in [
-        *_FAMILY,
-        *_POLICIES,
-        *_EXTRACTORS,
-        *_ACTIVATIONS,
-        *_OPTIMIZERS,
-        RMSpropTFLike,
-        StepBuffer,
-        DictStepBuffer,
-        EpisodeBuffer,
-    ]
-}
-"""The classes that a checkpoint may name."""
-
 RECORDS: dict[str, tuple[str, ...]] = {
     "stable_baselines3.common.utils.ConstantSchedule": ("val",),
     "stable_baselines3.common.utils.LinearSchedule": ("start", "end", "end_fraction"),
     "stable_baselines3.common.utils.FloatSchedule": ("value_schedule",),
     "stable_baselines3.common.running_mean_std.RunningMeanStd": ("mean", "var", "count"),
+    "stable_baselines3.common.noise.NormalActionNoise": ("_mu", "_sigma", "_dtype"),
+    "stable_baselines3.common.noise.OrnsteinUhlenbeckActionNoise": (
+        *("_theta", "_mu", "_sigma", "_dt", "_dtype", "initial_noise", "noise_prev"),
+    ),
+    "stable_baselines3.common.noise.VectorizedActionNoise": ("n_envs", "_base_noise", "_noises"),
     "rl_zoo3.utils.SimpleLinearSchedule": ("initial_value",),
     "sb3_pgext.rollouts.buffers.EpisodeBatch": _field_names(EpisodeBatch),
     "sb3_pgext.rollouts.replay.ReplayedBatch": _field_names(ReplayedBatch),
@@ -64,14 +80,18 @@ RECORDS: dict[str, tuple[str, ...]] = {
 }
 """The classes that a checkpoint may hold objects of, and their attributes, which are all that there is to them."""
 
-_SPACES: dict[type[spaces.Space], Callable[[Any], dict[str, Any]]] = {
+_ARGUMENTS: dict[type, Callable[[Any], dict[str, Any]]] = {
     spaces.Box: lambda space: {"low": space.low, "high": space.high, "dtype": str(space.dtype)},
     spaces.Discrete: lambda space: {"n": int(space.n), "start": int(space.start)},
     spaces.MultiDiscrete: lambda space: {"nvec": space.nvec, "dtype": str(space.dtype), "start": space.start},
     spaces.MultiBinary: lambda space: {"n": space.n},
-    spaces.Dict: lambda space: {"spaces": dict(space.spaces)},
+    spaces.Dict: lambda space: {"spaces": list(space.spaces.items())},  # a mapping would be sorted
+    TrainFreq: lambda train_freq: train_freq._asdict(),
+    TrainFrequencyUnit: lambda unit: {"value": unit.value},
 }
-"""Kind of space → the arguments of its constructor."""
+"""Class → the arguments that make an equal object."""
+
+_MADE = {kind.__name__: kind for kind in _ARGUMENTS}
 
 _KIND, _CONTENT = "is", "of"
 """The keys of what is no plain JSON."""
@@ -79,7 +99,7 @@ _KIND, _CONTENT = "is", "of"
 
 class Encoder:
     """
-    Makes JSON of values.
+    Values as JSON.
 
     The tensors of the values encoded so far lie in ``tensors``, and the values that need pickle in ``custom``, both by
     their entry: the path to them, such as ``"attributes/policy_kwargs/features_extractor_class"``, and a number where
@@ -92,9 +112,11 @@ class Encoder:
 
     def encode(self, value: Any, entry: str) -> Any:
         """
+        Make JSON of a value.
+
         :param value: any
         :param entry: where it stands
-        :return: what :mod:`json` takes
+        :return: a value that :mod:`json` takes
         """
         kind = type(value)
         if kind is float and not math.isfinite(value):
@@ -113,19 +135,22 @@ class Encoder:
             return self._tensor("tensor", value, entry)
         if (kind is np.ndarray or isinstance(value, np.generic)) and _fits_a_tensor(value.dtype):
             name = "array" if kind is np.ndarray else "scalar"
-            native = np.array(value, dtype=value.dtype.newbyteorder("="), order="C")
+            native = np.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")
+            native = native if native.flags.writeable else native.copy()
             return self._tensor(name, th.as_tensor(native), entry)
-        if isinstance(value, type) and CLASSES.get(_name(value)) is value:
-            return _tagged("class", _name(value))
-        if kind in _SPACES:
-            arguments = self._mapping(_SPACES[kind](value), entry)
-            return _tagged("space", kind.__name__) | {"arguments": arguments}
-        if _name(kind) in RECORDS:
-            attributes = {name: getattr(value, name) for name in RECORDS[_name(kind)]}
-            return _tagged("record", _name(kind)) | {"attributes": self._mapping(attributes, entry)}
+        if isinstance(value, Path):
+            return _tagged("path", str(value))
+        if isinstance(value, type) and CLASSES.get(qualified_name(value)) is value:
+            return _tagged("class", qualified_name(value))
+        if kind in _ARGUMENTS:
+            arguments = self._mapping(_ARGUMENTS[kind](value), entry)
+            return _tagged("made", kind.__name__) | {"arguments": arguments}
+        if (name := qualified_name(kind)) in RECORDS:
+            attributes = {attribute: getattr(value, attribute) for attribute in RECORDS[name]}
+            return _tagged("record", name) | {"attributes": self._mapping(attributes, entry)}
         entry = self._free(entry)
         self.custom[entry] = value
-        return _tagged("custom", entry) | {"type": _name(value if isinstance(value, type) else kind)}
+        return _tagged("custom", entry) | {"type": qualified_name(value if isinstance(value, type) else kind)}
 
     def _free(self, entry: str) -> str:
         """The entry, numbered if there is one of this name: that of another key that is spelled like this one."""
@@ -148,7 +173,7 @@ class Encoder:
 
 class Decoder:
     """
-    Makes values of what an :class:`Encoder` has made.
+    Values from the JSON of an :class:`Encoder`.
 
     :param tensors: by entry
     :param custom: the values that needed pickle, by entry; None if they are not to be trusted
@@ -159,10 +184,13 @@ class Decoder:
 
     def decode(self, encoded: Any, device: th.device | str = "cpu") -> Any:
         """
+        Make a value of JSON.
+
         :param encoded: JSON
         :param device: where tensors are to be
         :return: the value
-        :raises ValueError: it is of no known kind, or needs pickle and is not trusted
+        :raises LookupError: it is of no known kind
+        :raises ValueError: it needs pickle and is not trusted
         """
         if isinstance(encoded, list):
             return [self.decode(item, device) for item in encoded]
@@ -171,38 +199,22 @@ class Decoder:
         if _KIND not in encoded:
             return {key: self.decode(value, device) for key, value in encoded.items()}
         kind, content = encoded[_KIND], encoded[_CONTENT]
-        if kind == "float":
-            return float(content)
-        if kind == "tuple":
-            return tuple(self.decode(content, device))
-        if kind == "deque":
-            return deque(self.decode(content, device), maxlen=encoded["maxlen"])
-        if kind == "dict":
-            return dict(self.decode(pair, device) for pair in content)
-        if kind == "tensor":
+        decoders: dict[str, Callable[[], Any]] = {
+            "float": lambda: float(content),
+            "path": lambda: Path(content),
+            "tuple": lambda: tuple(self.decode(content, device)),
+            "deque": lambda: deque(self.decode(content, device), maxlen=encoded["maxlen"]),
+            "dict": lambda: dict(self.decode(pair, device) for pair in content),
             # A copy, at the alignment of torch's own memory: a matrix product may round by where its operands lie.
-            return self._tensors[content].clone().to(device)
-        if kind == "array":
-            return self._tensors[content].clone().numpy()
-        if kind == "scalar":
-            return self._tensors[content].numpy()[()]
-        if kind == "class" and content in CLASSES:
-            return CLASSES[content]
-        if kind == "space":
-            return self._space(content, self.decode(encoded["arguments"]))
-        if kind == "record" and content in RECORDS:
-            return self._record(content, self.decode(encoded["attributes"], device))
-        if kind == "custom":
-            return self._custom_value(content, encoded["type"])
-        raise ValueError(f"unknown {kind} {content!r}")
-
-    def _space(self, name: str, arguments: dict[str, Any]) -> spaces.Space:
-        kinds = {kind.__name__: kind for kind in _SPACES}
-        if name not in kinds:
-            raise ValueError(f"unknown space {name!r}")
-        if kinds[name] is spaces.Dict:
-            arguments = {"spaces": OrderedDict(arguments["spaces"])}  # a plain dict would be sorted
-        return kinds[name](**arguments)
+            "tensor": lambda: self._tensors[content].clone().to(device),
+            "array": lambda: self._tensors[content].clone().numpy(),
+            "scalar": lambda: self._tensors[content].numpy()[()],
+            "class": lambda: CLASSES[content],
+            "made": lambda: _MADE[content](**self.decode(encoded["arguments"])),
+            "record": lambda: self._record(content, self.decode(encoded["attributes"], device)),
+            "custom": lambda: self._custom_value(content, encoded["type"]),
+        }
+        return decoders[kind]()
 
     def _record(self, name: str, attributes: dict[str, Any]) -> Any:
         if attributes.keys() != set(RECORDS[name]):

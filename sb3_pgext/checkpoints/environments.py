@@ -27,11 +27,10 @@ class _WholeStatePickler(cloudpickle.Pickler):
     """Also saves what the objects' own ``__getstate__`` leaves out."""
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, EzPickle):  # it would be made anew, from its constructor's arguments
-            return copyreg.__newobj__, (type(obj),), dict(vars(obj)), None, None, _fill  # type: ignore[attr-defined]
-        if isinstance(obj, VecEnvWrapper):  # VecNormalize leaves out the environment and the returns so far
+        # Of EzPickle only the constructor's arguments would be saved; VecNormalize leaves out its environment.
+        if isinstance(obj, (EzPickle, VecEnvWrapper)):
             state = {name: value for name, value in vars(obj).items() if name != "class_attributes"}
-            return copyreg.__newobj__, (type(obj),), state, None, None, _fill_wrapper  # type: ignore[attr-defined]
+            return copyreg.__newobj__, (type(obj),), state, None, None, _fill  # type: ignore[attr-defined]
         if isinstance(obj, ResultsWriter):
             return _ContinuedResults, _written(obj)
         return super().reducer_override(obj)
@@ -39,17 +38,15 @@ class _WholeStatePickler(cloudpickle.Pickler):
 
 def _fill(obj: Any, state: dict[str, Any]) -> None:
     vars(obj).update(state)
-
-
-def _fill_wrapper(wrapper: VecEnvWrapper, state: dict[str, Any]) -> None:
-    vars(wrapper).update(state)
-    wrapper.class_attributes = dict(inspect.getmembers(type(wrapper)))
+    if isinstance(obj, VecEnvWrapper):
+        obj.class_attributes = dict(inspect.getmembers(type(obj)))
 
 
 class _ContinuedResults(ResultsWriter):
     """
-    Goes on with a file of episodes as it was at a checkpoint: those written later are cut off before the first new one.
-    Until then no file is touched.
+    A writer that goes on with a file of episodes as it was at a checkpoint.
+
+    The episodes written later are cut off before the first new one; until then no file is touched.
 
     :param path: the file
     :param extra_keys: what is written of an episode beside return, length and time
@@ -78,7 +75,7 @@ class _ContinuedResults(ResultsWriter):
 
 
 def _written(writer: ResultsWriter) -> tuple[str, tuple[str, ...], str, int]:
-    """Its file, what it writes beside return, length and time, the first line of the file, and how long that is."""
+    """The arguments with which :class:`_ContinuedResults` goes on from here."""
     if isinstance(writer, _ContinuedResults) and writer.untouched is not None:
         return writer.untouched
     path, head, size = writer.file_handler.name, "", 0
@@ -90,8 +87,10 @@ def _written(writer: ResultsWriter) -> tuple[str, tuple[str, ...], str, int]:
 
 def pickled(env: VecEnv) -> bytes:
     """
+    An environment and its sub-environments, wherever they are in their episodes.
+
     :param env: a vectorised environment
-    :return: it and its sub-environments, wherever they are in their episodes
+    :return: its pickle
     :raises TypeError: it cannot be pickled; the message says why
     """
     base = list(_layers(env))[-1]
@@ -119,9 +118,9 @@ def adopt(env: VecEnv, saved: VecEnv) -> bool:
     if make is None or make != _make(saved_layers):
         return False
     env.close()
+    for monitor, saved_monitor in zip(_monitors(layers), _monitors(saved_layers), strict=True):
+        saved_monitor.results_writer = _in_the_file_of(monitor.results_writer, saved_monitor.results_writer)
     for layer, saved_layer in zip(layers, saved_layers, strict=True):
-        for monitor, saved_monitor in zip(_monitors(layer), _monitors(saved_layer), strict=True):
-            saved_monitor.results_writer = _in_the_file_of(monitor.results_writer, saved_monitor.results_writer)
         vars(layer).update({name: value for name, value in vars(saved_layer).items() if name != "venv"})
     return True
 
@@ -134,11 +133,10 @@ def _layers(env: VecEnv) -> Iterator[VecEnv]:
         yield env
 
 
-def _monitors(layer: VecEnv) -> Iterator[Monitor | VecMonitor]:
-    """What writes files of episodes: the layer itself, or wrappers of its sub-environments."""
-    if isinstance(layer, VecMonitor):
-        yield layer
-    for env in _sub_environments(layer):
+def _monitors(layers: list[VecEnv]) -> Iterator[Monitor | VecMonitor]:
+    """The wrappers that write files of episodes, of the vectorised environment and of its sub-environments."""
+    yield from (layer for layer in layers if isinstance(layer, VecMonitor))
+    for env in _sub_environments(layers[-1]):
         while isinstance(env, gym.Wrapper):
             if isinstance(env, Monitor):
                 yield env
@@ -147,10 +145,13 @@ def _monitors(layer: VecEnv) -> Iterator[Monitor | VecMonitor]:
 
 def _in_the_file_of(writer: ResultsWriter | None, saved: ResultsWriter | None) -> ResultsWriter | None:
     """
+    The writer that goes on with the file of a given environment.
+
+    It goes on where the saved one was if that is the same file, or a copy of it, or if nothing is there yet.
+
     :param writer: of the given environment
     :param saved: of the saved one
-    :return: what goes on with the first one's file: where the second one was if it is the same file, or a copy of it,
-        or if nothing is there yet
+    :return: the writer; None where the given environment writes none
     """
     if writer is None:
         return None
@@ -163,16 +164,14 @@ def _in_the_file_of(writer: ResultsWriter | None, saved: ResultsWriter | None) -
 
 
 def _sub_environments(base: VecEnv) -> list[gym.Env]:
-    """Those in this process; of a wrapper none."""
-    if isinstance(base, GymnasiumVecEnv):
-        return base.envs if isinstance(base.env.unwrapped, SyncVectorEnv) else []
-    return base.envs if isinstance(base, DummyVecEnv) else []
+    """The sub-environments in this process."""
+    return getattr(base, "envs", []) if isinstance(base, (DummyVecEnv, GymnasiumVecEnv)) else []
 
 
 def _make(layers: list[VecEnv]) -> list[Any] | None:
-    """What distinguishes environments, apart from their state; None where nobody can tell."""
+    """Everything that distinguishes environments apart from their state; None where nobody can tell."""
     *wrappers, base = layers
-    inside: list[Any] = [*([base.env] if isinstance(base, GymnasiumVecEnv) else []), *_sub_environments(base)]
+    inside = [*([base.env] if isinstance(base, GymnasiumVecEnv) else []), *_sub_environments(base)]
     makes = [_gym_make(env) for env in inside]
     if None in makes:
         return None
@@ -181,32 +180,30 @@ def _make(layers: list[VecEnv]) -> list[Any] | None:
 
 def _gym_make(env: Any) -> list[Any] | None:
     """
-    Of its wrappers, of which some say with what arguments they were made, and of itself: its registration or, where it
-    has none, the arguments of its constructor; None if it does not keep them.
+    The wrappers of an environment, and its registration or, where it has none, the arguments of its constructor.
+
+    None if it does not keep them.
     """
-    spec = env.spec
-    layers: list[Any] = []
+    spec, make = env.spec, []
     while isinstance(env, gym.Wrapper | VectorWrapper):
-        layers.append((type(env), _arguments(env)))
+        make.append((type(env), _arguments(env)))
         env = env.env
     if isinstance(env, SyncVectorEnv):  # its sub-environments say the rest
-        return [*layers, type(env), env.metadata["autoreset_mode"]]
+        return [*make, type(env)]
     if spec is not None:
-        wrapped = [(wrapper.name, repr(wrapper.kwargs)) for wrapper in spec.additional_wrappers]
-        return [*layers, type(env), spec.id, repr(spec.kwargs), spec.max_episode_steps, wrapped]
+        registration = spec.id, repr(spec.kwargs), spec.max_episode_steps, repr(spec.additional_wrappers)
+        return [*make, type(env), registration]
     arguments = _arguments(env)
-    return (
-        None if arguments.keys() != inspect.signature(type(env)).parameters.keys() else [*layers, type(env), arguments]
-    )
+    complete = arguments.keys() == inspect.signature(type(env)).parameters.keys()
+    return [*make, type(env), arguments] if complete else None
 
 
 def _arguments(obj: Any) -> dict[str, str]:
-    """Those of its constructor that it keeps under their names, or with an underscore before, spelled out."""
+    """The constructor's arguments that an object keeps under their names, or with an underscore before, spelled out."""
     kept = {}
     for name in inspect.signature(type(obj)).parameters.keys() - {"env", "venv"}:
-        for attribute in (name, f"_{name}"):
-            if attribute in vars(obj):
-                value = vars(obj)[attribute]
-                kept[name] = repr(value.tolist() if isinstance(value, np.ndarray) else value)
-                break
+        attribute = name if name in vars(obj) else f"_{name}"
+        if attribute in vars(obj):
+            value = vars(obj)[attribute]
+            kept[name] = repr(value.tolist() if isinstance(value, np.ndarray) else value)
     return kept

@@ -16,25 +16,19 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "CUSTOM",
-    "ENVIRONMENT",
-    "MANIFEST",
-    "MODEL",
-    "TENSORS",
     "Damaged",
     "Stored",
     "add_checkpoint",
     "found",
     "good_checkpoints",
     "has_checkpoint",
-    "num_timesteps_at",
     "prune",
     "read",
     "write",
 ]
 
 MODEL, TENSORS, CUSTOM, ENVIRONMENT = "model.json", "tensors.safetensors", "custom.pkl", "environment.pkl"
-MANIFEST = "manifest.json"
+MANIFEST, LOCK = "manifest.json", ".lock"
 FORMAT = {"format": "sb3-pgext checkpoint", "version": 1}
 
 _NAME = re.compile(r"(\d{6,})-step-(\d+)")
@@ -91,7 +85,9 @@ def write(path: Path, files: Mapping[str, bytes]) -> None:
 
 def read(path: Path) -> Stored:
     """
-    :param path: a checkpoint's folder
+    Read a checkpoint.
+
+    :param path: its folder
     :return: its files
     :raises Damaged: one of them is not what was written; the message names it
     """
@@ -118,7 +114,9 @@ def read(path: Path) -> Stored:
 
 def found(folder: Path) -> list[Path]:
     """
-    :param folder: where a training writes its checkpoints
+    The checkpoints of a training.
+
+    :param folder: where it writes them
     :return: those in it, good or not, the last one first
     """
     names = [name for name in os.listdir(folder) if _NAME.fullmatch(name)] if folder.is_dir() else []
@@ -159,28 +157,28 @@ def prune(folder: Path, keep: int) -> None:
 
 def good_checkpoints(folder: Path) -> Iterator[Path]:
     """
-    :param folder: where a training writes its checkpoints
+    The checkpoints of a training that are not damaged.
+
+    :param folder: where it writes them
     :return: the good ones in it, the last one first
     """
-    for path in found(folder):
-        with contextlib.suppress(Damaged):
-            read(path)
-            yield path
+    return filter(_is_good, found(folder))
 
 
 def has_checkpoint(path: str | Path) -> bool:
     """
-    Whether there is something to go on from. A folder may be there without, where the very first checkpoint was not
+    Say if there is something to go on from. A folder may be there without, where the very first checkpoint was not
     finished.
 
     :param path: a folder of checkpoints, or a single checkpoint; it need not be there
     :return: whether :func:`~sb3_pgext.resume` finds a good checkpoint there
     """
-    folder = Path(path)
-    if found(folder):
-        return any(True for _ in good_checkpoints(folder))
+    return any(_is_good(checkpoint) for checkpoint in found(Path(path)) or [Path(path)])
+
+
+def _is_good(checkpoint: Path) -> bool:
     try:
-        read(folder)
+        read(checkpoint)
     except Damaged:
         return False
     return True
@@ -204,7 +202,7 @@ def _manifest(files: Mapping[str, bytes]) -> bytes:
 
 
 def _sealed(manifest: dict[str, Any]) -> bytes:
-    """As it is written: with its own checksum, and in one spelling, so that no byte of it can be changed unseen."""
+    """A manifest with its own checksum, in one spelling, so that no byte of it can be changed unseen."""
     checksum = hashlib.sha256(_spelled(manifest)).hexdigest()
     return _spelled({**manifest, "sha256": checksum}) + b"\n"
 
@@ -214,7 +212,7 @@ def _spelled(content: Mapping[str, Any]) -> bytes:
 
 
 def _signature(checksums: Mapping[str, str]) -> str | None:
-    """What only this user can make of the checksums; None where there is no place for a key."""
+    """The signature that only this user can give; None where there is no place for a key."""
     key = _own_key()
     return None if key is None else hmac.new(key, _spelled(checksums), "sha256").hexdigest()
 
@@ -237,7 +235,7 @@ def _own_key() -> bytes | None:
 
 
 def _make_key(path: Path) -> None:
-    """As a whole or not at all."""
+    """Write a new key, as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(uuid.uuid4().hex)
     with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:

@@ -12,44 +12,36 @@ import cloudpickle
 import safetensors.torch
 import torch as th
 from safetensors import SafetensorError
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_pgext.checkpoints import files
 from sb3_pgext.checkpoints.encoding import Decoder, Encoder
 from sb3_pgext.checkpoints.environments import adopt, pickled
-from sb3_pgext.checkpoints.files import (
-    CUSTOM,
-    ENVIRONMENT,
-    MANIFEST,
-    MODEL,
-    TENSORS,
-    Damaged,
-    Stored,
-    found,
-    read,
-    write,
-)
+from sb3_pgext.checkpoints.files import Damaged, Stored
+from sb3_pgext.checkpoints.replay import end_trajectory
 from sb3_pgext.checkpoints.state import model_of, restore_generators, restore_normalization, state_of
 
 __all__ = ["contents", "load", "resume", "save"]
 
 
-def save(model: OnPolicyAlgorithm, path: str | Path) -> None:
+def save(model: BaseAlgorithm, path: str | Path) -> None:
     """
     Save a model that is not learning, with all that :func:`resume` needs, as a folder that :func:`load` opens safely.
 
-    :param model: of an algorithm of sb3_pgext
+    :param model: of any SB3 algorithm; a class that is not known by name is kept as a pickle
     :param path: the folder, where nothing may be yet
-    :raises ValueError: the model is of another algorithm, has a parameter that is NaN or infinite or something that
-        cannot be pickled where that is needed, or something is there already
+    :raises ValueError: the model has a parameter that is NaN or infinite or something that cannot be pickled where that
+        is needed, or something is there already
     """
-    write(Path(path), contents(model))
+    files.write(Path(path), contents(model))
 
 
 def load(
     path: str | Path, env: GymEnv | None = None, device: th.device | str = "auto", trust: bool = False
-) -> OnPolicyAlgorithm:
+) -> BaseAlgorithm:
     """
     Load a model to predict with, or to learn on from. Unless it is trusted, nothing in the file is run, and
     ``tensorboard_log``, where it says that logs are to be written, is left out.
@@ -77,9 +69,9 @@ def load(
 
 def resume(
     path: str | Path, env: GymEnv | None = None, device: th.device | str | None = None, trust: bool | None = None
-) -> OnPolicyAlgorithm:
+) -> BaseAlgorithm:
     """
-    A model that learns on as if its training had not stopped:
+    Load a model to learn on with, as if its training had not stopped:
     ``model.learn(total_timesteps - model.num_timesteps, reset_num_timesteps=False)``.
 
     The environment is in the checkpoint too, as a pickle, where it can be pickled. Where it cannot, or is not trusted,
@@ -116,23 +108,25 @@ def resume(
                 f"{reason}",
                 stacklevel=2,
             )
+        elif model.action_noise is not None:
+            _keep_through_next_reset(model.action_noise)
         restore_generators(model, decoder.decode(state["generators"]))
     return model
 
 
-def contents(model: OnPolicyAlgorithm) -> dict[str, bytes]:
+def contents(model: BaseAlgorithm) -> dict[str, bytes]:
     """
-    A warning says so if the environment is not among them.
+    The files of a checkpoint. A warning says so if the environment is not among them.
 
     :param model: between two updates
-    :return: the files of its checkpoint, by name
+    :return: their contents, by name
     :raises ValueError: see :func:`save`
     """
-    encoder, files = Encoder(), {}
+    encoder, written = Encoder(), {}
     state = state_of(model, encoder)
     if model.env is not None:
         try:
-            files[ENVIRONMENT] = pickled(model.env)
+            written[files.ENVIRONMENT] = pickled(model.env)
         except TypeError as error:
             state["environment"] = f"cannot be pickled ({error})"
             warnings.warn(
@@ -140,25 +134,25 @@ def contents(model: OnPolicyAlgorithm) -> dict[str, bytes]:
             )
     if encoder.custom:
         try:
-            files[CUSTOM] = cloudpickle.dumps(encoder.custom)
+            written[files.CUSTOM] = cloudpickle.dumps(encoder.custom)
         except Exception as error:  # whatever a class of the user may raise
             raise ValueError(f"one of {sorted(encoder.custom)} cannot be pickled: {error}") from error
-    files[MODEL] = json.dumps(state, allow_nan=False).encode()
-    files[TENSORS] = safetensors.torch.save(encoder.tensors)
-    return files
+    written[files.MODEL] = json.dumps(state, allow_nan=False).encode()
+    written[files.TENSORS] = safetensors.torch.save(encoder.tensors)
+    return written
 
 
 def _last_good(path: Path) -> Stored:
     if not path.is_dir():
         raise ValueError(f"path={str(path)!r}: allowed is a checkpoint, or a folder of checkpoints")
-    candidates = found(path)
+    candidates = files.found(path)
     if not candidates:
-        if not (path / MANIFEST).is_file():
-            raise Damaged(f"path={str(path)!r}: there is no checkpoint, for {MANIFEST} is missing")
-        return read(path)
+        if not (path / files.MANIFEST).is_file():
+            raise Damaged(f"path={str(path)!r}: there is no checkpoint, for {files.MANIFEST} is missing")
+        return files.read(path)
     for candidate in candidates:
         try:
-            return read(candidate)
+            return files.read(candidate)
         except Damaged as error:
             warnings.warn(f"{error}: the checkpoint before it is taken", stacklevel=3)
     raise Damaged(f"path={str(path)!r}: none of its {len(candidates)} checkpoints is good")
@@ -166,10 +160,10 @@ def _last_good(path: Path) -> Stored:
 
 @contextmanager
 def _naming(stored: Stored) -> Iterator[None]:
-    """Errors say of which checkpoint. One whose files are those that were written, but of no model, is among them."""
+    """Name the checkpoint in errors, also in those that files raise which are intact but of no model."""
     try:
         yield
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError) as error:
+    except Exception as error:  # whatever a constructor may raise that is given something else
         what = error if type(error) is ValueError else f"not of a known schema ({error!r})"
         raise ValueError(f"{stored.path}: {what}") from error
 
@@ -177,29 +171,39 @@ def _naming(stored: Stored) -> Iterator[None]:
 def _opened(stored: Stored, trusted: bool) -> tuple[dict[str, Any], Decoder]:
     """The state as JSON, and what makes values of it."""
     try:
-        state = json.loads(stored.files[MODEL])
-        tensors = safetensors.torch.load(stored.files[TENSORS])
+        state = json.loads(stored.files[files.MODEL])
+        tensors = safetensors.torch.load(stored.files[files.TENSORS])
     except (ValueError, SafetensorError) as error:
-        raise ValueError(f"{MODEL} or {TENSORS} is of another format ({error!r})") from error
-    custom = pickle.loads(stored.files.get(CUSTOM, pickle.dumps({}))) if trusted else None
+        raise ValueError(f"{files.MODEL} or {files.TENSORS} is of another format ({error!r})") from error
+    custom = pickle.loads(stored.files.get(files.CUSTOM, pickle.dumps({}))) if trusted else None
     return state, Decoder(tensors, custom)
 
 
 def _saved_env(stored: Stored, state: Mapping[str, Any], trusted: bool) -> tuple[VecEnv | None, str]:
-    """It, or None and the reason."""
-    if ENVIRONMENT not in stored.files:
+    """The environment in the checkpoint, or None and the reason."""
+    if files.ENVIRONMENT not in stored.files:
         return None, str(state.get("environment", "is not there"))
     if not trusted:
         return None, "is pickled, which runs code of whoever wrote it, and may be opened with trust=True only"
     try:
-        return pickle.loads(stored.files[ENVIRONMENT]), ""
+        return pickle.loads(stored.files[files.ENVIRONMENT]), ""
     except Exception as error:  # whatever an environment may raise
         return None, f"cannot be opened ({error!r})"
 
 
-def _restart_episodes(model: OnPolicyAlgorithm) -> None:
-    """Not with the seed of the first ones, which would be played again."""
+def _restart_episodes(model: BaseAlgorithm) -> None:
+    """Begin new episodes, not with the seed of the first ones, which would be played again."""
     assert model.env is not None
     model._last_obs = None
+    end_trajectory(getattr(model, "replay_buffer", None))
     if model.seed is not None:
         model.env.seed((model.seed + model.num_timesteps) % 2**32)
+
+
+def _keep_through_next_reset(noise: ActionNoise) -> None:
+    """``learn`` resets the noise when it starts, which it does not do in the midst of the uninterrupted training."""
+
+    def once() -> None:
+        del vars(noise)["reset"]
+
+    vars(noise)["reset"] = once

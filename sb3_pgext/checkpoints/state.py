@@ -1,53 +1,57 @@
-"""What the future of a training depends on, taken from a model and put into one."""
+"""Everything that the future of a training depends on, taken from a model and put into one."""
 
 import random
+import warnings
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import check_for_correct_spaces
 from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.her import HerReplayBuffer
 
-from sb3_pgext.algorithms.base import PolicyGradientAlgorithm
-from sb3_pgext.checkpoints.encoding import Decoder, Encoder
+from sb3_pgext.checkpoints.encoding import ALGORITHMS, Decoder, Encoder, qualified_name
+from sb3_pgext.checkpoints.replay import replay_of, restored_replay
 
 __all__ = ["generators_of", "model_of", "restore_generators", "restore_normalization", "state_of"]
 
 _RECREATED = ("lr_schedule",)
-"""Attributes that ``_setup_model`` makes of others."""
+"""Attributes that ``_setup_model`` makes from others."""
 
 _NOISE = ("exploration_mat", "exploration_matrices")
-"""What gSDE's noise was drawn as."""
+"""Attributes of a distribution that hold the noise drawn for gSDE."""
 
 
-def state_of(model: OnPolicyAlgorithm, encoder: Encoder) -> dict[str, Any]:
+def state_of(model: BaseAlgorithm, encoder: Encoder) -> dict[str, Any]:
     """
+    The state of a model, without its environment.
+
     :param model: between two updates
     :param encoder: takes the tensors
-    :return: all of it but the environment, as JSON
-    :raises ValueError: it is of no algorithm of the family, or a parameter is NaN or infinite
+    :return: the state as JSON
+    :raises ValueError: a parameter is NaN or infinite
     """
-    if not isinstance(model, PolicyGradientAlgorithm):
-        raise ValueError(f"model={type(model).__name__}: allowed is an algorithm of sb3_pgext")
-    parameters = dict(model.policy.state_dict())
-    for name, tensor in parameters.items():
+    names, variables = model._get_torch_save_params()
+    tensors = {name: attrgetter(name)(model) for name in variables}
+    for name, tensor in {**model.policy.state_dict(), **tensors}.items():
         if not tensor.isfinite().all():
-            raise ValueError(f"parameter {name} of the policy is NaN or infinite: allowed are finite numbers only")
-    left_out = _left_out(model)
-    distribution = model.policy.action_dist
+            raise ValueError(f"parameter {name} is NaN or infinite: allowed are finite numbers only")
+    left_out = {*_left_out(model), *(name.partition(".")[0] for name in (*names, *variables))}
     normalizer = model.get_vec_normalize_env()
+    known = ALGORITHMS.get(qualified_name(type(model))) is type(model)
     parts = {
-        "algorithm": type(model),
+        "algorithm": qualified_name(type(model)) if known else type(model),
         "device": model.device.type,
         "attributes": {name: value for name, value in vars(model).items() if name not in left_out},
-        "policy": parameters,
+        "state_dicts": {name: attrgetter(name)(model).state_dict() for name in names},
+        "tensors": tensors,
         "frozen": [name for name, parameter in model.policy.named_parameters() if not parameter.requires_grad],
-        "optimizer": model.policy.optimizer.state_dict(),
-        "noise": {name: getattr(distribution, name) for name in _NOISE if hasattr(distribution, name)},
-        "replay_buffer": getattr(model, "replay_buffer", None),
+        "noise": {name: _noise_of(module) for name, module in model.policy.named_modules() if _noise_of(module)},
+        "replay_buffer": replay_of(getattr(model, "replay_buffer", None)),
         "normalization": None if normalizer is None else _statistics(normalizer),
         "generators": generators_of(model),
     }
@@ -56,16 +60,20 @@ def state_of(model: OnPolicyAlgorithm, encoder: Encoder) -> dict[str, Any]:
 
 def model_of(
     state: Mapping[str, Any], decoder: Decoder, env: Any | None, device: th.device | str = "auto"
-) -> OnPolicyAlgorithm:
+) -> BaseAlgorithm:
     """
-    :param state: of a model
+    The model that a state was taken from.
+
+    :param state: the outcome of :func:`state_of`
     :param decoder: gives the tensors
     :param env: the environment that it is to have; None for none
     :param device: where its tensors are to be
     :return: the model; the environment and the random generators are as they were
     :raises ValueError: the environment has other spaces, or the state is none of a model
     """
-    algorithm, attributes = decoder.decode(state["algorithm"]), decoder.decode(state["attributes"])
+    name = state["algorithm"]
+    algorithm: Any = ALGORITHMS[name] if isinstance(name, str) else decoder.decode(name)
+    attributes = decoder.decode(state["attributes"])
     for name in attributes:
         if callable(getattr(algorithm, name, None)) or isinstance(getattr(algorithm, name, None), property):
             raise ValueError(f"attributes/{name}: allowed are attributes, not methods, of {algorithm.__name__}")
@@ -78,24 +86,47 @@ def model_of(
     seed = attributes.pop("seed")
     model = algorithm(attributes["policy_class"], env, device=device, _init_setup_model=False)
     vars(model).update({name: value for name, value in attributes.items() if name not in _left_out(model)})
+    _restore_replay(model, decoder.decode(state["replay_buffer"], model.device))
     model._setup_model()
     model.seed = seed
 
-    model.policy.load_state_dict(decoder.decode(state["policy"]))
+    for name, state_dict in decoder.decode(state["state_dicts"]).items():
+        attrgetter(name)(model).load_state_dict(state_dict)
+    for name, tensor in decoder.decode(state["tensors"]).items():
+        attrgetter(name)(model).data.copy_(tensor)
     frozen = set(decoder.decode(state["frozen"]))
     for name, parameter in model.policy.named_parameters():
         parameter.requires_grad_(name not in frozen)
-    model.policy.optimizer.load_state_dict(decoder.decode(state["optimizer"]))
     for name, noise in decoder.decode(state["noise"], model.device).items():
-        if name in _NOISE:
-            setattr(model.policy.action_dist, name, noise)
-    replay_buffer = decoder.decode(state["replay_buffer"], model.device)
-    if replay_buffer is not None:
-        model.replay_buffer = replay_buffer
+        distribution = model.policy.get_submodule(name).action_dist
+        vars(distribution).update({attribute: noise[attribute] for attribute in _NOISE})
     return model
 
 
-def _left_out(model: OnPolicyAlgorithm) -> set[str]:
+def _noise_of(module: th.nn.Module) -> dict[str, th.Tensor]:
+    """The noise that was drawn for gSDE, where a module acts with it."""
+    distribution = getattr(module, "action_dist", None)
+    return {name: getattr(distribution, name) for name in _NOISE if hasattr(distribution, name)}
+
+
+def _restore_replay(model: Any, saved: Any) -> None:
+    """Give a model its replay buffer, before its ``_setup_model`` would make one."""
+    replay_buffer = restored_replay(saved, model.device)
+    if replay_buffer is None:
+        return
+    if getattr(replay_buffer, "n_envs", model.n_envs) != model.n_envs:
+        warnings.warn(
+            f"env has num_envs={model.n_envs}, the replay buffer is one of {replay_buffer.n_envs}: it starts empty",
+            stacklevel=2,
+        )
+        return
+    if isinstance(replay_buffer, HerReplayBuffer) and model.env is not None:
+        replay_buffer.set_env(model.env)
+    model.replay_buffer = replay_buffer
+
+
+def _left_out(model: BaseAlgorithm) -> set[str]:
+    """The attributes that SB3 does not save either, and those that are made from others."""
     return {*model._excluded_save_params(), *_RECREATED}
 
 
@@ -104,7 +135,7 @@ def _statistics(normalizer: VecNormalize) -> dict[str, Any]:
     return {"observations": observations, "returns": normalizer.ret_rms}
 
 
-def restore_normalization(model: OnPolicyAlgorithm, statistics: Mapping[str, Any] | None) -> None:
+def restore_normalization(model: BaseAlgorithm, statistics: Mapping[str, Any] | None) -> None:
     """
     Give the VecNormalize of the model's environment its statistics.
 
@@ -122,10 +153,12 @@ def restore_normalization(model: OnPolicyAlgorithm, statistics: Mapping[str, Any
             normalizer.obs_rms = statistics["observations"]
 
 
-def generators_of(model: OnPolicyAlgorithm) -> dict[str, Any]:
+def generators_of(model: BaseAlgorithm) -> dict[str, Any]:
     """
+    The states of all random generators outside the environment.
+
     :param model: with an action space
-    :return: the states of all random generators outside the environment
+    :return: the states, by generator
     """
     return {
         "python": random.getstate(),
@@ -136,10 +169,12 @@ def generators_of(model: OnPolicyAlgorithm) -> dict[str, Any]:
     }
 
 
-def restore_generators(model: OnPolicyAlgorithm, states: Mapping[str, Any]) -> None:
+def restore_generators(model: BaseAlgorithm, states: Mapping[str, Any]) -> None:
     """
+    Put all random generators outside the environment back.
+
     :param model: with an action space
-    :param states: of :func:`generators_of`
+    :param states: the outcome of :func:`generators_of`
     """
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])  # noqa: NPY002
@@ -151,5 +186,5 @@ def restore_generators(model: OnPolicyAlgorithm, states: Mapping[str, Any]) -> N
 
 
 def _generator_of(space: spaces.Space) -> dict[str, Any] | None:
-    """None where nothing has been drawn, or seeded, yet."""
+    """The state of a space's generator; None where nothing has been drawn, or seeded, yet."""
     return None if space._np_random is None else dict(space.np_random.bit_generator.state)

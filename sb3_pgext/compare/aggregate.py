@@ -48,35 +48,46 @@ class Aggregate:
 
 def aggregate(study: Study, results: pd.DataFrame) -> Aggregate | None:
     """
+    Compute the statistics of the labels that have finished runs on all environments.
+
     :param study: a study
     :param results: as of :func:`sb3_pgext.compare.report.results_table`
-    :return: the statistics of the labels that have finished runs on all environments; None if these are less than two,
-        or have too few seeds to be bootstrapped
+    :return: the statistics; None if these labels are less than two, or have too few seeds to be bootstrapped
     """
     labels = [label for label in study.labels if _is_complete(study, results, label)]
     results = results[results["run"].isin(labels)]
     if len(labels) < 2:
         return None
-    results = results[results["seed"].isin(_common_seeds(results))]
+    # rliable's strata are environments of the same number of runs: a seed that failed somewhere is left out.
+    common = set.intersection(*(set(group["seed"]) for _, group in results.groupby(["run", "environment"])))
+    results = results[results["seed"].isin(common)]
     if results.empty or not enough_seeds(results):
         return None
 
-    final = {label: _final_scores(study, results, label) for label in labels}
+    scores = _scores(results)
     fractions = np.linspace(0, 1, _N_FRACTIONS)
-    curves = {label: _score_curves(study, results, label, fractions) for label in labels}
-    thresholds = np.linspace(min(0.0, *(scores.min() for scores in final.values())), 1, _N_THRESHOLDS)
+    final, curves = {}, {}
+    for label in labels:
+        of_environments = [learning_curves(scores, label, environment) for environment in study.environments]
+        final[label] = np.stack([of_seeds[:, -1] for _, of_seeds in of_environments], axis=1)  # (S, E)
+        curves[label] = np.stack(  # (S, E, T)
+            [[np.interp(fractions, t, seed, right=np.nan) for seed in of_seeds] for t, of_seeds in of_environments],
+            axis=1,
+        )
+        curves[label][..., np.isnan(curves[label]).any(axis=(0, 1))] = np.nan
+    thresholds = np.linspace(min(0.0, *(of_label.min() for of_label in final.values())), 1, _N_THRESHOLDS)
     baseline = study.baseline if study.baseline in labels else labels[0]
 
-    def shares_above(scores: np.ndarray) -> np.ndarray:
-        return np.asarray((scores.reshape(-1, 1) > thresholds).mean(axis=0))
+    def shares_above(sample: np.ndarray) -> np.ndarray:
+        return np.asarray((sample.reshape(-1, 1) > thresholds).mean(axis=0))
 
     return Aggregate(
-        seeds=len(next(iter(final.values()))),
-        final={label: bootstrapped(scores, _interquartile_mean) for label, scores in final.items()},
+        seeds=len(common),
+        final={label: bootstrapped(final[label], interquartile_mean) for label in labels},
         fractions=fractions,
-        curves={label: bootstrapped(scores, _interquartile_mean) for label, scores in curves.items()},
+        curves={label: bootstrapped(curves[label], interquartile_mean) for label in labels},
         thresholds=thresholds,
-        profiles={label: bootstrapped(scores, shares_above) for label, scores in final.items()},
+        profiles={label: bootstrapped(final[label], shares_above) for label in labels},
         baseline=baseline,
         improvements={
             label: bootstrapped((final[label], final[baseline]), _improvement) for label in labels if label != baseline
@@ -85,57 +96,28 @@ def aggregate(study: Study, results: pd.DataFrame) -> Aggregate | None:
 
 
 def _is_complete(study: Study, results: pd.DataFrame, label: str) -> bool:
-    """Whether enough seeds of a label have finished on all environments."""
+    """Test whether enough seeds of a label have finished on all environments."""
     mine = results[results["run"] == label]
     return set(mine["environment"]) == set(study.environments) and enough_seeds(mine)
 
 
-def _common_seeds(results: pd.DataFrame) -> set[int]:
-    """rliable's strata are environments of the same number of runs: a seed that failed somewhere is left out."""
-    return set.intersection(*(set(group["seed"]) for _, group in results.groupby(["run", "environment"])))
-
-
-def _scale(results: pd.DataFrame, environment: str) -> tuple[float, float]:
-    """Return of score 0, and the returns from there to score 1."""
-    here = results[results["environment"] == environment]
-    untrained = here[here["timesteps"] == 0]["mean_return"].mean()
-    last = here.sort_values("timesteps").groupby(["run", "seed"])["mean_return"].last()
-    span = last.max() - untrained
-    return float(untrained), float(span) if span > 0 else 1.0  # 1: where nobody has learnt anything
-
-
-def _final_scores(study: Study, results: pd.DataFrame, label: str) -> np.ndarray:
-    """``(S, E)``."""
-    columns = []
-    for environment in study.environments:
-        untrained, span = _scale(results, environment)
-        columns.append((learning_curves(results, label, environment)[1][:, -1] - untrained) / span)
-    return np.stack(columns, axis=1)
-
-
-def _score_curves(study: Study, results: pd.DataFrame, label: str, fractions: np.ndarray) -> np.ndarray:
-    """Scores at these shares of the longest training in each environment, ``(S, E, T)``."""
-    columns = []
-    for environment in study.environments:
-        untrained, span = _scale(results, environment)
-        timesteps, returns = learning_curves(results, label, environment)
-        longest = results[results["environment"] == environment]["timesteps"].max()
-        curves = [np.interp(fractions * longest, timesteps, of_seed, right=np.nan) for of_seed in returns]
-        columns.append((np.stack(curves) - untrained) / span)
-    scores = np.stack(columns, axis=1)
-    scores[..., np.isnan(scores).any(axis=(0, 1))] = np.nan
-    return scores
-
-
-def _interquartile_mean(scores: np.ndarray) -> np.ndarray:
-    """Over seeds and environments together, ``(S, E, …)`` → ``(…)``."""
-    return interquartile_mean(scores.reshape(-1, *scores.shape[2:]))
+def _scores(results: pd.DataFrame) -> pd.DataFrame:
+    """Replace returns by scores, and step counts by shares of the longest training in the environment."""
+    environment = results["environment"]
+    untrained = results[results["timesteps"] == 0].groupby("environment")["mean_return"].mean()
+    last = results.sort_values("timesteps").groupby(["environment", "run", "seed"])["mean_return"].last()
+    span = last.groupby("environment").max() - untrained
+    span = span.where(span > 0, 1.0)  # 1: where nobody has learnt anything
+    return results.assign(
+        mean_return=(results["mean_return"] - environment.map(untrained)) / environment.map(span),
+        timesteps=results["timesteps"] / environment.map(results.groupby("environment")["timesteps"].max()),
+    )
 
 
 def _improvement(scores: np.ndarray, of_baseline: np.ndarray) -> np.ndarray:
     """
-    rliable's probability of improvement, by counting pairs: its test of significance for each of thousands of
-    resamples would take minutes.
+    Count the pairs of runs in which the first is better: rliable's probability of improvement, whose test of
+    significance for each of thousands of resamples would take minutes.
     """
     difference = scores[:, None] - of_baseline[None]
     return np.asarray(((difference > 0) + 0.5 * (difference == 0)).mean())

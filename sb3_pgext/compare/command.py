@@ -1,7 +1,6 @@
 """``sb3-pgext compare``: from a study file to its results."""
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,19 +9,20 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from sb3_pgext.compare.aggregate import aggregate
-from sb3_pgext.compare.display import show_notes, show_progress
+from sb3_pgext.compare.display import progress_shown
 from sb3_pgext.compare.page import aggregate_table, write_pages
-from sb3_pgext.compare.plots import FIGURES, plot_study
+from sb3_pgext.compare.plots import FIGURES, plot_learning_curves, plot_study
 from sb3_pgext.compare.report import SummaryTable, print_summary, results_table, summary_table, summary_tables
 from sb3_pgext.compare.runs import Outcome, check_backend, execute_all, finished
 from sb3_pgext.compare.study import Study, find_study, read_study
 from sb3_pgext.rollouts.files import replacing
+from sb3_pgext.zoo.console import Every, output_console, show_notes
 
 _TABLES = ("results.csv", "summary.csv")
 _FILES = [*_TABLES, *(f"{figure}.{suffix}" for figure in FIGURES for suffix in ("png", "svg"))]
-"""Which not every study has."""
-_FILE_WIDTH = 120
-"""Columns of what is printed where there is no terminal to fit it to."""
+"""Files that not every study has."""
+_PICTURE_SECONDS = 10.0
+"""Seconds between two pictures of a study that is under way."""
 
 
 def compare(study: Study | str | Path, out: Path | None = None, jobs: int | None = None, backend: str = "loky") -> bool:
@@ -47,14 +47,11 @@ def compare(study: Study | str | Path, out: Path | None = None, jobs: int | None
         raise ValueError(f"jobs must be at least 1, not {jobs}")
     check_backend(backend)
     out = (out or Path("runs") / study.name).resolve()
-    # Runs redirect the standard output while they train, also in this process.
-    console = Console(file=sys.stdout, highlight=False)
-    if not console.is_terminal:
-        console.width = _FILE_WIDTH
+    console = output_console()
     outcomes: list[Outcome] = []
     with _alone_in(out):
         try:
-            _train(study, out / "runs", jobs or joblib.cpu_count(), backend, console, outcomes)
+            _train(study, out, jobs or joblib.cpu_count(), backend, console, outcomes)
         except KeyboardInterrupt:
             _report(study, outcomes, out, console)
             console.print("interrupted: start it again and it goes on with what is missing")
@@ -65,7 +62,7 @@ def compare(study: Study | str | Path, out: Path | None = None, jobs: int | None
 
 @contextlib.contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
-    """Of two studies in one folder each would take the other's unfinished runs for left-overs."""
+    """Lock the folder: of two studies in it each would take the other's unfinished runs for left-overs."""
     lock = out / "runs" / ".lock"
     foreign = [name for name in ("report.html", "summary.md", *_FILES) if (out / name).exists()]
     if foreign and not any((out / "runs").glob("*/log.txt")):
@@ -78,14 +75,23 @@ def _alone_in(out: Path) -> Iterator[None]:
         raise ValueError(f"out={str(out)!r}: another process is training into it: wait for it, or stop it") from None
 
 
-def _train(study: Study, folder: Path, jobs: int, backend: str, console: Console, outcomes: list[Outcome]) -> None:
-    """Train what is missing; how it ended is appended to the outcomes."""
+def _train(study: Study, out: Path, jobs: int, backend: str, console: Console, outcomes: list[Outcome]) -> None:
+    """Train what is missing, and draw the curves that there are; how each run ended is appended to the outcomes."""
+    folder = out / "runs"
     show_notes(study.notes, console)
     missing = [run for run in study.runs if not finished(run, folder)]
     if len(missing) < len(study.runs):
         console.print(f"{len(study.runs) - len(missing)} of {len(study.runs)} runs have been trained before")
-    if missing:
-        show_progress(execute_all(missing, folder, jobs, backend), outcomes, missing, folder, console)
+    if not missing:
+        return
+    console.print(f"the curves so far, as runs end: {_shown(out) / 'learning_curves.png'}", soft_wrap=True)
+    picture_is_due = Every(_PICTURE_SECONDS)
+    with progress_shown(outcomes, missing, folder, console):
+        for outcome in execute_all(missing, folder, jobs, backend):
+            outcomes.append(outcome)
+            if outcome.error is None and len(outcomes) < len(missing) and picture_is_due():
+                with contextlib.suppress(OSError):  # a full disk, which the report at the end will name
+                    plot_learning_curves(study, results_table(study, folder), out)
 
 
 def _report(study: Study, outcomes: list[Outcome], out: Path, console: Console) -> None:
@@ -93,6 +99,7 @@ def _report(study: Study, outcomes: list[Outcome], out: Path, console: Console) 
     failures = [outcome for outcome in outcomes if outcome.error is not None]
     results = results_table(study, out / "runs")
     tables: list[SummaryTable] = []
+    statistics = None
     if not results.empty:
         summary = summary_table(study, results)
         tables = summary_tables(study, summary)
@@ -122,5 +129,5 @@ def _report(study: Study, outcomes: list[Outcome], out: Path, console: Console) 
 
 
 def _shown(path: Path) -> Path:
-    """As the user would write it."""
+    """Write a path as the user would."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

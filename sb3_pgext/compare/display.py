@@ -1,8 +1,10 @@
-"""What a study shows while it runs: its notes, and one progress display for all of it."""
+"""The one progress display of a study."""
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -10,39 +12,26 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from sb3_pgext.compare.runs import Outcome, finished, progress
 from sb3_pgext.compare.study import Run
+from sb3_pgext.zoo.console import LINE_SECONDS, Every
 
 _REFRESH_SECONDS = 0.5
-LINE_SECONDS = 15.0
-"""Between two lines where there is no terminal to draw a bar on."""
 
 
-def show_notes(notes: Iterable[str], console: Console) -> None:
+@contextmanager
+def progress_shown(ended: list[Outcome], runs: list[Run], folder: Path, console: Console) -> Iterator[None]:
     """
-    :param notes: what the user is to know before anything is trained
-    :param console: where to show them
-    """
-    for note in notes:
-        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+    Show the progress of runs: a bar on a terminal, else a line now and then.
 
-
-def show_progress(
-    outcomes: Iterable[Outcome], ended: list[Outcome], runs: list[Run], folder: Path, console: Console
-) -> None:
-    """
-    Show the progress of runs until all have ended.
-
-    :param outcomes: the outcomes, as the runs end
-    :param ended: to which they are appended
+    :param ended: the outcomes, to which each is appended when its run ends
     :param runs: all runs that are to be trained
     :param folder: the folder of all runs
-    :param console: where to show it: a bar on a terminal, else a line now and then
+    :param console: where to show it
     """
     stop = threading.Event()
     watch = threading.Thread(target=_watch, args=(stop, ended, runs, folder, console), daemon=True)
     watch.start()
     try:
-        for outcome in outcomes:
-            ended.append(outcome)  # noqa: PERF402 (the other thread watches it grow)
+        yield
     finally:
         stop.set()
         watch.join()
@@ -52,7 +41,7 @@ def _watch(stop: threading.Event, ended: list[Outcome], runs: list[Run], folder:
     """Show the progress until told to stop, and once more then."""
     all_steps = sum(run.n_timesteps for run in runs)
     started = training_since = time.monotonic()
-    next_line = started + LINE_SECONDS
+    line_is_due = Every(LINE_SECONDS)
     bar = Progress(BarColumn(), TextColumn("{task.description}"), console=console, disable=not console.is_terminal)
     task = bar.add_task("", total=all_steps)
     with bar:
@@ -68,13 +57,12 @@ def _watch(stop: threading.Event, ended: list[Outcome], runs: list[Run], folder:
             text = f"{n_ended}/{len(runs)} runs, {_speed(steps, steps_left, now - training_since)}"
             text += f", {_clock(now - started)} elapsed"
             bar.update(task, completed=all_steps - steps_left, description=text)
-            if not console.is_terminal and (stopped or now >= next_line):
+            if not console.is_terminal and (stopped or line_is_due()):
                 console.print(text, soft_wrap=True)
-                next_line = now + LINE_SECONDS
 
 
 def _steps(ended: list[Outcome], runs: list[Run], folder: Path) -> tuple[int, int]:
-    """Environment steps that have been taken, as far as reported, and those still to be: a failed run has none left."""
+    """Count the steps that have been taken, as far as reported, and those left, of which a failed run has none."""
     failed = {outcome.run.folder_name for outcome in ended if outcome.error is not None}
     successful = {outcome.run.folder_name: outcome.run.n_timesteps for outcome in ended if outcome.error is None}
     taken = progress(runs, folder) | successful
@@ -89,7 +77,5 @@ def _speed(steps: int, steps_left: int, seconds: float) -> str:
     return f"{speed:,.0f} steps/s, {_clock(steps_left / speed)} left"
 
 
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+def _clock(seconds: float) -> timedelta:
+    return timedelta(seconds=round(seconds))

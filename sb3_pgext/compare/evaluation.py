@@ -17,7 +17,7 @@ from sb3_pgext.rollouts.episodes import MAX_STEPS_WITHOUT_END
 @dataclass(frozen=True)
 class Measurement:
     """
-    One evaluation of a policy.
+    Result of an evaluation of a policy.
 
     :param timesteps: the environment steps at which it was due
     :param true_timesteps: the environment steps actually taken
@@ -37,9 +37,11 @@ class Measurement:
 
 def due_timesteps(frequency: int, n_timesteps: int) -> list[int]:
     """
+    List the step counts to evaluate at: 0, each multiple of the frequency, and the end.
+
     :param frequency: environment steps between evaluations
     :param n_timesteps: environment steps of the run
-    :return: the step counts to evaluate at: 0, each multiple of ``frequency``, and ``n_timesteps``
+    :return: the step counts, ascending
     """
     return [*range(0, n_timesteps, frequency), n_timesteps]
 
@@ -69,7 +71,7 @@ class EvaluateAtTimesteps(BaseCallback):
 
     @property
     def complete(self) -> bool:
-        """Whether all evaluations have been made."""
+        """True when all evaluations have been made."""
         return len(self.measurements) == len(self._due)
 
     def _on_training_start(self) -> None:
@@ -82,7 +84,7 @@ class EvaluateAtTimesteps(BaseCallback):
         return not self.complete
 
     def _evaluate_if_due(self) -> None:
-        """One vector step may pass several due counts: they share one evaluation."""
+        """Evaluate if a count has been reached. One vector step may pass several: they share one evaluation."""
         due = [steps for steps in self._due[len(self.measurements) :] if steps <= self.num_timesteps]
         if not due:
             return
@@ -90,16 +92,10 @@ class EvaluateAtTimesteps(BaseCallback):
         training_seconds = before - self._started - self._evaluation_seconds
         returns = self._returns()
         self._evaluation_seconds += time.perf_counter() - before
-        for steps in due:
-            measurement = Measurement(
-                timesteps=steps,
-                true_timesteps=self.num_timesteps,
-                mean_return=float(np.mean(returns)),
-                std_return=float(np.std(returns)),
-                episodes=len(returns),
-                training_seconds=training_seconds,
-            )
-            self.measurements.append(measurement)
+        mean, std = float(np.mean(returns)), float(np.std(returns))
+        self.measurements += [
+            Measurement(steps, self.num_timesteps, mean, std, len(returns), training_seconds) for steps in due
+        ]
 
     def _returns(self) -> list[float]:
         if self.model.get_vec_normalize_env() is not None:
@@ -118,6 +114,8 @@ class EvaluateAtTimesteps(BaseCallback):
 
 def _require_an_end(evaluation: dict[str, Any], _: dict[str, Any]) -> None:
     """
+    Refuse an episode without end.
+
     :param evaluation: the local variables of SB3's ``evaluate_policy``, after a step of sub-environment ``i``
     :raises RuntimeError: its episode has no end
     """

@@ -1,11 +1,11 @@
-"""What a study found, to read and to pass on: ``report.html``, which needs nothing beside it, and ``summary.md``."""
+"""Pages to read and to pass on: ``report.html``, which needs nothing beside it, and ``summary.md``."""
 
 import base64
 import html
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from sb3_pgext.compare.aggregate import Aggregate
 from sb3_pgext.compare.plots import FIGURES
 from sb3_pgext.compare.report import SummaryTable, bootstrap_note
 from sb3_pgext.compare.runs import Outcome
+from sb3_pgext.compare.statistics import Estimate
 from sb3_pgext.compare.study import VERSIONS, Study
 from sb3_pgext.rollouts.files import replacing
 
@@ -24,36 +25,36 @@ __all__ = ["aggregate_table", "write_pages"]
 
 def aggregate_table(statistics: Aggregate, study: Study) -> SummaryTable:
     """
+    Put statistics over environments into words.
+
     :param statistics: of all environments together
     :param study: whose they are
-    :return: the same as a table
+    :return: the table
     """
-    rows = []
-    for label, final in statistics.final.items():
-        improvement = statistics.improvements.get(label)
-        probability = "–" if improvement is None else _estimate_text(improvement)
-        rows.append([label, _estimate_text(final), probability])
+    rows = [
+        [label, _estimate_text(final), _estimate_text(statistics.improvements.get(label))]
+        for label, final in statistics.final.items()
+    ]
     n = len(study.environments)
     caption = "Score: 0 before training, 1 the best final return of any run in the environment. "
     caption += f"Brackets: 95 % stratified bootstrap intervals.{bootstrap_note(statistics.seeds)}"
     if missing := [label for label in study.labels if label not in statistics.final]:
         caption += f" Left out, for want of finished runs: {', '.join(missing)}."
-    return SummaryTable(
-        f"{study.environments[0] if n == 1 else f'{n} environments together'}, {statistics.seeds} seeds: scores",
-        ["run", "final score\nIQM", f"P(better than\n{statistics.baseline})"],
-        rows,
-        caption,
-    )
+    title = f"{study.environments[0] if n == 1 else f'{n} environments together'}, {statistics.seeds} seeds: scores"
+    header = ["run", "final score\nIQM", f"P(better than\n{statistics.baseline})"]
+    return SummaryTable(title, header, rows, caption)
 
 
-def _estimate_text(estimate: Any) -> str:
-    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+def _estimate_text(estimate: Estimate | None) -> str:
+    return "–" if estimate is None else f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 def write_pages(
     study: Study, tables: Sequence[SummaryTable], figures: Sequence[Path], failures: Sequence[Outcome], folder: Path
 ) -> None:
     """
+    Write ``report.html`` and ``summary.md``.
+
     :param study: a study
     :param tables: what to show first
     :param figures: files of the figures, without suffix; the SVG goes into the page
@@ -66,15 +67,20 @@ def write_pages(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"markdown": _markdown, "code": _code}
+    environment.filters |= {"markdown": _markdown, "code": _code, "yaml": _yaml}
     content = {
         "study": study,
         "tables": tables,
         "figures": [{"name": f.name, "caption": FIGURES[f.name], "svg": _inline(f)} for f in figures],
         "failures": failures,
-        "configs": _configs(study),
+        # The seeds are the only difference between the runs of a label on an environment.
+        "configs": {(run.environment, run.label): run for run in study.runs}.values(),
         "versions": VERSIONS,
-        "machine": _machine(),
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(),
+            "cores": os.cpu_count(),
+        },
         "evaluations": _evaluations(study),
         "gym_packages": dict.fromkeys(package for run in study.runs for package in run.gym_packages),
     }
@@ -85,54 +91,35 @@ def write_pages(
 
 
 _MARKUP = re.compile(r"[\\`*~$|]|(?<![^\W_])_|_(?![^\W_])|\](?=\()|:(?=//)")
-"""What Markdown does not take literally: underscores at the edge of a word, brackets and colons in links."""
+"""Characters that Markdown does not take literally: underscores at the edge of a word, brackets and colons in links."""
 
 
 def _markdown(text: object) -> str:
-    """As plain Markdown, within a line or the cell of a table."""
+    """Write a text as plain Markdown, within a line or the cell of a table."""
     return _MARKUP.sub(r"\\\g<0>", html.escape(" ".join(str(text).split()), quote=False))
 
 
 def _code(text: object) -> str:
-    """As code in a line of Markdown, between more backticks than stand in it anywhere."""
+    """Write a text as code in a line of Markdown, between more backticks than stand in it anywhere."""
     line = " ".join(str(text).split())
     fence = "`" * (1 + max(map(len, re.findall("`*", line))))
     return f"{fence} {line} {fence}"
 
 
 def _inline(figure: Path) -> str:
-    """The SVG as the address of an image."""
+    """Write the SVG as the address of an image."""
     svg = figure.with_suffix(".svg").read_bytes()
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
-def _configs(study: Study) -> list[dict[str, str]]:
-    """What each label was trained with on each environment; the seeds are the only difference between its runs."""
-    distinct = {(run.environment, run.label): run for run in study.runs}
-    return [
-        {
-            "environment": environment,
-            "run": label,
-            "algorithm": run.algo,
-            "config": yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True),
-        }
-        for (environment, label), run in distinct.items()
-    ]
+def _yaml(config: Mapping[str, Any]) -> str:
+    return str(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
 
-def _evaluations(study: Study) -> list[tuple[str, str]]:
-    """How the runs on each environment were evaluated, in words; labels of other budgets may differ."""
-    texts: dict[str, list[str]] = {}
+def _evaluations(study: Study) -> dict[str, str]:
+    """Say how the runs on each environment were evaluated; labels of other budgets may differ."""
+    texts: dict[str, dict[str, None]] = {}
     for run in study.runs:
         e, kind = run.evaluation, "deterministic" if run.evaluation.deterministic else "sampled"
-        texts.setdefault(run.environment, []).append(f"every {e.frequency:,} steps, {e.episodes} {kind} episodes")
-    return [(environment, " or ".join(dict.fromkeys(of_runs))) for environment, of_runs in texts.items()]
-
-
-def _machine() -> dict[str, str]:
-    """Of this process. Runs of a cluster may have had others."""
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "cores": str(os.cpu_count()),
-    }
+        texts.setdefault(run.environment, {})[f"every {e.frequency:,} steps, {e.episodes} {kind} episodes"] = None
+    return {environment: " or ".join(of_runs) for environment, of_runs in texts.items()}

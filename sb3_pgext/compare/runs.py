@@ -5,10 +5,9 @@ import json
 import math
 import re
 import shutil
-import time
 import traceback
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,10 +18,13 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.compare.evaluation import EvaluateAtTimesteps, Measurement, due_timesteps
 from sb3_pgext.compare.study import Run
+from sb3_pgext.rollouts.files import replacing
+from sb3_pgext.zoo.console import Every
 from sb3_pgext.zoo.experiments import experiment, model_of, one_torch_thread
 from sb3_pgext.zoo.names import import_environments
 
-_MAX_EVALUATION_ENVS = 10
+_MAX_EVALUATION_ENVS = 20
+"""Sub-environments that play the episodes of an evaluation: each prediction serves all of them."""
 _EVALUATION_SEED_OFFSET = 1_000_000
 _ERROR = "error.txt"
 _PROGRESS_INTERVAL = 0.5
@@ -32,7 +34,7 @@ _PROGRESS_INTERVAL = 0.5
 @dataclass(frozen=True)
 class Outcome:
     """
-    How a run ended.
+    The end of a run.
 
     :param run: the run
     :param error: what it failed with; None if it finished
@@ -46,9 +48,11 @@ class Outcome:
 
 def finished(run: Run, folder: Path) -> bool:
     """
+    Test for the run's folder: only a finished run has one of its name.
+
     :param run: a run
     :param folder: the folder of all runs
-    :return: whether the run has finished: only a finished run has a folder of its name
+    :return: whether the run has finished
     """
     return (folder / run.folder_name).is_dir()
 
@@ -71,7 +75,7 @@ def execute_all(runs: list[Run], folder: Path, jobs: int, backend: str = "loky")
 
 
 def _executed(runs: list[Run], folder: Path, n_workers: int, at_once: int) -> Iterator[Outcome]:
-    """Each run's outcome, also if it takes its process with it: then those that were under way are told apart."""
+    """Yield each run's outcome. If one takes its process with it, those that were under way are told apart."""
     chosen, _ = joblib.parallel.get_active_backend()
     return_as = "generator_unordered" if chosen.supports_return_generator else "list"
     left = {run.folder_name: run for run in runs}
@@ -88,18 +92,15 @@ def _executed(runs: list[Run], folder: Path, n_workers: int, at_once: int) -> It
                     _remove(_partial_folders(run, folder))
                 yield from _executed(under_way, folder, n_workers, at_once=1)
             else:
-                yield _died(under_way[0], folder, error)
+                codes = re.search(r"exit codes? of the workers? (?:is|are) \{(.*)\}", str(error))
+                died = f"its process died: {codes[1] if codes else error}"
+                yield _failed(under_way[0], folder, died, _partial_folders(under_way[0], folder))
             for run in under_way:
                 del left[run.folder_name]
 
 
-def _died(run: Run, folder: Path, error: TerminatedWorkerError) -> Outcome:
-    codes = re.search(r"exit codes? of the workers? (?:is|are) \{(.*)\}", str(error))
-    return _failed(run, folder, f"its process died: {codes[1] if codes else error}", *_partial_folders(run, folder))
-
-
-def _failed(run: Run, folder: Path, error: str, *partial: Path) -> Outcome:
-    """What there is of the run is kept under a name of its own."""
+def _failed(run: Run, folder: Path, error: str, partial: list[Path]) -> Outcome:
+    """Keep what there is of the run under a name of its own."""
     failed = folder / f"{run.folder_name}.failed"
     for path in partial:
         with contextlib.suppress(OSError):  # the disk may be what it failed with
@@ -112,7 +113,7 @@ def _failed(run: Run, folder: Path, error: str, *partial: Path) -> Outcome:
 
 
 def _partial_folders(run: Run, folder: Path) -> list[Path]:
-    """Those of a run under way. Each attempt has its own: one whose study was killed may still be at it."""
+    """Find the folders of a run under way. Each attempt has its own: one whose study was killed may still be at it."""
     return list(folder.glob(f"{run.folder_name}.*.partial"))
 
 
@@ -123,6 +124,8 @@ def _remove(folders: Iterable[Path]) -> None:
 
 def check_backend(backend: str) -> None:
     """
+    Refuse a backend that the runs of a study cannot be trained on.
+
     :param backend: of joblib: ``"loky"`` (processes of this machine), ``"dask"`` (the cluster that
         ``DASK_SCHEDULER_ADDRESS`` names, else one on this machine), ``"ray"`` (that of ``RAY_ADDRESS``, likewise),
         ``"sequential"`` (this process, one run after the other: for a debugger) or another one that has been registered
@@ -137,7 +140,7 @@ def check_backend(backend: str) -> None:
 
 @contextlib.contextmanager
 def _backend_context(backend: str) -> Iterator[None]:
-    """Where joblib's workers are."""
+    """Connect joblib to the backend's workers."""
     with contextlib.ExitStack() as stack:
         if backend == "dask":
             import dask
@@ -171,9 +174,8 @@ def execute(run: Run, folder: Path) -> Outcome:
     if failed.is_dir():
         said = failed / _ERROR
         return Outcome(run, (said.read_text() if said.is_file() else "") or "it failed", failed / "log.txt")
-    lost = _partial_folders(run, folder)
-    if lost:
-        return _failed(run, folder, "its process died", *lost)
+    if lost := _partial_folders(run, folder):
+        return _failed(run, folder, "its process died", lost)
     partial = folder / f"{run.folder_name}.{uuid.uuid4().hex[:8]}.partial"
     try:
         partial.mkdir(parents=True)
@@ -191,14 +193,16 @@ def execute(run: Run, folder: Path) -> Outcome:
         partial.rename(final)
     except (Exception, SystemExit) as error:  # whatever it is, also a log that cannot be written; others go on
         if not finished(run, folder):
-            return _failed(run, folder, f"{type(error).__name__}: {error}", partial)
+            return _failed(run, folder, f"{type(error).__name__}: {error}", [partial])
         _remove([partial])  # another attempt came first
     return Outcome(run, None, final / "log.txt")
 
 
 def progress(runs: Iterable[Run], folder: Path) -> dict[str, int]:
     """
-    :param runs: some runs
+    Read the progress of runs.
+
+    :param runs: the runs
     :param folder: the folder of all runs
     :return: folder name of each run → the environment steps that it has taken, as it last reported
     """
@@ -213,9 +217,11 @@ def progress(runs: Iterable[Run], folder: Path) -> dict[str, int]:
 
 def measurements(run: Run, folder: Path) -> list[Measurement]:
     """
+    Read the evaluations of a run.
+
     :param run: a finished run
     :param folder: the folder of all runs
-    :return: its evaluations, in the order of time
+    :return: the evaluations, in the order of time
     """
     return [Measurement(**row) for row in json.loads((folder / run.folder_name / "evaluations.json").read_text())]
 
@@ -224,12 +230,12 @@ def _train(run: Run, folder: Path) -> None:
     """Train the run as rl_zoo3 would, evaluating it on the way, and save what came of it."""
     import_environments(run.gym_packages)
     (folder / "run.json").write_text(json.dumps(asdict(run), indent=2, default=str))
-    manager = experiment_of(run, folder)
+    manager = experiment(run.algo, run.environment, run.config, run.seed, folder)
     due = due_timesteps(run.evaluation.frequency, run.n_timesteps)
     with contextlib.ExitStack() as stack:
         model = stack.enter_context(model_of(manager))
         evaluation_env = stack.enter_context(contextlib.closing(_evaluation_env(run, manager)))
-        callback = EvaluateAtTimesteps(evaluation_env, run.evaluation, due, _Reporter(folder / "progress"))
+        callback = EvaluateAtTimesteps(evaluation_env, run.evaluation, due, reporter(folder / "progress"))
         model.learn(run.n_timesteps, callback=[*manager.callbacks, callback])
     if not callback.complete:
         raise RuntimeError(f"training stopped after {model.num_timesteps} of {run.n_timesteps} environment steps")
@@ -241,34 +247,25 @@ def _train(run: Run, folder: Path) -> None:
     (folder / "evaluations.json").write_text(json.dumps([asdict(m) for m in callback.measurements], indent=1))
 
 
-def experiment_of(run: Run, folder: Path) -> ExperimentManager:
-    """
-    :param run: a run
-    :param folder: its folder
-    :return: rl_zoo3's experiment for it
-    """
-    return experiment(run.algo, run.environment, run.config, run.seed, folder)
-
-
 def _evaluation_env(run: Run, manager: ExperimentManager) -> VecEnv:
-    """An environment wrapped as the training environment is, its sub-environments seeded apart from it."""
+    """Make an environment wrapped as the training environment is, its sub-environments seeded apart from it."""
     env = manager.create_envs(min(run.evaluation.episodes, _MAX_EVALUATION_ENVS), eval_env=True, no_log=True)
     env.seed(run.seed + _EVALUATION_SEED_OFFSET)
     return env
 
 
-class _Reporter:
-    """Write a run's progress to a file now and then, whole or not at all."""
+def reporter(path: Path) -> Callable[[int], None]:
+    """
+    Make a callback that writes a run's progress to a file now and then.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._next = 0.0
+    :param path: of the file
+    :return: called with the environment steps taken
+    """
+    is_due = Every(_PROGRESS_INTERVAL)
 
-    def __call__(self, timesteps: int) -> None:
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + _PROGRESS_INTERVAL
-        written = self._path.with_suffix(".new")
-        written.write_text(str(timesteps))
-        written.replace(self._path)
+    def report(timesteps: int) -> None:
+        if is_due():
+            with replacing(path) as file:
+                file.write(str(timesteps).encode())
+
+    return report

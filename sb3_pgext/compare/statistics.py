@@ -32,7 +32,7 @@ class Estimate:
 
 def mean_with_t_interval(scores: np.ndarray) -> Estimate:
     """
-    The mean over seeds with Student's 95 % interval, which is right for few seeds if they are roughly normal.
+    Estimate the mean over seeds with Student's 95 % interval, which is right for few seeds if they are roughly normal.
 
     :param scores: ``(S,)`` or ``(S, T)``, one row per seed
     :return: estimates of shape ``()`` or ``(T,)``; without an interval for a single seed
@@ -47,28 +47,29 @@ def mean_with_t_interval(scores: np.ndarray) -> Estimate:
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     """
-    The mean of the middle half of the seeds (Agarwal et al., "Deep RL at the edge of the statistical precipice", 2021).
+    Average the middle half of the runs (Agarwal et al., "Deep RL at the edge of the statistical precipice", 2021).
 
-    :param scores: ``(S, ...)``, one row per seed
-    :return: ``(...)``
+    :param scores: ``(S, E, ...)``, one row per seed and one column per environment
+    :return: ``(...)``, over seeds and environments together
     """
-    cut = len(scores) // 4
-    return np.asarray(np.sort(scores, axis=0)[cut : len(scores) - cut].mean(axis=0))
+    runs = np.sort(scores.reshape(-1, *scores.shape[2:]), axis=0)
+    cut = len(runs) // 4
+    return np.asarray(runs[cut : len(runs) - cut].mean(axis=0))
 
 
 def iqm_with_bootstrap_interval(scores: np.ndarray) -> Estimate:
     """
-    The interquartile mean over seeds with rliable's stratified bootstrap 95 % interval; one stratum: one environment.
+    Estimate the interquartile mean over seeds with rliable's bootstrap 95 % interval; one stratum: one environment.
 
     :param scores: ``(S,)`` or ``(S, T)``, one row per seed
     :return: estimates of shape ``()`` or ``(T,)``
     """
-    return bootstrapped(scores.reshape(len(scores), 1, *scores.shape[1:]), lambda sample: interquartile_mean(sample)[0])
+    return bootstrapped(scores[:, None], interquartile_mean)
 
 
 def bootstrapped(scores: np.ndarray | tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray]) -> Estimate:
     """
-    A statistic with rliable's stratified bootstrap 95 % interval: seeds are resampled in each environment.
+    Estimate a statistic with rliable's stratified bootstrap 95 % interval: seeds are resampled in each environment.
 
     :param scores: ``(S, E, ...)``, or several such arrays, which are resampled independently
     :param statistic: of them, ``()`` or ``(T,)``
@@ -84,7 +85,7 @@ def bootstrapped(scores: np.ndarray | tuple[np.ndarray, ...], statistic: Callabl
 
 def area_under_curve(timesteps: np.ndarray, returns: np.ndarray) -> np.ndarray:
     """
-    The mean return over a whole training: the area under the learning curve per environment step.
+    Average the return over a whole training: the area under the learning curve per environment step.
 
     :param timesteps: ``(T,)`` environment steps of the evaluations
     :param returns: ``(S, T)`` mean returns
@@ -95,10 +96,12 @@ def area_under_curve(timesteps: np.ndarray, returns: np.ndarray) -> np.ndarray:
 
 def steps_to_threshold(timesteps: np.ndarray, returns: np.ndarray, threshold: float) -> np.ndarray:
     """
+    Find the first evaluation of each seed that reaches a threshold.
+
     :param timesteps: ``(T,)`` environment steps of the evaluations
     :param returns: ``(S, T)`` mean returns
     :param threshold: the mean return to be reached
-    :return: ``(S,)`` environment steps of the first evaluation that reaches it, infinite where none does
+    :return: ``(S,)`` environment steps of that evaluation, infinite where there is none
     """
     reached = returns >= threshold
     return np.where(reached.any(axis=1), timesteps[reached.argmax(axis=1)], np.inf)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -16,27 +16,22 @@ from rl_zoo3 import ALGOS
 
 import sb3_pgext
 from sb3_pgext.arguments import MAX_NUMBER
-from sb3_pgext.zoo import check_environment, check_name, config_path, configs_folder, read_config
-from sb3_pgext.zoo.configs import MAX_TIMESTEPS, check_keys, check_required, check_values, is_whole
-from sb3_pgext.zoo.experiments import ATARI, DEFAULT, entry_for
-from sb3_pgext.zoo.names import import_environments
+from sb3_pgext.zoo import configs
+from sb3_pgext.zoo.names import check_environment, check_name, import_environments, slug
 
 VERSIONS = {"sb3-pgext": sb3_pgext.__version__} | {
     package: version(package) for package in ("stable-baselines3", "sb3-contrib", "torch", "gymnasium")
 }
-"""Of what its result depends on most, besides its settings. Part of the name of its folder."""
+"""Versions that a run's result depends on most; they are part of the name of its folder."""
 
 MAX_SEEDS = 10_000
-"""Given as a number."""
-
-_MAX_SLUG = 150
-"""Bytes; file systems allow 255 for a name."""
+"""The most seeds that may be given as a number."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """
-    How often and how the policy is evaluated during training.
+    Frequency and kind of the evaluations during training.
 
     :param frequency: environment steps from one evaluation to the next
     :param episodes: episodes per evaluation
@@ -51,7 +46,7 @@ class Evaluation:
 @dataclass(frozen=True)
 class Run:
     """
-    One training run: an algorithm on an environment with a seed.
+    Training run: an algorithm on an environment with a seed.
 
     :param label: the study's name of the algorithm with its parameters
     :param algo: zoo key of the algorithm
@@ -77,7 +72,7 @@ class Run:
         """The run's folder: label, environment, seed, and a hash of all settings and versions."""
         settings = json.dumps([asdict(self), VERSIONS], sort_keys=True, default=str)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
-        return f"{_slug(f'{self.label}_{self.environment}')}_{self.seed}_{digest}"
+        return f"{slug(f'{self.label}_{self.environment}')}_{self.seed}_{digest}"
 
 
 @dataclass(frozen=True)
@@ -116,13 +111,15 @@ class Study:
 
 def find_study(name: str) -> Path:
     """
-    :param name: path of a study file, or name of a ready one in ``zoo_configs/studies``
+    Find a study file.
+
+    :param name: path of the file, or name of a ready one in ``zoo_configs/studies``
     :return: the file's path
     :raises ValueError: there is neither
     """
     if Path(name).is_file():
         return Path(name)
-    ready = {path.stem: path for path in (configs_folder() / "studies").glob("*.yml")}
+    ready = {path.stem: path for path in (configs.configs_folder() / "studies").glob("*.yml")}
     if name not in ready and (Path(name).suffix in (".yml", ".yaml") or Path(name).is_dir()):
         raise ValueError(f"there is no study file {name!r}")
     return ready[check_name("study", name, ready)]
@@ -148,7 +145,11 @@ class _Loader(yaml.SafeLoader):
     """YAML without a key that stands twice in a mapping, of which the first would be lost."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [
+            self.construct_object(key, deep=True)
+            for key, _ in node.value
+            if key.tag != "tag:yaml.org,2002:configs.merge"
+        ]
         for key in keys:
             if keys.count(key) > 1:
                 raise ValueError(f"the key {key!r} stands there twice (line {node.start_mark.line + 1} and after)")
@@ -163,7 +164,7 @@ def quick_study(
     gym_packages: list[str] | None = None,
 ) -> Study:
     """
-    A study without a file: algorithms with their configurations of the zoo.
+    Make a study without a file: algorithms with their configurations of the zoo.
 
     :param environments: ids
     :param algorithms: zoo keys; the first is what the others are compared with
@@ -174,9 +175,9 @@ def quick_study(
     :raises ValueError: as for :func:`read_study`
     """
     runs = {algo: {"algo": algo} for algo in _distinct("algos", algorithms)}
-    content = {"environments": environments, "runs": runs, "seeds": seeds, "n_timesteps": n_timesteps}
+    content: dict[str, Any] = {"environments": environments, "runs": runs, "seeds": seeds, "n_timesteps": n_timesteps}
     content["gym_packages"] = gym_packages
-    name = _slug(f"{'+'.join(environments)}_{'+'.join(algorithms)}")
+    name = slug(f"{'+'.join(environments)}_{'+'.join(algorithms)}")
     return _parse(name, {key: value for key, value in content.items() if value is not None})
 
 
@@ -190,48 +191,26 @@ def _parse(name: str, content: object) -> Study:
     gym_packages = {package: _digest(module) for package, module in import_environments(packages).items()}
     environments = [check_environment(env_id) for env_id in _distinct("environments", content["environments"])]
     seeds = _seeds(content.get("seeds", 3))
-    templates = {
-        env_id: [_template(label, settings, env_id, content) for label, settings in _named_runs(content["runs"])]
-        for env_id in environments
-    }
-    runs = [
-        Run(environment=env_id, seed=seed, gym_packages=gym_packages, **template)
-        for env_id in environments
-        for seed in seeds
-        for template in templates[env_id]
-    ]
-    baseline = content.get("baseline")
-    if baseline is not None:
-        check_name("label of baseline", baseline, dict.fromkeys(run.label for run in runs))
-    notes = configuration_notes((run.label, run.algo, run.environment) for run in runs)
-    return Study(name, tuple(runs), _thresholds(content, environments), baseline, notes)
-
-
-def configuration_notes(trained: Iterable[tuple[str, str, str]], conf_file: str | None = None) -> tuple[str, ...]:
-    """
-    Which are trained with a configuration that is of another version of their environment, or of none.
-
-    :param trained: label, zoo key of the algorithm and environment of each
-    :param conf_file: the configuration file; None for those of the algorithms
-    :return: a note for each label
-    """
-    origins: dict[str, list[str]] = {}
-    for label, algo, env_id in dict.fromkeys(trained):
-        entry = entry_for(env_id, conf_file or str(config_path(algo)))
-        if entry not in (env_id, ATARI):
-            origin = f"{algo}'s default, untuned" if entry == DEFAULT else f"that of {entry}"
-            origins.setdefault(label, []).append(f"for {env_id} {origin}")
-    return tuple(f"the configuration of {label} is {', '.join(each)}" for label, each in origins.items())
-
-
-def _slug(text: str) -> str:
-    """As part of a file's name."""
-    slug = re.sub(r"[^\w.+-]+", "-", text).strip("-")
-    return slug.encode()[:_MAX_SLUG].decode(errors="ignore")
+    labels = _labels(content["runs"])
+    runs, thresholds = [], {}
+    for env_id in environments:
+        threshold = _by_environment(content, "threshold", env_id, environments)
+        if threshold is not None:
+            thresholds[env_id] = _threshold(threshold)
+        settings = [_settings(label, entry, env_id, content) for label, entry in labels.items()]
+        runs += [
+            Run(environment=env_id, seed=seed, gym_packages=gym_packages, **of_label)
+            for seed in seeds
+            for of_label in settings
+        ]
+    if (baseline := content.get("baseline")) is not None:
+        check_name("label of baseline", baseline, labels)
+    notes = configs.configuration_notes((run.label, run.algo, run.environment) for run in runs)
+    return Study(name, tuple(runs), thresholds, baseline, notes)
 
 
 def _digest(module: ModuleType) -> str:
-    """Of its code: what is trained in an environment that has been changed since is another run."""
+    """Hash the code of a module: a run in an environment that has been changed since is another run."""
     file = getattr(module, "__file__", None)
     paths = [Path(file)] if file else []
     for folder in getattr(module, "__path__", []):
@@ -239,61 +218,43 @@ def _digest(module: ModuleType) -> str:
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths if path.is_file())).hexdigest()
 
 
-def _named_runs(runs: object) -> list[tuple[str, object]]:
-    """The labels of a study with what stands under them."""
+def _labels(runs: object) -> Mapping[str, object]:
+    """Return the labels of a study with what stands under them, unless a label is wrong."""
     runs = _mapping("runs", runs)
     if not runs:
         raise ValueError("runs: there is none")
     for label in runs:
         if not isinstance(label, str) or not label.isprintable() or label.startswith("_") or not label.strip():
             raise ValueError(f"runs: a label must be a text of one line that does not begin with _, not {label!r}")
-    return list(runs.items())
+    return runs
 
 
-def _template(label: str, settings: object, env_id: str, content: Mapping[str, Any]) -> dict[str, Any]:
-    """What the runs of a label on an environment share: the zoo's configuration with the study's parameters."""
+def _settings(label: str, entry: object, env_id: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Collect what the runs of a label on an environment share: the zoo's configuration with the study's parameters."""
     where = f"runs: {label}"
-    settings = _mapping(where, settings, {"algo", "params"}, required=("algo",))
-    algo = check_name("algorithm", settings["algo"], ALGOS)
-    params = settings.get("params")
+    entry = _mapping(where, entry, {"algo", "params"}, required=("algo",))
+    algo = check_name("algorithm", entry["algo"], ALGOS)
+    params = entry.get("params")
     params = _mapping(f"{where}: params", {} if params is None else params)
-    check_keys(algo, params, where)
+    configs.check_keys(algo, params, where)
     if "n_timesteps" in params:
         raise ValueError(f"{where}: params: n_timesteps={params['n_timesteps']!r} is a key of the study, for all runs")
-    config = merge(read_config(algo, env_id), params)
-    check_required(config, where)
-    check_values(algo, config, where)
-    n_timesteps = _by_environment(content, "n_timesteps", env_id, content["environments"])
-    n_timesteps = _positive("n_timesteps", config["n_timesteps"] if n_timesteps is None else n_timesteps)
-    return {
-        "label": label,
-        "algo": algo,
-        "n_timesteps": n_timesteps,
-        "evaluation": _evaluation(content.get("evaluation", {}), n_timesteps, env_id, content["environments"]),
-        "config": config | {"n_timesteps": n_timesteps},
-    }
+    config = configs.merge(configs.read_config(algo, env_id), params)
+    configs.check_complete(algo, config, where)
+    environments = content["environments"]
+    n_timesteps = _by_environment(content, "n_timesteps", env_id, environments, config["n_timesteps"])
+    n_timesteps = _positive("n_timesteps", n_timesteps)
+    evaluation = _evaluation(content.get("evaluation", {}), n_timesteps, env_id, environments)
+    config |= {"n_timesteps": n_timesteps}
+    return {"label": label, "algo": algo, "n_timesteps": n_timesteps, "evaluation": evaluation, "config": config}
 
 
-def merge(config: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    Lay a run's parameters over its configuration.
-
-    :param config: the configuration
-    :param params: what the run sets; a parameter set to ``None`` (YAML: ``null`` or ``~``) is taken out of the
-        configuration, so that the constructor's default holds
-    :return: the run's configuration
-    """
-    return {key: value for key, value in {**config, **params}.items() if params.get(key, "") is not None}
-
-
-def _thresholds(content: Mapping[str, Any], environments: list[str]) -> dict[str, float]:
-    thresholds = {env_id: _by_environment(content, "threshold", env_id, environments) for env_id in environments}
-    for threshold in thresholds.values():
-        number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-        number = number and -MAX_NUMBER <= threshold <= MAX_NUMBER
-        if threshold is not None and not number:
-            raise ValueError(f"threshold must be a return, not {threshold!r}")
-    return {env_id: threshold for env_id, threshold in thresholds.items() if threshold is not None}
+def _threshold(value: object) -> float:
+    """Refuse what is not a return."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and -MAX_NUMBER <= value <= MAX_NUMBER):  # type: ignore[operator]
+        raise ValueError(f"threshold must be a return, not {value!r}")
+    return value  # type: ignore[return-value]
 
 
 def _evaluation(content: object, n_timesteps: int, env_id: str, environments: Collection[str]) -> Evaluation:
@@ -301,18 +262,16 @@ def _evaluation(content: object, n_timesteps: int, env_id: str, environments: Co
     deterministic = content.get("deterministic", True)
     if not isinstance(deterministic, bool):
         raise ValueError(f"evaluation: deterministic must be true or false, not {deterministic!r}")
-    frequency, episodes = (_by_environment(content, key, env_id, environments) for key in ("frequency", "episodes"))
-    return Evaluation(
-        _positive("evaluation: frequency", max(n_timesteps // 20, 1) if frequency is None else frequency),
-        _positive("evaluation: episodes", 20 if episodes is None else episodes),
-        deterministic,
-    )
+    frequency = _by_environment(content, "frequency", env_id, environments, max(n_timesteps // 20, 1))
+    episodes = _by_environment(content, "episodes", env_id, environments, 20)
+    frequency, episodes = _positive("evaluation: frequency", frequency), _positive("evaluation: episodes", episodes)
+    return Evaluation(frequency, episodes, deterministic)
 
 
 def _seeds(seeds: object) -> list[int]:
-    """A count of seeds means 0, 1, ...; a list is taken as it is."""
+    """Take a list as it is; a count of seeds means 0, 1, …"""
     if not isinstance(seeds, list):
-        if is_whole(seeds, MAX_SEEDS + 1, MAX_TIMESTEPS):
+        if configs.is_whole(seeds, MAX_SEEDS + 1, configs.MAX_TIMESTEPS):
             raise ValueError(f"seeds must be at most {MAX_SEEDS}, or a list, not {seeds!r}")
         return list(range(_positive("seeds", seeds)))
     for seed in _distinct("seeds", seeds):
@@ -321,14 +280,16 @@ def _seeds(seeds: object) -> list[int]:
     return seeds
 
 
-def _by_environment(content: Mapping[str, Any], key: str, env_id: str, environments: Collection[str]) -> Any:
-    """A value that holds for all environments, or a mapping from environments to values."""
+def _by_environment(
+    content: Mapping[str, Any], key: str, env_id: str, environments: Collection[str], default: Any = None
+) -> Any:
+    """Look up a value that holds for all environments, or that a mapping has for this one."""
     value = content.get(key)
-    if not isinstance(value, Mapping):
-        return value
-    for name in value:
-        check_name(f"environment of {key}", name, environments)
-    return value.get(env_id)
+    if isinstance(value, Mapping):
+        for name in value:
+            check_name(f"environment of {key}", name, environments)
+        value = value.get(env_id)
+    return default if value is None else value
 
 
 def _mapping(
@@ -337,9 +298,8 @@ def _mapping(
     """Refuse what is not a mapping with these keys."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{what} must be a mapping, not {content!r}")
-    for key in content:
-        if keys is not None:
-            check_name(f"key of {what}", key, keys)
+    for key in content if keys is not None else ():
+        check_name(f"key of {what}", key, keys or ())
     for key in required:
         if key not in content:
             raise ValueError(f"{what}: the key {key!r} is missing")
@@ -362,7 +322,7 @@ def _distinct(what: str, content: object) -> list[Any]:
 
 def _positive(what: str, value: object) -> int:
     """Refuse what is not a whole number of at least 1."""
-    if not is_whole(value, 1, MAX_TIMESTEPS):
+    if not configs.is_whole(value, 1, configs.MAX_TIMESTEPS):
         hint = ""
         if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d+", value):
             hint = " (YAML takes it for text: write it out, or with a point and a sign, as 1.0e+6)"

@@ -15,6 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_pgext.algorithms.parameters import policy_parameters
+from sb3_pgext.arguments import require_fraction
 from sb3_pgext.envs import TabularMDP
 from sb3_pgext.estimators.statistics import flat_gradient
 
@@ -124,8 +125,7 @@ class _Model:
             mdp = mdp.env
         if not isinstance(mdp, TabularMDP):
             raise ValueError(f"mdp={mdp!r}: allowed is a TabularMDP, in no wrappers that change what it is")
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma={gamma!r}: allowed is a number in [0, 1]")
+        require_fraction("gamma", gamma)
         self.transitions = th.as_tensor(mdp.transitions)
         self.rewards = th.as_tensor(mdp.expected_rewards)
         self.initial = th.as_tensor(mdp.initial)

@@ -1,4 +1,4 @@
-"""What a policy would have earned, from episodes that others played (``docs/mathematics.md``, section 5)."""
+"""Estimates of a policy's return from episodes that others played (``docs/mathematics.md``, section 5)."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_pgext.diagnostics.statistics import Interval
+from sb3_pgext.engine import evaluation_mode
 from sb3_pgext.estimators.importance import (
     effective_sample_size,
     importance_weights,
@@ -60,8 +61,7 @@ def evaluate_off_policy(model: OnPolicyAlgorithm, dataset: EpisodeDataset) -> Of
     if model.use_sde and model.sde_sample_freq != 1:
         # Noise that several steps share makes the likelihood of an episode another than the product of its steps'.
         raise ValueError(f"sde_sample_freq={model.sde_sample_freq}: allowed is 1 with use_sde=True")
-    model.policy.set_training_mode(False)
-    with th.no_grad():
+    with evaluation_mode(model.policy), th.no_grad():
         log_prob = model.policy.get_distribution(episodes.observations).log_prob(episodes.actions)
     first, log_ratio = episodes.time == 0, (log_prob - dataset.log_prob).double()
     log_w = log_weights("trajectory", log_ratio, episodes.episode)[first]

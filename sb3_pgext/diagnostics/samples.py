@@ -11,8 +11,10 @@ from stable_baselines3.common.logger import Logger
 
 from sb3_pgext.algorithms import ISPG, VPG
 from sb3_pgext.algorithms.episodic import EpisodicAlgorithm
-from sb3_pgext.arguments import require, require_one_of
+from sb3_pgext.algorithms.fixed_length import FixedLengthAlgorithm
+from sb3_pgext.arguments import require, require_count, require_one_of
 from sb3_pgext.diagnostics.exact import exact_policy_gradient
+from sb3_pgext.engine import evaluation_mode
 from sb3_pgext.envs import TabularMDP
 
 __all__ = ["estimated_gradient", "gradient_samples", "set_options"]
@@ -42,6 +44,8 @@ def set_options(model: EpisodicAlgorithm | VPG, **options: Any) -> dict[str, Any
         for name, value in before.items():
             setattr(model, name, value)
         raise
+    if isinstance(model, FixedLengthAlgorithm) and model.rollout_buffer.full:
+        model.collector.compute_advantages(model, model.rollout_buffer)
     return changed
 
 
@@ -98,8 +102,7 @@ def gradient_samples(
     :return: ``(n_batches, P)``, on the model's device
     :raises ValueError: ``n_batches < 1``, ``size`` is not allowed for the model, or the model has a replay
     """
-    if n_batches < 1:
-        raise ValueError(f"n_batches={n_batches!r}: allowed is a whole number >= 1")
+    require_count("n_batches", n_batches)
     if isinstance(model, ISPG):
         allowed = "0: samples that share old batches are dependent"
         require(model.replay_batches == 0, "replay_batches", model.replay_batches, allowed)
@@ -109,7 +112,7 @@ def gradient_samples(
     try:
         setattr(model, model.batch_argument, size)
         model._check_arguments()
-        with _no_log(model):
+        with _no_log(model), evaluation_mode(model.policy):
             _, callback = model._setup_learn(model.num_timesteps, reset_num_timesteps=False)
             assert model.env is not None
             samples = []
@@ -119,7 +122,6 @@ def gradient_samples(
                 progress(done)
     finally:
         setattr(model, model.batch_argument, own_size)
-        model.policy.set_training_mode(False)
         for name, tensor in model.policy.named_buffers():
             tensor.copy_(statistics[name])
     return th.stack(samples)

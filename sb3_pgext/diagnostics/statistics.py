@@ -26,7 +26,7 @@ class Interval:
 @dataclass(frozen=True)
 class GradientStatistics:
     r"""
-    What K samples tell of an estimator ĝ.
+    Variance, signal and bias of an estimator ĝ, as K samples show them.
 
     :param n_batches: K
     :param trace: :math:`\mathrm{tr}\,\mathrm{Cov}(\hat g)`, the summed variance of the coordinates

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sb3_pgext.arguments import require, require_number, require_one_of
 from sb3_pgext.envs.tabular import TabularMDP
 
 __all__ = ["Bandit"]
@@ -29,16 +30,12 @@ class Bandit(TabularMDP):
         std: float = 1.0,
         render_mode: None = None,
     ):
-        if arms not in ARMS:
-            raise ValueError(f"arms={arms!r}: allowed is one of {ARMS}")
-        if arms == "bernoulli" and std != 1.0:
-            raise ValueError(
-                f"std={std!r}: allowed is only the default with arms='bernoulli', which has no other spread"
-            )
-        if arms == "bernoulli" and not all(0 <= mean <= 1 for mean in means):
-            raise ValueError(f"means={means!r}: allowed are numbers in [0, 1] with arms='bernoulli'")
-        if not 0 <= std < np.inf:
-            raise ValueError(f"std={std!r}: allowed is a finite number >= 0")
+        require_one_of("arms", arms, ARMS)
+        require_number("std", std, "a finite number >= 0", at_least=0.0)
+        if arms == "bernoulli":
+            require(std == 1.0, "std", std, "only the default with arms='bernoulli', which has no other spread")
+            in_range = all(0 <= mean <= 1 for mean in means)
+            require(in_range, "means", means, "a list of numbers in [0, 1] with arms='bernoulli'")
         self.arms, self.std = arms, std
         super().__init__(np.zeros((1, len(means), 1)), [list(means)], [1.0], render_mode=render_mode)
 

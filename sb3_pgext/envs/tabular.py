@@ -7,6 +7,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike
 
+from sb3_pgext.arguments import require, require_count, require_fraction, require_number, require_one_of
+
 __all__ = ["TabularMDP", "chain", "gridworld", "random_mdp"]
 
 HORIZON_ENDS = ("terminate", "truncate")
@@ -114,39 +116,20 @@ def _check(
     :raises ValueError: as :class:`TabularMDP` says
     """
     n_states = len(initial) if initial.ndim == 1 else 0
-    requirements = {
-        "initial": (n_states > 0, initial.shape, "shape (S,) with S >= 1"),
-        "transitions": (
-            transitions.ndim == 3 and transitions.shape[::2] == (n_states, n_states) and transitions.shape[1] > 0,
-            transitions.shape,
-            f"shape (S, A, S) with S = {n_states} as in initial",
-        ),
-        "rewards": (
-            rewards.shape in (transitions.shape[:2], transitions.shape),
-            rewards.shape,
-            f"shape (S, A) = {transitions.shape[:2]} or (S, A, S)",
-        ),
-        "horizon": (horizon is None or _is_count(horizon), horizon, "None or an integer >= 1"),
-        "at_horizon": (at_horizon in HORIZON_ENDS, at_horizon, f"one of {HORIZON_ENDS}"),
-    }
-    for argument, (fits, given, allowed) in requirements.items():
-        if not fits:
-            raise ValueError(f"{argument}={given!r}: allowed is {allowed}")
-    _check_probabilities("initial", initial, abs(initial.sum() - 1) < TOLERANCE, "summing to 1")
-    at_most_one = transitions.sum(axis=2) < 1 + TOLERANCE
-    _check_probabilities("transitions", transitions, at_most_one, "each row summing to at most 1")
-    if not np.isfinite(rewards).all():
-        raise ValueError(f"rewards={rewards!r}: allowed are finite numbers")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
-
-
-def _check_probabilities(argument: str, given: np.ndarray, sums: Any, allowed: str) -> None:
+    require(n_states > 0, "initial", initial.shape, "shape (S,) with S >= 1")
+    fits = transitions.ndim == 3 and transitions.shape[::2] == (n_states, n_states) and transitions.shape[1] > 0
+    require(fits, "transitions", transitions.shape, f"shape (S, A, S) with S = {n_states} as in initial")
+    fits = rewards.shape in (transitions.shape[:2], transitions.shape)
+    require(fits, "rewards", rewards.shape, f"shape (S, A) = {transitions.shape[:2]} or (S, A, S)")
+    if horizon is not None:
+        require_count("horizon", horizon)
+    require_one_of("at_horizon", at_horizon, HORIZON_ENDS)
     # Comparisons with NaN are false, so a NaN does not pass.
-    if not ((given >= 0).all() and np.all(sums)):
-        raise ValueError(f"{argument}={given!r}: allowed are probabilities >= 0, {allowed}")
+    fits = (initial >= 0).all() and abs(initial.sum() - 1) < TOLERANCE
+    require(bool(fits), "initial", initial, "probabilities >= 0, summing to 1")
+    fits = (transitions >= 0).all() and (transitions.sum(axis=2) < 1 + TOLERANCE).all()
+    require(bool(fits), "transitions", transitions, "probabilities >= 0, each row summing to at most 1")
+    require(bool(np.isfinite(rewards).all()), "rewards", rewards, "an array of finite numbers")
 
 
 def random_mdp(
@@ -172,8 +155,7 @@ def random_mdp(
     :return: the MDP
     :raises ValueError: ``end_probability`` outside [0, 0.5]
     """
-    if not 0 <= end_probability <= 0.5:
-        raise ValueError(f"end_probability={end_probability!r}: allowed is a number in [0, 0.5]")
+    require_number("end_probability", end_probability, "a number in [0, 0.5]", 0.0, 0.5)
     rng = np.random.default_rng(seed)
     going_on = 1 - 2 * end_probability * rng.random((n_states, n_actions, 1))
     return TabularMDP(
@@ -206,10 +188,8 @@ def chain(
     :return: the MDP
     :raises ValueError: ``n_states < 2`` or ``slip`` outside [0, 1]
     """
-    if n_states < 2:
-        raise ValueError(f"n_states={n_states!r}: allowed is an integer >= 2")
-    if not 0 <= slip <= 1:
-        raise ValueError(f"slip={slip!r}: allowed is a number in [0, 1]")
+    require_count("n_states", n_states, at_least=2)
+    require_fraction("slip", slip)
     transitions = np.zeros((n_states, 2, n_states))
     rewards = np.zeros((n_states, 2))
     for action, right in ((0, slip), (1, 1 - slip)):
@@ -254,8 +234,7 @@ def gridworld(
     """
     if width < 1 or height < 1 or width * height < 2:
         raise ValueError(f"width={width!r}, height={height!r}: allowed are integers >= 1, at least 2 cells together")
-    if not 0 <= slip <= 1:
-        raise ValueError(f"slip={slip!r}: allowed is a number in [0, 1]")
+    require_fraction("slip", slip)
     n_states = width * height
     goal = n_states - 1
     moves = np.zeros((n_states, 4, n_states))  # without slipping; the goal's column is the end of the episode

@@ -63,12 +63,14 @@ class StepCollector:
     Plays a fixed number of steps of each sub-environment.
 
     After a rollout, ``final_observations`` has what followed the episodes that a time limit cut: vector step and
-    sub-environment → the observation, not batched, and V of it. ``last_obs`` is what followed the last step.
+    sub-environment → the observation, not batched, and V of it. ``last_obs`` is what followed the last step, with
+    ``last_values``, V of it, and ``last_dones``, whether it begins an episode.
     """
 
     def __init__(self) -> None:
         self.final_observations: dict[tuple[int, int], tuple[Any, float]] = {}
         self.last_obs: Any = None
+        self.last_values: Any = None
         self.last_dones: Any = None
 
     def collect(
@@ -92,6 +94,7 @@ class StepCollector:
         assert model._last_obs is not None, "No previous observation was provided"
         with fresh_after_failure(model):
             model.policy.set_training_mode(False)
+            rollout_buffer.buffer_size = n_rollout_steps  # which may have changed since the last rollout
             rollout_buffer.reset()
             require_finite_parameters(model.policy)
             require_observations(env, model._last_obs, 0)
@@ -145,18 +148,27 @@ class StepCollector:
     def _finish(self, model: Any, callback: BaseCallback, rollout_buffer: RolloutBuffer, seen: dict[str, Any]) -> None:
         self.last_obs = copied(model._last_obs, model.observation_space)
         self.last_dones = model._last_episode_starts.copy()
-        last_values = model._values(obs_as_tensor(self.last_obs, model.device))
-        rollout_buffer.gamma, rollout_buffer.gae_lambda = model.gamma, model.gae_lambda
-        model._compute_returns_and_advantage(rollout_buffer, last_values, self.last_dones)
+        self.last_values = model._values(obs_as_tensor(self.last_obs, model.device))
+        self.compute_advantages(model, rollout_buffer)
         names = ("rewards", "advantages", "returns")
         before = {name: getattr(rollout_buffer, name).copy() for name in names}
-        callback.update_locals(seen | {"values": last_values[:, None], "n_steps": seen["n_rollout_steps"]})
+        callback.update_locals(seen | {"values": self.last_values[:, None], "n_steps": seen["n_rollout_steps"]})
         callback.on_rollout_end()
         if rollout_buffer.generator_ready:  # a callback has called get(): its arrays are flat
             return
         changed = {name for name in names if not np.array_equal(before[name], getattr(rollout_buffer, name))}
         if changed == {"rewards"}:
-            model._compute_returns_and_advantage(rollout_buffer, last_values, self.last_dones)
+            self.compute_advantages(model, rollout_buffer)
+
+    def compute_advantages(self, model: Any, rollout_buffer: RolloutBuffer) -> None:
+        """
+        Fill the buffer's advantages and returns with those of the last rollout.
+
+        :param model: with the options that they depend on
+        :param rollout_buffer: as this collector has filled it
+        """
+        rollout_buffer.gamma, rollout_buffer.gae_lambda = model.gamma, model.gae_lambda
+        model._compute_returns_and_advantage(rollout_buffer, self.last_values, self.last_dones)
 
     def recomputed_advantages(self, model: Any, rollout_buffer: RolloutBuffer, values: th.Tensor) -> th.Tensor:
         """

@@ -1,8 +1,4 @@
-"""SB3's ``VecEnv`` over envpool, whose environments run in C++ threads.
-
-envpool resets a finished environment in the next step, whatever the action. But it also resets those it is told to, and
-when they have just finished this takes the place of its own reset.
-"""
+"""SB3's ``VecEnv`` over envpool, whose environments run in C++ threads."""
 
 import difflib
 from types import ModuleType
@@ -13,6 +9,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from sb3_pgext.arguments import require, require_count
 from sb3_pgext.vec_envs.gymnasium_vec_env import GymnasiumVecEnv
 
 __all__ = ["EnvPoolVecEnv", "import_envpool"]
@@ -50,7 +47,10 @@ class EnvPoolVecEnv(GymnasiumVecEnv):
 
 class EnvPool(VectorEnv):
     """
-    An envpool task as a vector environment that resets nothing by itself. The pool is made by the first reset.
+    An envpool task as a vector environment of the autoreset mode ``SAME_STEP``. The pool is made by the first reset.
+
+    envpool resets a finished sub-environment in the next step, whatever the action. But it also resets those it is told
+    to, and when they have just finished this takes the place of its own reset.
 
     :param task_id: envpool's name of the task
     :param num_envs: number of sub-environments, E
@@ -66,7 +66,6 @@ class EnvPool(VectorEnv):
             raise ValueError(f"task_id={task_id!r} has several players: allowed are tasks with one")
         self._make = lambda seeds: envpool.make_gymnasium(task_id, num_envs=num_envs, seed=seeds, **config)
         self._pool: Any = None
-        self._observations: Any = None
         self._name = f"envpool {task_id}"
         self.num_envs = num_envs
         self.single_observation_space: spaces.Space = spec.gymnasium_observation_space
@@ -74,7 +73,7 @@ class EnvPool(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.render_mode = config.get("render_mode")
-        self.metadata = {"render_modes": ["rgb_array", "human"], "autoreset_mode": AutoresetMode.DISABLED}
+        self.metadata = {"render_modes": ["rgb_array", "human"], "autoreset_mode": AutoresetMode.SAME_STEP}
 
     def reset(
         self,
@@ -84,43 +83,35 @@ class EnvPool(VectorEnv):
     ) -> tuple[Any, dict[str, Any]]:
         """
         :param seed: for each sub-environment; None to go on with their random numbers
-        :param options: ``reset_mask``, ``(E,)``, bool: which sub-environments to reset; without it, all
-        :return: observations of all sub-environments, and infos, which are 0 of those that have not been reset
-        :raises ValueError: other options: envpool takes none
+        :param options: none
+        :return: first observations of all sub-environments, and infos
+        :raises ValueError: options: envpool takes none
         """
-        options = dict(options or {})
-        mask = options.pop("reset_mask", None)
         if options:
             raise ValueError(f"options={options!r}: envpool takes none at a reset")
-        if mask is not None:
-            return self._reset_masked(mask)
         if seed is not None or self._pool is None:
             if seed is None:
                 seed = np.random.default_rng().integers(_N_SEEDS, size=self.num_envs).tolist()
             self._pool = self._make([of_one % _N_SEEDS for of_one in seed])
-        self._observations, infos = self._pool.reset()
-        return self._observations, _without_bookkeeping(infos)
-
-    def _reset_masked(self, mask: np.ndarray) -> tuple[Any, dict[str, Any]]:
-        of_reset, infos = self._pool.reset(np.flatnonzero(mask).astype(np.int32))
-        if isinstance(self._observations, dict):
-            for key, values in of_reset.items():
-                self._observations[key][mask] = values
-        else:
-            self._observations[mask] = of_reset
-        of_all: dict[str, Any] = {}
-        for key, values in _without_bookkeeping(infos).items():
-            of_all[key] = np.zeros((self.num_envs, *values.shape[1:]), values.dtype)
-            of_all[key][mask] = values
-        return self._observations, of_all
+        observations, infos = self._pool.reset()
+        return observations, _without_bookkeeping(infos)
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """
+        Step all sub-environments, and begin the next episode where one has ended.
+
         :param actions: ``(E, *action shape)``
-        :return: observations, rewards, whether episodes have terminated and been truncated, and infos
+        :return: observations, rewards, terminated, truncated, and infos; those of the last step of an episode are in
+            ``final_obs`` and ``final_info``
         """
-        self._observations, rewards, terminated, truncated, infos = self._pool.step(actions)
-        return self._observations, rewards, terminated, truncated, _without_bookkeeping(infos)
+        observations, rewards, terminated, truncated, infos = self._pool.step(actions)
+        infos, ended = _without_bookkeeping(infos), np.flatnonzero(terminated | truncated).astype(np.int32)
+        if len(ended):
+            final = {"final_obs": observations, "final_info": infos}
+            of_reset, infos_of_reset = self._pool.reset(ended)
+            observations = _replaced(observations, ended, of_reset)
+            infos = _replaced(infos, ended, infos_of_reset) | final
+        return observations, rewards, terminated, truncated, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """
@@ -154,20 +145,26 @@ def import_envpool() -> ModuleType:
 
 
 def _check(envpool: ModuleType, task_id: str, num_envs: int, config: dict[str, Any]) -> None:
-    """Refuse what envpool would meet with an assertion, and what SB3 has no place for."""
+    """Refuse arguments for which envpool would fail an assertion, or SB3 has no place."""
     tasks = envpool.list_all_envs()
     if task_id not in tasks:
         matches = difflib.get_close_matches(task_id, tasks, n=1)
         hint = f", did you mean {matches[0]!r}?" if matches else ""
         raise ValueError(f"task_id={task_id!r}{hint} allowed is a task of envpool.list_all_envs()")
-    if num_envs < 1:
-        raise ValueError(f"num_envs={num_envs}: allowed is a whole number of at least 1")
-    if config.get("batch_size", num_envs) != num_envs:
-        raise ValueError(
-            f"batch_size={config['batch_size']}: allowed is num_envs={num_envs} only, since SB3 steps all "
-            "sub-environments together"
-        )
+    require_count("num_envs", num_envs)
+    batch_size = config.get("batch_size", num_envs)
+    only = f"num_envs={num_envs} only, since SB3 steps all sub-environments together"
+    require(batch_size == num_envs, "batch_size", batch_size, only)
 
 
 def _without_bookkeeping(infos: dict[str, Any]) -> dict[str, Any]:
     return {key: values for key, values in infos.items() if key not in _BOOKKEEPING}
+
+
+def _replaced(values: Any, which: np.ndarray, others: Any) -> Any:
+    """A copy of arrays of all sub-environments, ``(E, …)``, or a dict of them, with other values for some of them."""
+    if isinstance(values, dict):
+        return {key: _replaced(part, which, others[key]) for key, part in values.items()}
+    values = values.copy()
+    values[which] = others
+    return values

@@ -1,17 +1,17 @@
 """SB3's ``VecEnv`` over a gymnasium vector environment, which steps all sub-environments at once.
 
-The two differ in what happens at the end of an episode. SB3 wants the first observation of the next episode in the very
-step that ended the last one, and the last observation in the infos. gymnasium knows three ways (``AutoresetMode``), and
-all of them are brought to that one here.
+SB3 wants the first observation of the next episode in the step that ended the last one, and the last observation in the
+infos. This is gymnasium's autoreset mode ``SAME_STEP``.
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers.vector import DictInfoToList
 from stable_baselines3.common.env_util import is_wrapped
@@ -19,7 +19,8 @@ from stable_baselines3.common.preprocessing import check_for_nested_spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from sb3_pgext.vec_envs.masked_resets import with_masked_resets
+from sb3_pgext.arguments import require
+from sb3_pgext.vec_envs.cart_pole import SameStepCartPole
 from sb3_pgext.vec_envs.vector_infos import infos_of_each, spread_infos
 
 __all__ = ["GymnasiumVecEnv"]
@@ -39,31 +40,33 @@ _NOT_THROUGH_ASYNC = ("reset", "step", "close", "_setattr", "_check_spaces")
 
 class GymnasiumVecEnv(VecEnv):
     """
-    SB3's ``VecEnv`` over any ``gymnasium.vector.VectorEnv``, for every algorithm and wrapper of SB3.
+    SB3's ``VecEnv`` over a ``gymnasium.vector.VectorEnv``, for every algorithm and wrapper of SB3.
 
-    Whatever the autoreset mode, an episode ends as in SB3's ``DummyVecEnv``: the step returns the first observation of
-    the next one, and the info has ``terminal_observation`` and ``TimeLimit.truncated``. ``seed`` counts at the next
-    reset: of SyncVectorEnv and AsyncVectorEnv sub-environment i gets seed + i; a vector environment without
-    sub-environments of its own takes the first of these seeds for all.
+    An episode ends as in SB3's ``DummyVecEnv``: the step returns the next one's first observation, and the info has
+    ``terminal_observation`` and ``TimeLimit.truncated``. ``seed`` counts at the next reset: of SyncVectorEnv and
+    AsyncVectorEnv sub-environment i gets seed + i; a vector environment without sub-environments of its own takes the
+    first of these seeds for all.
 
-    :param env: the vector environment, e.g. of ``gymnasium.make_vec``; it belongs to the adapter from now on
-    :raises ValueError: ``env`` is no vector environment, or the next episode cannot be begun in the step that ends one
+    :param env: a vector environment with the autoreset mode ``SAME_STEP``, or gymnasium's vectorised CartPole without
+        wrappers; it belongs to the adapter from now on
+    :raises ValueError: ``env`` is no vector environment, or of another autoreset mode
     """
 
     def __init__(self, env: VectorEnv):
-        if not isinstance(env, VectorEnv):
-            raise ValueError(f"env={env!r}: allowed is a gymnasium.vector.VectorEnv, as gymnasium.make_vec makes it")
+        require(isinstance(env, VectorEnv), "env", env, "a gymnasium.vector.VectorEnv, as gymnasium.make_vec makes it")
         if isinstance(env, DictInfoToList):
             raise ValueError(f"env={env}: without DictInfoToList, please; the infos become a list here")
+        env = SameStepCartPole(env) if isinstance(env, CartPoleVectorEnv) else env
         mode = env.metadata.get("autoreset_mode")
-        if not isinstance(mode, AutoresetMode):
+        if mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"env={env} has metadata['autoreset_mode']={mode!r}: allowed is a gymnasium.vector.AutoresetMode, "
-                "which says how it begins the next episode"
+                f"env={env} has metadata['autoreset_mode']={mode!r}: allowed is AutoresetMode.SAME_STEP, in which the "
+                "step that ends an episode begins the next one, as with gymnasium.make_vec(…, "
+                'vectorization_mode="sync", vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}); without it '
+                "there are SB3's DummyVecEnv and, for envpool, EnvPoolVecEnv"
             )
         check_for_nested_spaces(env.single_observation_space)
-        self._resets_itself = mode is AutoresetMode.SAME_STEP
-        self.env = env if self._resets_itself else with_masked_resets(env)
+        self.env = env
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self.metadata = env.metadata
 
@@ -99,7 +102,7 @@ class GymnasiumVecEnv(VecEnv):
         return _copied(observations, self.observation_space)
 
     def _next_seed(self) -> Any:
-        """What the vector environment takes as the seeds that have been set."""
+        """The seeds that have been set, in the form that the vector environment takes."""
         each_its_own = isinstance(self.env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
         return self._seeds if each_its_own and self._seeds[0] is not None else self._seeds[0]
 
@@ -117,17 +120,12 @@ class GymnasiumVecEnv(VecEnv):
             an info for each sub-environment. All of it is new: nothing is written to by a later step
         """
         observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
-        # Copies: a reset may write into what the step returned, and so may the next step.
+        # Copies: the next step may write into what this one returned.
         observations, rewards = _copied(observations, self.observation_space), np.array(rewards, dtype=np.float32)
         dones = np.logical_or(terminated, truncated)
         cut = np.logical_and(truncated, np.logical_not(terminated)).tolist()
         ended = np.flatnonzero(dones).tolist()
-        if ended and self._resets_itself:
-            of_each = self._infos_around_reset(infos, ended)
-        else:
-            of_each = self._infos(infos)
-            if ended:
-                self._reset_masked(observations, of_each, dones)
+        of_each = self._infos_around_reset(infos, ended) if ended else self._infos(infos)
         for e in ended:
             of_each[e][_CUT] = cut[e]
         return observations, rewards, dones, of_each
@@ -160,31 +158,8 @@ class GymnasiumVecEnv(VecEnv):
             if "episode" in of_reset:
                 of_each[e].setdefault("episode", of_reset.pop("episode"))
             self.reset_infos[e] = of_reset
-            of_each[e]["terminal_observation"] = _copied(_rows(infos["final_obs"], e), self.observation_space)
+            of_each[e]["terminal_observation"] = _copied(_row(infos["final_obs"], e), self.observation_space)
         return of_each
-
-    def _reset_masked(self, observations: VecEnvObs, of_each: list[dict[str, Any]], dones: np.ndarray) -> None:
-        """
-        Begin the next episodes where one has ended.
-
-        :param observations: of the step, ``(E, …)``; those of the finished sub-environments are replaced
-        :param of_each: infos of the step; the last observations are added
-        :param dones: which sub-environments have finished, ``(E,)``, bool
-        """
-        last = _rows(observations, dones)
-        first, infos = self.env.reset(options={"reset_mask": dones.copy()})
-        of_reset = infos_of_each(infos, self.num_envs)
-        for row, e in enumerate(np.flatnonzero(dones).tolist()):
-            of_each[e]["terminal_observation"] = _rows(last, row)
-            self.reset_infos[e] = of_reset[e]
-        for here, there in zip(_arrays(observations), _arrays(_copied(first, self.observation_space)), strict=True):
-            here[dones] = there[dones]
-            # Only those of the mask have changed. As bytes, since a NaN is a NaN.
-            if here.tobytes() != there.tobytes():
-                raise ValueError(
-                    f'env={self.env}: reset(options={{"reset_mask": …}}) has changed sub-environments that the mask '
-                    "leaves out; allowed are vector environments that leave them alone, or SAME_STEP"
-                )
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
@@ -305,8 +280,8 @@ class GymnasiumVecEnv(VecEnv):
         return list(self._get_indices(indices))
 
     def _require_all(self, chosen: list[int]) -> None:
-        if sorted(chosen) != list(range(self.num_envs)):
-            raise ValueError(f"indices={chosen}: AsyncVectorEnv does it for all sub-environments only (indices=None)")
+        every = sorted(chosen) == list(range(self.num_envs))
+        require(every, "indices", chosen, "None, which is all sub-environments, with AsyncVectorEnv")
 
     def _has_none(self, what: str) -> AttributeError:
         return AttributeError(
@@ -324,17 +299,8 @@ def _copied(observations: Any, space: spaces.Space) -> Any:
     return np.array(observations, dtype=space.dtype)
 
 
-def _arrays(observations: Any) -> Iterable[np.ndarray]:
-    """The arrays that make up observations."""
+def _row(observations: Any, e: int) -> Any:
+    """The observation of one sub-environment, as views."""
     if isinstance(observations, dict):
-        return observations.values()
-    return observations if isinstance(observations, tuple) else (observations,)
-
-
-def _rows(observations: Any, which: np.ndarray | int) -> Any:
-    """The observations of some sub-environments, ``(K, …)``, as new arrays, or a view of that of one."""
-    if isinstance(observations, dict):
-        return {key: values[which] for key, values in observations.items()}
-    if isinstance(observations, tuple):
-        return tuple(values[which] for values in observations)
-    return observations[which]
+        return {key: values[e] for key, values in observations.items()}
+    return tuple(values[e] for values in observations) if isinstance(observations, tuple) else observations[e]

@@ -46,13 +46,13 @@ def train(arguments: Sequence[str]) -> None:
         raise ValueError("--trust without --resume: allowed is a saved run to trust")
     if own.vec_env is not None:
         check_name("--vec-env", own.vec_env, VEC_ENVS)
-    flags = _known_flags(_train_flags(), arguments)
+    flags = _known_flags(arguments)
     of_family = flags.algo in ALGORITHMS
     if own.checkpoint_every is not None and not of_family:
         raise ValueError(f"--checkpoint-every with --algo {flags.algo}: allowed is {', '.join(ALGORITHMS)}")
     if own.checkpoint_every is not None and flags.optimize_hyperparameters:
         raise ValueError("--checkpoint-every with --optimize-hyperparameters: allowed is one of them")
-    if flags.algo in ALGORITHMS and flags.conf_file is None:
+    if of_family and flags.conf_file is None:
         flags.conf_file = str(config_path(flags.algo))
         arguments = ["--conf-file", flags.conf_file, *arguments]
     check_config(flags.algo, flags.env, flags.conf_file, flags.hyperparams)
@@ -65,12 +65,14 @@ def train(arguments: Sequence[str]) -> None:
 
 def _resume(own: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Go on with a training; everything about it is in its folder, but where its environments come from."""
-    flags, unknown = _flags().parse_known_args(arguments)
-    given = [argument for argument in arguments if argument.startswith("-") and argument != "--gym-packages"]
+    packages = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    packages.add_argument("--gym-packages", nargs="+", default=[])
+    flags, given = packages.parse_known_args(arguments)
+    given = [argument for argument in given if argument.startswith("-")] or given
     given += ["--vec-env"] if own.vec_env is not None else []
     given += ["--checkpoint-every"] if own.checkpoint_every is not None else []
-    if given or unknown:
-        raise ValueError(f"{' '.join(given or unknown)} with --resume: allowed are --trust and --gym-packages alone")
+    if given:
+        raise ValueError(f"{' '.join(given)} with --resume: allowed are --trust and --gym-packages alone")
     import_environments(flags.gym_packages)
     config, args = read_run(own.resume, own.trust)
     if "checkpoint_every" not in args:
@@ -121,16 +123,15 @@ def _run_with_trained(
         print(_trust_flag(f"sb3-pgext {name}").format_help())
         return _run(command, name, arguments)
     own, arguments = _trust_flag().parse_known_args(arguments)
-    flags = _known_flags(_trained_flags(), arguments)
+    flags = _known_flags(arguments)
     try:
         folder = _check_trained(flags)
     except ValueError as error:
         if downloads_into is None or downloads_into not in flags.folder:
             raise
         if not own.trust:
-            raise ValueError(
-                f"{error}; rl_zoo3 would download it and run what is in it: --trust allows that"
-            ) from error
+            wants = "rl_zoo3 would download it and run what is in it: --trust allows that"
+            raise ValueError(f"{error}; {wants}") from error
     else:
         if not own.trust:
             _check_saved(folder / EnvironmentName(flags.env))
@@ -148,56 +149,35 @@ def _trust_flag(command: str = "sb3-pgext") -> argparse.ArgumentParser:
 
 
 def _own_flags() -> argparse.ArgumentParser:
-    """Those of ``train`` that rl_zoo3 does not have."""
-    parser = argparse.ArgumentParser(
-        prog="sb3-pgext train",
-        usage="%(prog)s [--checkpoint-every N] [--vec-env KIND] ... | --resume DIR",
-        add_help=False,
-        allow_abbrev=False,
-        parents=[_trust_flag()],
-    )
-    parser.add_argument(
-        "--checkpoint-every",
-        type=int,
-        metavar="N",
-        help=f"of our algorithms: steps between two checkpoints (default: {_CHECKPOINT_EVERY}; if negative, none)",
-    )
+    """Make the parser of the flags of ``train`` that rl_zoo3 does not have."""
+    usage = "%(prog)s [--checkpoint-every N] [--vec-env KIND] ... | --resume DIR"
+    parser = _trust_flag("sb3-pgext train")
+    parser.usage = usage
+    every = f"of our algorithms: steps between two checkpoints (default: {_CHECKPOINT_EVERY}; if negative, none)"
+    parser.add_argument("--checkpoint-every", type=int, metavar="N", help=every)
     kinds = f"of vectorised environment: {', '.join(VEC_ENVS)} (not only rl_zoo3's, below)"
     parser.add_argument("--vec-env", metavar="KIND", help=kinds)
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with the training in this folder of a run")
     return parser
 
 
-def _flags() -> argparse.ArgumentParser:
-    """The few flags of rl_zoo3 that we look at; it parses them all again."""
+def _known_flags(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the few flags of rl_zoo3's commands that we look at, and check the names; rl_zoo3 parses them all again."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--algo", default="reinforce")
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--gym-packages", nargs="+", default=[])
-    return parser
-
-
-def _train_flags() -> argparse.ArgumentParser:
-    parser = _flags()
+    # of train
     parser.add_argument("-conf", "--conf-file")
     parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict)
     parser.add_argument("-i", "--trained-agent", default="")
     parser.add_argument("-optimize", "--optimize-hyperparameters", action="store_true")
-    return parser
-
-
-def _trained_flags() -> argparse.ArgumentParser:
-    parser = _flags()
+    # of enjoy and record-video
     parser.add_argument("-f", "--folder", default="logs")
     parser.add_argument("--exp-id", type=int, default=0)
     parser.add_argument("--load-best", action="store_true")
     parser.add_argument("--load-checkpoint", type=int)
     parser.add_argument("--load-last-checkpoint", action="store_true")
-    return parser
-
-
-def _known_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse our flags and check the names among them."""
     try:
         flags, _ = parser.parse_known_args(arguments)
     except (NameError, SyntaxError) as error:

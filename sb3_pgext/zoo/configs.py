@@ -6,7 +6,7 @@ import inspect
 import io
 import math
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,13 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_pgext
 from sb3_pgext.arguments import MAX_COUNT, require
-from sb3_pgext.zoo.experiments import Experiment, entry_for
+from sb3_pgext.zoo.experiments import ATARI, DEFAULT, Experiment, entry_for
 from sb3_pgext.zoo.names import nearest
 from sb3_pgext.zoo.registration import ALGORITHMS
 from sb3_pgext.zoo.vec_envs import VEC_ENVS
 
-_ZOO_KEYS = {
-    "n_envs",
-    "n_timesteps",
-    "normalize",
-    "env_wrapper",
-    "vec_env_wrapper",
-    "callback",
-    "frame_stack",
-    "monitor_kwargs",
-    "env_kwargs",
-    "vec_env",
-}
-"""What rl_zoo3's ExperimentManager itself takes out of a configuration, and the kind of vectorised environment."""
-
 _NOISE_KEYS = {"noise_type", "noise_std"}
-"""The same, for algorithms that add noise to their actions."""
+"""Keys that rl_zoo3 takes too, for algorithms that add noise to their actions."""
 
 _SET_BY_ZOO = {"self", "env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"}
 """Constructor arguments that rl_zoo3 passes itself, from its flags."""
@@ -53,10 +39,12 @@ MAX_TIMESTEPS = 10**15
 
 def is_whole(value: object, at_least: int, at_most: int) -> bool:
     """
-    :param value: what the user wrote
+    Test for a whole number within limits; 1e6, which is a float, is one.
+
+    :param value: anything
     :param at_least: limit
     :param at_most: limit
-    :return: whether it is a whole number within the limits; 1e6, which is a float, is one
+    :return: whether it is one
     """
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and at_least <= value <= at_most and value % 1 == 0  # type: ignore[operator]
@@ -66,20 +54,19 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and is_whole(value, 1, MAX_COUNT)
 
 
-def _is_wrapper(value: object) -> bool:
-    """One, or a list of them: a class, or a mapping of one class to its arguments."""
-    one_of_list = isinstance(value, list) and not any(isinstance(entry, list) for entry in value)
-    each = value if isinstance(value, list) else [value]
-    return (one_of_list or not isinstance(value, list)) and all(
-        (isinstance(entry, str) and "." in entry)
-        or (isinstance(entry, dict) and len(entry) == 1 and all(isinstance(name, str) for name in entry))
-        for entry in each
-    )
+def _is_named(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+
+
+def _is_wrapper(value: Any) -> bool:
+    """Accept nothing, a wrapper or a list of wrappers: each a class, or a mapping of one class to its arguments."""
+    wrappers = value if isinstance(value, list) else [] if value is None else [value]
+    return all((isinstance(w, str) and "." in w) or (_is_named(w) and len(w) == 1) for w in wrappers)
 
 
 _NAMED = "a mapping from names"
+_WRAPPER = "a class, such as package.module.Class, or a list of them"
 _ZOO_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "policy": (lambda x: isinstance(x, str), "a name"),
     "n_timesteps": (lambda x: is_whole(x, 1, MAX_TIMESTEPS), f"a whole number from 1 to {MAX_TIMESTEPS}"),
     "n_envs": (_is_count, "a whole number >= 1"),
     "frame_stack": (lambda x: x is None or _is_count(x), "a whole number >= 1"),
@@ -87,20 +74,18 @@ _ZOO_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "env_kwargs": (lambda x: x is None or _is_named(x), _NAMED),
     "monitor_kwargs": (lambda x: isinstance(x, str) or _is_named(x), _NAMED),
     "vec_env": (lambda x: isinstance(x, str) and x in VEC_ENVS, f"one of {', '.join(VEC_ENVS)}"),
-    "env_wrapper": (lambda x: x is None or _is_wrapper(x), "a class, such as package.module.Class, or a list of them"),
-    "vec_env_wrapper": (lambda x: x is None or _is_wrapper(x), "as of env_wrapper"),
-    "callback": (lambda x: x is None or _is_wrapper(x), "as of env_wrapper"),
+    "env_wrapper": (_is_wrapper, _WRAPPER),
+    "vec_env_wrapper": (_is_wrapper, _WRAPPER),
+    "callback": (_is_wrapper, _WRAPPER),
 }
-"""Key → whether a value of it is allowed, and what is, in words."""
-
-
-def _is_named(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+"""Keys that rl_zoo3's and our experiments take out of a configuration → a test of the value, and what is allowed."""
 
 
 def configs_folder() -> Path:
     """
-    :return: the folder ``zoo_configs``: inside an installed package, or beside the package in a checkout
+    Find the folder ``zoo_configs``: inside an installed package, or beside the package in a checkout.
+
+    :return: the folder
     """
     package = Path(sb3_pgext.__file__).parent
     installed = package / "zoo_configs"
@@ -109,7 +94,7 @@ def configs_folder() -> Path:
 
 def config_path(algo: str) -> Path:
     """
-    The default configuration file of an algorithm.
+    Find the default configuration file of an algorithm.
 
     :param algo: zoo key of an algorithm of ours, of SB3 or of sb3-contrib
     :return: ``zoo_configs/<algo>.yml`` for ours, rl_zoo3's own file for theirs
@@ -120,11 +105,13 @@ def config_path(algo: str) -> Path:
 
 def allowed_keys(algorithm: type[BaseAlgorithm]) -> set[str]:
     """
+    Collect the keys that a configuration may have: the constructor's parameters, and what rl_zoo3 takes out itself.
+
     :param algorithm: an algorithm's class
-    :return: the keys that its configuration may have: its constructor's parameters and those of rl_zoo3
+    :return: the keys
     """
     parameters = set(inspect.signature(algorithm.__init__).parameters) - _SET_BY_ZOO
-    return parameters | _ZOO_KEYS | (_NOISE_KEYS if "action_noise" in parameters else set())
+    return parameters | _ZOO_VALUES.keys() | (_NOISE_KEYS if "action_noise" in parameters else set())
 
 
 def check_keys(algo: str, keys: Mapping[str, Any], where: str) -> None:
@@ -159,6 +146,7 @@ def check_values(algo: str, config: Mapping[str, Any], where: str) -> None:
         for key, (suits, allowed) in _ZOO_VALUES.items():
             if key in config:
                 require(suits(config[key]), key, config[key], allowed)
+        require(isinstance(config.get("policy", ""), str), "policy", config.get("policy"), "a name")
         for key in _SCHEDULES.intersection(config):
             _check_schedule(key, config[key])
         if algo in ALGORITHMS:
@@ -168,7 +156,7 @@ def check_values(algo: str, config: Mapping[str, Any], where: str) -> None:
 
 
 def _check_schedule(key: str, value: Any) -> None:
-    """As rl_zoo3 reads it: a number, or ``lin_`` and a number."""
+    """Refuse a schedule that rl_zoo3 cannot read: it is a number, or ``lin_`` and a number."""
     suitable = isinstance(value, (int, float))
     if isinstance(value, str):
         name, _, start = value.partition("_")
@@ -178,8 +166,8 @@ def _check_schedule(key: str, value: Any) -> None:
 
 
 def _check_arguments(algorithm: type[BaseAlgorithm], config: Mapping[str, Any]) -> None:
-    """Those of the constructor, without an environment and a network."""
-    arguments = {key: value for key, value in config.items() if key not in _ZOO_KEYS}
+    """Refuse what the constructor refuses, without an environment and a network."""
+    arguments = {key: value for key, value in config.items() if key not in _ZOO_VALUES}
     for key in _SCHEDULES.intersection(arguments):
         if isinstance(arguments[key], str):
             arguments[key] = float(arguments[key].partition("_")[2])
@@ -213,24 +201,24 @@ def read_config(algo: str, env_id: str, conf_file: str | None = None) -> dict[st
             config = dict(manager.read_hyperparameters()[0])
         except (yaml.YAMLError, AttributeError, TypeError) as error:
             raise ValueError(f"{conf_file}: not a configuration by environment: {error}") from error
-    where = f"{conf_file}: {entry_for(env_id, conf_file)}"
-    check_keys(algo, config, where)
-    check_required(config, where)
-    check_values(algo, config, where)
+    check_complete(algo, config, f"{conf_file}: {entry_for(env_id, conf_file)}")
     return config
 
 
-def check_required(config: Mapping[str, Any], where: str) -> None:
+def check_complete(algo: str, config: Mapping[str, Any], where: str) -> None:
     """
-    Refuse a configuration that lacks what every training needs.
+    Refuse a configuration that a training would refuse, or that lacks what every training needs.
 
+    :param algo: zoo key of the algorithm
     :param config: the configuration
     :param where: where it stands, for the message
     :raises ValueError: naming the key
     """
+    check_keys(algo, config, where)
     for key in _REQUIRED:
         if key not in config:
             raise ValueError(f"{where}: the key {key!r} is missing")
+    check_values(algo, config, where)
 
 
 def check_config(algo: str, env_id: str, conf_file: str | None = None, params: Mapping[str, Any] | None = None) -> None:
@@ -259,3 +247,32 @@ def _check_readable(conf_file: str) -> None:
         importlib.import_module(conf_file)
     except ModuleNotFoundError as error:
         raise ValueError(f"there is no configuration {conf_file!r}: neither a .yml or .py file nor a module") from error
+
+
+def merge(config: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Lay a run's parameters over its configuration.
+
+    :param config: the configuration
+    :param params: what the run sets; a parameter set to ``None`` (YAML: ``null`` or ``~``) is taken out of the
+        configuration, so that the constructor's default holds
+    :return: the run's configuration
+    """
+    return {key: value for key, value in {**config, **params}.items() if params.get(key, "") is not None}
+
+
+def configuration_notes(trained: Iterable[tuple[str, str, str]], conf_file: str | None = None) -> tuple[str, ...]:
+    """
+    Name those that are trained with a configuration of another version of their environment, or of none.
+
+    :param trained: label, zoo key of the algorithm and environment of each
+    :param conf_file: the configuration file; None for those of the algorithms
+    :return: a note for each label
+    """
+    origins: dict[str, list[str]] = {}
+    for label, algo, env_id in dict.fromkeys(trained):
+        entry = entry_for(env_id, conf_file or str(config_path(algo)))
+        if entry not in (env_id, ATARI):
+            origin = f"{algo}'s default, untuned" if entry == DEFAULT else f"that of {entry}"
+            origins.setdefault(label, []).append(f"for {env_id} {origin}")
+    return tuple(f"the configuration of {label} is {', '.join(each)}" for label, each in origins.items())

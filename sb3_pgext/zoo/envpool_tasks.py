@@ -40,4 +40,4 @@ class EnvOfEnvpool(gym.Env):
 
 
 class AtariEnvOfEnvpool(EnvOfEnvpool):
-    """The same for an Atari game, for which rl_zoo3 looks at the name of this class."""
+    """Stands for an Atari game: rl_zoo3 looks at the name of this class."""

@@ -1,7 +1,9 @@
 """Models as rl_zoo3 makes them from a configuration: with its wrappers, schedules and normalisation."""
 
 import contextlib
+import io
 import re
+import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -15,17 +17,17 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_pgext.zoo.names import check_environment, check_name
-from sb3_pgext.zoo.vec_envs import VEC_ENVS, VecEnvFactory, vec_env_class
+from sb3_pgext.zoo.vec_envs import VEC_ENVS, VecEnvFactory
 
 ATARI, DEFAULT = "atari", "default"
-"""Entries of a configuration file that are of no one environment."""
+"""Entries of a configuration file that belong to no single environment."""
 
 _WRAPPERS = {"env_wrapper", "vec_env_wrapper", "callback"}
 
 
 def entry_for(env_id: str, conf_file: str) -> str:
     """
-    Which entry of a configuration file holds for an environment.
+    Find the entry of a configuration file that holds for an environment.
 
     :param env_id: a registered environment
     :param conf_file: a configuration file. What is not YAML is taken as rl_zoo3 takes it
@@ -47,7 +49,7 @@ def entry_for(env_id: str, conf_file: str) -> str:
 
 @lru_cache
 def _entries(text: str) -> Mapping[str, object]:
-    """Of a file's text, which takes a while; none where there is no mapping, which rl_zoo3 then says."""
+    """Parse a file's text, which takes a while; empty where it is no mapping, which rl_zoo3 then says."""
     content = yaml.safe_load(text)
     return content if isinstance(content, Mapping) else {}
 
@@ -98,8 +100,9 @@ class Experiment(ExperimentManager):
         if self._vec_env is not None:
             kwargs = self.eval_env_kwargs if eval_env else self.env_kwargs
             log_folder = None if eval_env or no_log else Path(self.save_path)
-            factory = VecEnvFactory(self.env_name.gym_id, kwargs, self.env_wrapper, self.monitor_kwargs, log_folder)
-            self.vec_env_class = vec_env_class(self._vec_env, factory)  # type: ignore[assignment]
+            self.vec_env_class = VecEnvFactory(  # type: ignore[assignment]
+                self._vec_env, self.env_name.gym_id, kwargs, self.env_wrapper, self.monitor_kwargs, log_folder
+            )
         return super().create_envs(n_envs, eval_env, no_log)
 
     def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
@@ -114,7 +117,7 @@ class Experiment(ExperimentManager):
 
 def experiment(algo: str, env_id: str, config: Mapping[str, Any], seed: int, folder: Path) -> Experiment:
     """
-    rl_zoo3's experiment; the whole configuration is written into the folder.
+    Make rl_zoo3's experiment; the whole configuration is written into the folder.
 
     :param algo: zoo key of the algorithm
     :param env_id: id of the environment
@@ -127,23 +130,18 @@ def experiment(algo: str, env_id: str, config: Mapping[str, Any], seed: int, fol
     check_environment(env_id)
     path = folder / "config.yml"
     path.write_text(yaml.safe_dump({env_id: dict(config)}))
-    return Experiment(
-        Namespace(algo=algo, env=env_id, seed=seed, env_kwargs=None),
-        algo,
-        env_id,
-        log_folder=str(folder),
-        eval_freq=-1,
-        seed=seed,
-        verbose=0,
-        config=str(path),
-    )
+    args = Namespace(algo=algo, env=env_id, seed=seed, env_kwargs=None)
+    options: dict[str, Any] = {"eval_freq": -1, "seed": seed, "verbose": 0, "config": str(path)}
+    return Experiment(args, algo, env_id, str(folder), **options)
 
 
 @contextlib.contextmanager
 def model_of(manager: ExperimentManager) -> Iterator[BaseAlgorithm]:
     """
+    Make the model of an experiment, and close its environment at the end.
+
     :param manager: an experiment that trains
-    :return: context of its model; the environment is closed with it
+    :return: context of the model
     """
     results = manager.setup_experiment()
     assert results is not None, "only a search for hyperparameters has no model"
@@ -155,10 +153,30 @@ def model_of(manager: ExperimentManager) -> Iterator[BaseAlgorithm]:
 
 @contextlib.contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """In worker processes: it is the runs that are parallel."""
+    """Keep torch to one thread: in worker processes it is the runs that are parallel."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def quiet_model(algo: str, env_id: str, config: Mapping[str, Any], seed: int) -> Iterator[Any]:
+    """
+    Make a model as rl_zoo3 does, without its output, its files or more than one thread.
+
+    :param algo: zoo key of the algorithm
+    :param env_id: id of the environment
+    :param config: hyperparameters as rl_zoo3 reads them
+    :param seed: of everything
+    :return: context of the model; meanwhile nothing is printed
+    """
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(io.StringIO()),
+        one_torch_thread(),
+        model_of(experiment(algo, env_id, config, seed, Path(folder))) as model,
+    ):
+        yield model

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import re
 import sys
 from collections.abc import Collection, Iterable
 from types import ModuleType
@@ -10,10 +11,23 @@ import gymnasium as gym
 
 from sb3_pgext.zoo.envpool_tasks import register_envpool_task
 
+_MAX_SLUG = 150
+"""Bytes; file systems allow 255 for a name."""
+
+
+def slug(text: str) -> str:
+    """
+    Turn a text into a part of a file's name.
+
+    :param text: any text
+    :return: the text without the characters that mean something to a shell or file system, not too long
+    """
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-").encode()[:_MAX_SLUG].decode(errors="ignore")
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """
-    The phrase that suggests the known name closest to a misspelt one.
+    Suggest the known name closest to a misspelt one.
 
     :param name: what the user wrote
     :param known: the names that exist

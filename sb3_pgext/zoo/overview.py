@@ -1,22 +1,17 @@
 """``sb3-pgext zoo``: which configurations we ship, and whether each of them makes a model."""
 
-import contextlib
-import io
-import tempfile
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from gymnasium.error import DependencyNotInstalled
 from rich import box
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from sb3_pgext.zoo.configs import check_keys, config_path
-from sb3_pgext.zoo.experiments import ATARI, DEFAULT, experiment, model_of
+from sb3_pgext.zoo.console import output_console
+from sb3_pgext.zoo.experiments import ATARI, DEFAULT, quiet_model
 from sb3_pgext.zoo.registration import ALGORITHMS
 
 __all__ = ["Entry", "check_entry", "check_zoo", "entries", "list_zoo"]
@@ -24,10 +19,9 @@ __all__ = ["Entry", "check_entry", "check_zoo", "entries", "list_zoo"]
 _EXAMPLE_OF_DEFAULT = "Pendulum-v1"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """
-    One configuration.
+    Configuration that we ship.
 
     :param algo: zoo key
     :param name: id of the environment, ``default`` or ``atari``
@@ -39,7 +33,9 @@ class Entry:
 
 def entries() -> list[Entry]:
     """
-    :return: all configurations that we ship, in the order of the files
+    List all configurations that we ship, in the order of the files.
+
+    :return: the configurations
     """
     return [Entry(algo, name) for algo in ALGORITHMS for name in _content(algo)]
 
@@ -58,15 +54,10 @@ def check_entry(entry: Entry) -> None:
     """
     config = _content(entry.algo)[entry.name]
     check_keys(entry.algo, config, entry.name)
-    if entry.name == ATARI:
-        return
-    environment = _EXAMPLE_OF_DEFAULT if entry.name == DEFAULT else entry.name
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        contextlib.redirect_stdout(io.StringIO()),
-        model_of(experiment(entry.algo, environment, config, 0, Path(folder))),
-    ):
-        pass
+    if entry.name != ATARI:
+        environment = _EXAMPLE_OF_DEFAULT if entry.name == DEFAULT else entry.name
+        with quiet_model(entry.algo, environment, config, seed=0):
+            pass
 
 
 def list_zoo() -> None:
@@ -76,9 +67,9 @@ def list_zoo() -> None:
     table.add_column("environment")
     for algo, algorithm in ALGORITHMS.items():
         table.add_column(f"{algo}\n{algorithm.__name__}", justify="center")
-    for name in dict.fromkeys(name for names in of_algorithm.values() for name in names):
+    for name in dict.fromkeys(entry.name for entry in entries()):
         table.add_row(name, *("x" if name in names else "" for names in of_algorithm.values()))
-    Console(width=None if Console().is_terminal else 120).print(table)
+    output_console().print(table)
 
 
 def check_zoo() -> bool:
@@ -87,25 +78,21 @@ def check_zoo() -> bool:
 
     :return: whether all could be made whose environment is installed
     """
-    console = Console(soft_wrap=True)
-    failures = dict(_failures(console))
-    missing = {entry: error for entry, error in failures.items() if isinstance(error, DependencyNotInstalled)}
-    for name, why in {entry.name: error for entry, error in missing.items()}.items():
-        console.print(f"{name}: not installed, not checked: {why}", markup=False, highlight=False)
-    failures = {entry: error for entry, error in failures.items() if entry not in missing}
-    for entry, error in failures.items():
-        text = f"{config_path(entry.algo).name}: {entry.name}: {type(error).__name__}: {error}"
-        console.print(text, style="red", markup=False, highlight=False)
-    n = len(entries()) - len(missing)
-    console.print(f"{n - len(failures)} of {n} configurations are valid", highlight=False)
-    return not failures
-
-
-def _failures(console: Console) -> Iterator[tuple[Entry, Exception]]:
+    console = output_console()
+    n, failures, missing = len(entries()), 0, {}
     for entry in track(entries(), "configurations", console=console, transient=True):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 check_entry(entry)
+        except DependencyNotInstalled as error:
+            n -= 1
+            missing[entry.name] = error
         except Exception as error:  # of whatever kind: it is what is reported
-            yield entry, error
+            failures += 1
+            text = f"{config_path(entry.algo).name}: {entry.name}: {type(error).__name__}: {error}"
+            console.print(text, style="red", markup=False, soft_wrap=True)
+    for name, why in missing.items():
+        console.print(f"{name}: not installed, not checked: {why}", markup=False, soft_wrap=True)
+    console.print(f"{n - failures} of {n} configurations are valid")
+    return not failures

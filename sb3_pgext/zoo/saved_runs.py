@@ -19,36 +19,34 @@ __all__ = ["plain_config", "plain_yaml", "read_run"]
 _EVALUATED = ("normalize", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "monitor_kwargs")
 """Keys of a configuration whose strings rl_zoo3 evaluates."""
 
-_HARMLESS: dict[str, dict[str, tuple[str, ...]]] = {
-    "env_wrapper": {
-        "sb3_contrib.common.wrappers": ("TimeFeatureWrapper",),
-        "stable_baselines3.common.atari_wrappers": ("AtariWrapper",),
-        "rl_zoo3.wrappers": (
-            *("ActionNoiseWrapper", "ActionSmoothingWrapper", "DelayedRewardWrapper", "FrameSkip", "HistoryWrapper"),
-            *("HistoryWrapperObsDict", "MaskVelocityWrapper", "TruncatedOnSuccessWrapper"),
-            "YAMLCompatResizeObservation",
-        ),
-        "gymnasium.wrappers": (
-            *("AtariPreprocessing", "ClipAction", "ClipReward", "DelayObservation", "DtypeObservation"),
-            *("FilterObservation", "FlattenObservation", "FrameStackObservation", "GrayscaleObservation"),
-            *("MaxAndSkipObservation", "NormalizeObservation", "NormalizeReward", "RepeatAction", "RescaleAction"),
-            *("RescaleObservation", "ReshapeObservation", "ResizeObservation", "StickyAction"),
-            *("TimeAwareObservation", "TimeLimit"),
-        ),
-    },
-    "vec_env_wrapper": {
-        "stable_baselines3.common.vec_env": ("VecCheckNan", "VecExtractDictObs", "VecFrameStack", "VecTransposeImage"),
-    },
-    "callback": {},
+_ZOO_WRAPPERS = """
+    ActionNoiseWrapper ActionSmoothingWrapper DelayedRewardWrapper FrameSkip HistoryWrapper HistoryWrapperObsDict
+    MaskVelocityWrapper TruncatedOnSuccessWrapper YAMLCompatResizeObservation
+"""
+_GYMNASIUM_WRAPPERS = """
+    AtariPreprocessing ClipAction ClipReward DelayObservation DtypeObservation FilterObservation FlattenObservation
+    FrameStackObservation GrayscaleObservation MaxAndSkipObservation NormalizeObservation NormalizeReward RepeatAction
+    RescaleAction RescaleObservation ReshapeObservation ResizeObservation StickyAction TimeAwareObservation TimeLimit
+"""
+_VEC_WRAPPERS = "VecCheckNan VecExtractDictObs VecFrameStack VecTransposeImage"
+_HARMLESS: dict[str, list[str]] = {
+    "env_wrapper": [
+        "sb3_contrib.common.wrappers.TimeFeatureWrapper",
+        "stable_baselines3.common.atari_wrappers.AtariWrapper",
+        *(f"rl_zoo3.wrappers.{name}" for name in _ZOO_WRAPPERS.split()),
+        *(f"gymnasium.wrappers.{name}" for name in _GYMNASIUM_WRAPPERS.split()),
+    ],
+    "vec_env_wrapper": [f"stable_baselines3.common.vec_env.{name}" for name in _VEC_WRAPPERS.split()],
+    "callback": [],
 }
-"""Keys that name what rl_zoo3 imports and calls, and what that may be: nothing that writes where it is told to."""
+"""Keys that name what rl_zoo3 imports and calls → what that may be: nothing that writes where it is told to."""
 
 _KNOWN_PACKAGES = ("stable_baselines3", "sb3_contrib", "sb3_pgext")
 
 
 def read_run(folder: Path, trust: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
     """
-    The configuration of a saved run and the arguments that it was started with.
+    Read the configuration of a saved run and the arguments that it was started with.
 
     :param folder: of the run
     :param trust: whether what is code in them may be run
@@ -73,16 +71,17 @@ def read_run(folder: Path, trust: bool = False) -> tuple[dict[str, Any], dict[st
 
 def plain_config(path: Path) -> dict[str, Any]:
     """
+    Read a configuration, and turn the strings that rl_zoo3 would evaluate into plain values.
+
     :param path: the ``config.yml`` of a saved run
-    :return: the configuration, in which no string is left that rl_zoo3 would evaluate
+    :return: the configuration
     :raises ValueError: something in it is code; the message names it
     """
     config = plain_yaml(path)
     for key in _EVALUATED:
         if isinstance(config.get(key), str):
             config[key] = _plain_value(config[key], f"{path}: {key}")
-    for key, modules in _HARMLESS.items():
-        allowed = [f"{module}.{name}" for module, names in modules.items() for name in names]
+    for key, allowed in _HARMLESS.items():
         for name in _names_in(config.get(key)):
             if name not in allowed:
                 raise ValueError(f"{path}: {key}: {name} would be run: allowed is {', '.join(allowed) or 'none'}")
@@ -94,7 +93,9 @@ def plain_config(path: Path) -> dict[str, Any]:
 
 def plain_yaml(path: Path) -> dict[str, Any]:
     """
-    :param path: a file that rl_zoo3 has saved
+    Read a YAML file that rl_zoo3 has saved.
+
+    :param path: the file
     :return: its content
     :raises ValueError: there is something else in it than a mapping of plain values
     """
@@ -116,34 +117,25 @@ def _pairs(loader: _Loader, node: yaml.SequenceNode) -> dict[Any, Any]:
     return dict(pairs)
 
 
-def _tuple(loader: _Loader, node: yaml.SequenceNode) -> tuple[Any, ...]:
-    return tuple(loader.construct_sequence(node, deep=True))
-
-
 def _class(loader: _Loader, name: str, node: yaml.Node) -> type:
     if name not in CLASSES:
         raise yaml.constructor.ConstructorError(None, None, f"the name {name!r} is none that is known", node.start_mark)
     return CLASSES[name]
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    return loader.construct_mapping(node, deep=True)
-
-
-def _list(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
-    return loader.construct_sequence(node, deep=True)
-
-
+_constructor_of: Any = _Loader.add_constructor  # the tag says which kind of node the function gets
 # As SafeLoader's, but of nothing that holds itself.
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-_Loader.add_constructor("tag:yaml.org,2002:seq", _list)
-_Loader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _pairs)
-_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
+_constructor_of("tag:yaml.org,2002:map", lambda loader, node: loader.construct_mapping(node, deep=True))
+_constructor_of("tag:yaml.org,2002:seq", lambda loader, node: loader.construct_sequence(node, deep=True))
+_constructor_of("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _pairs)
+_constructor_of(
+    "tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node, deep=True))
+)
 _Loader.add_multi_constructor("tag:yaml.org,2002:python/name:", _class)
 
 
 def _plain_value(text: str, where: str) -> Any:
-    """Of the Python that rl_zoo3's configurations are written in: ``dict(net_arch=[64], activation_fn=nn.ReLU)``."""
+    """Read the Python that rl_zoo3's configurations are written in: ``dict(net_arch=[64], activation_fn=nn.ReLU)``."""
     try:
         return _value_of(ast.parse(text, mode="eval").body)
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
@@ -167,7 +159,7 @@ def _value_of(node: ast.expr) -> Any:
 
 
 def _names_in(value: Any) -> Iterator[str]:
-    """A name, a mapping from a name to its arguments, or a list of those."""
+    """Yield the names in a name, a mapping from a name to its arguments, or a list of those."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -180,9 +172,7 @@ def _names_in(value: Any) -> Iterator[str]:
 
 
 def _check_policy(name: str, where: str) -> None:
-    """
-    :raises ValueError: it is no policy of a package that we know
-    """
+    """Refuse what is no policy of a package that we know."""
     module, _, attribute = name.rpartition(".")
     cls = None
     if module.split(".")[0] in _KNOWN_PACKAGES and all(part.isidentifier() for part in module.split(".")):

@@ -17,18 +17,23 @@ from sb3_pgext.zoo.experiments import Experiment
 
 __all__ = ["STARTED_WITH", "checkpoints_folder", "continued", "trainings"]
 
-STARTED_WITH = {
-    *("algo", "env", "n_timesteps", "seed", "num_threads", "device", "verbose", "progress", "vec_env"),
-    *("log_folder", "tensorboard_log", "log_interval", "save_freq", "save_replay_buffer"),
-    *("eval_freq", "eval_episodes", "n_eval_envs", "env_kwargs", "eval_env_kwargs", "checkpoint_every"),
-}
+_SAME_NAME = ["algo", "log_folder", "tensorboard_log", "n_timesteps", "eval_freq", "save_freq", "env_kwargs"]
+_SAME_NAME += ["eval_env_kwargs", "seed", "log_interval", "save_replay_buffer", "verbose", "n_eval_envs", "device"]
+_ARGUMENTS = {name: name for name in _SAME_NAME}
+_ARGUMENTS |= {"env": "env_id", "eval_episodes": "n_eval_episodes", "vec_env": "vec_env_type"}
+_ARGUMENTS |= {"progress": "show_progress"}
+"""Argument of a training → the parameter of rl_zoo3's experiment that it becomes."""
+
+STARTED_WITH = _ARGUMENTS.keys() | {"checkpoint_every", "num_threads"}
 """The arguments of a training that its continuation depends on."""
 
 
 def checkpoints_folder(run: Path) -> Path:
     """
-    :param run: the folder of a run
-    :return: where its checkpoints are
+    Find the checkpoints of a run.
+
+    :param run: the folder of the run
+    :return: the folder of its checkpoints
     """
     return run / "checkpoints"
 
@@ -36,7 +41,7 @@ def checkpoints_folder(run: Path) -> Path:
 @contextlib.contextmanager
 def trainings(checkpoint_every: int, vec_env: str | None) -> Iterator[None]:
     """
-    Meanwhile rl_zoo3's trainings are ours, whose configurations may say more, and write checkpoints into their folders.
+    Replace rl_zoo3's trainings by ours, whose configurations may say more, and which write checkpoints.
 
     :param checkpoint_every: environment steps between two of them; 0 or less for none
     :param vec_env: the kind of vectorised environment; None for what the configuration says
@@ -69,7 +74,7 @@ def continued(folder: Path, config: dict[str, Any], args: dict[str, Any], trust:
 
 class _Training(Experiment):
     """
-    One that also writes checkpoints.
+    An experiment that also writes checkpoints.
 
     :param every: environment steps between two of them; 0 or less for none
     :param arguments: rl_zoo3's
@@ -100,34 +105,15 @@ class _Continuation(_Training):
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], args: dict[str, Any]):
-        super().__init__(
-            args["checkpoint_every"],
-            Namespace(**args),
-            args["algo"],
-            args["env"],
-            args["log_folder"],
-            args["tensorboard_log"],
-            args["n_timesteps"],
-            args["eval_freq"],
-            args["eval_episodes"],
-            args["save_freq"],
-            None,
-            args["env_kwargs"],
-            args["eval_env_kwargs"],
-            seed=args["seed"],
-            log_interval=args["log_interval"],
-            save_replay_buffer=args["save_replay_buffer"],
-            verbose=args["verbose"],
-            vec_env_type=args["vec_env"],
-            n_eval_envs=args["n_eval_envs"],
-            device=args["device"],
-            show_progress=args["progress"],
-        )
+        parameters = {parameter: args[name] for name, parameter in _ARGUMENTS.items()}
+        super().__init__(args["checkpoint_every"], Namespace(**args), **parameters)
         self._config = config
         self.save_path, self.params_path = str(folder), str(folder / self.env_name)
 
     def resumed(self, trust: bool | None) -> BaseAlgorithm:
         """
+        Load the latest checkpoint, with the environment and callbacks of the run.
+
         :param trust: see :func:`sb3_pgext.resume`
         :return: the model
         """
@@ -146,7 +132,7 @@ class _Continuation(_Training):
         return model
 
     def learn(self, model: BaseAlgorithm) -> None:
-        """rl_zoo3's begins at step 0."""
+        """Train as rl_zoo3 does, which begins at step 0, for the steps that are left."""
         log_interval = {"log_interval": self.log_interval if self.log_interval > -1 else None}
         options: dict[str, Any] = {} if self.log_interval == -1 else log_interval
         assert model.env is not None
@@ -156,7 +142,7 @@ class _Continuation(_Training):
 
 
 def _continue_evaluations(callback: EvalCallback, model: BaseAlgorithm) -> None:
-    """Those until the checkpoint, and when the next one is due, as if they had been this callback's."""
+    """Give a callback the evaluations until the checkpoint, and when the next one is due, as if it had made them."""
     callback.n_calls = model.num_timesteps // model.n_envs
     path = Path(f"{callback.log_path}.npz")
     if not path.is_file():

@@ -12,7 +12,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from sb3_pgext.vec_envs import EnvPoolVecEnv, GymnasiumVecEnv
 
-__all__ = ["VEC_ENVS", "VecEnvFactory", "vec_env_class"]
+VEC_ENVS = ("dummy", "subproc", "gymnasium", "envpool")
+"""The values of ``vec_env``."""
 
 EnvMaker = Callable[[], gym.Env]
 
@@ -20,8 +21,9 @@ EnvMaker = Callable[[], gym.Env]
 @dataclass(frozen=True)
 class VecEnvFactory:
     """
-    What takes the place of SB3's ``DummyVecEnv`` class, for one environment of an experiment.
+    Maker of an experiment's vectorised environment, in the place of SB3's ``DummyVecEnv`` class.
 
+    :param kind: one of :data:`VEC_ENVS`
     :param env_id: id of the environment
     :param env_kwargs: its settings
     :param env_wrapper: wrapper of each sub-environment
@@ -29,31 +31,39 @@ class VecEnvFactory:
     :param log_folder: where the episodes are written to; None for nowhere
     """
 
+    kind: str
     env_id: str
     env_kwargs: Mapping[str, Any]
     env_wrapper: Callable[[gym.Env], gym.Env] | None
     monitor_kwargs: Mapping[str, Any]
     log_folder: Path | None
 
-    def gymnasium(self, makers: list[EnvMaker]) -> VecEnv:
+    def __call__(self, makers: list[EnvMaker]) -> VecEnv:
         """
-        gymnasium's own vectorised environment where there is one and no wrapper has to go into it.
+        Make the environment.
 
         :param makers: each makes a sub-environment, monitored and wrapped
         :return: the environment, monitored
+        :raises ValueError: the kind cannot do what is asked for
         """
+        kinds: dict[str, Callable[[list[EnvMaker]], VecEnv]] = {
+            "dummy": DummyVecEnv,
+            "subproc": SubprocVecEnv,
+            "gymnasium": self._gymnasium,
+            "envpool": self._envpool,
+        }
+        return kinds[self.kind](makers)
+
+    def _gymnasium(self, makers: list[EnvMaker]) -> VecEnv:
+        """Take gymnasium's own vectorised environment where there is one and no wrapper has to go into it."""
         spec = gym.spec(self.env_id)
         if self.env_wrapper is not None or spec.vector_entry_point is None or spec.additional_wrappers:
             return GymnasiumVecEnv(SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP))
         env = gym.make_vec(self.env_id, len(makers), vectorization_mode="vector_entry_point", **self.env_kwargs)
         return self._monitored(GymnasiumVecEnv(env))
 
-    def envpool(self, makers: list[EnvMaker]) -> VecEnv:
-        """
-        :param makers: as many as there are to be sub-environments
-        :return: the environment, monitored
-        :raises ValueError: a wrapper, which could not be inside of envpool, or a task that envpool does not have
-        """
+    def _envpool(self, makers: list[EnvMaker]) -> VecEnv:
+        """Take as many of envpool's environments, which have no place for a wrapper inside."""
         if self.env_wrapper is not None:
             raise ValueError(
                 "env_wrapper: allowed is none with vec_env='envpool', whose environments are not Python's; what "
@@ -63,7 +73,7 @@ class VecEnvFactory:
         return self._monitored(env)
 
     def _monitored(self, env: VecEnv) -> VecMonitor:
-        """In the place of the Monitor of each sub-environment."""
+        """Record the episodes, in the place of the Monitor of each sub-environment."""
         unknown = self.monitor_kwargs.keys() - {"info_keywords", "override_existing"}
         if unknown:
             raise ValueError(
@@ -77,22 +87,3 @@ class VecEnvFactory:
         monitor = VecMonitor(env, info_keywords=keywords)  # a file of its own it would begin anew
         monitor.results_writer = ResultsWriter(str(file), extra_keys=keywords, override_existing=False)
         return monitor
-
-
-VEC_ENVS = ("dummy", "subproc", "gymnasium", "envpool")
-"""What ``vec_env`` may be."""
-
-
-def vec_env_class(name: str, factory: VecEnvFactory) -> Callable[[list[EnvMaker]], VecEnv]:
-    """
-    :param name: one of :data:`VEC_ENVS`
-    :param factory: makes those that are not made by a class
-    :return: what makes the environment from functions that make its sub-environments
-    """
-    kinds: dict[str, Callable[[list[EnvMaker]], VecEnv]] = {
-        "dummy": DummyVecEnv,
-        "subproc": SubprocVecEnv,
-        "gymnasium": factory.gymnasium,
-        "envpool": factory.envpool,
-    }
-    return kinds[name]

@@ -19,9 +19,9 @@ SMALL = {
         "batch_size": 32,
         "n_epochs": 2,
         "surrogate": "adaptive_kl",
-        "kl_target": 1e-4,
+        "desired_kl": 1e-4,
     },
-    ISPG: {"n_episodes": 4, "n_gradient_steps": 2, "replay_batches": 2, "min_ess": 0.0},
+    ISPG: {"n_episodes": 4, "gradient_steps": 2, "replay_batches": 2, "min_ess": 0.0},
 }
 
 
@@ -39,39 +39,50 @@ def small(algorithm, env_id="CartPole-v1", n_envs=2, normalize=False, env_kwargs
     )
 
 
+_COUNTERS = (
+    *("num_timesteps", "_n_updates", "_total_timesteps", "_current_progress_remaining", "_episode_num", "kl_coef"),
+    *("_last_obs", "_last_original_obs", "_last_episode_starts"),
+)
+_REPLAY = ("pos", "full", "observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
 def assert_same(model, other):
-    """Parameters, optimizer, counters, statistics of the normalisation, last observations and the next actions."""
-    for name, tensor in model.policy.state_dict().items():
-        assert th.equal(tensor, other.policy.state_dict()[name]), name
-    ours, theirs = (m.policy.optimizer.state_dict() for m in (model, other))
-    assert ours["param_groups"] == theirs["param_groups"]
-    assert ours["state"].keys() == theirs["state"].keys()
-    for key, state in ours["state"].items():
-        for name, value in state.items():
-            assert th.equal(value, theirs["state"][key][name]), name
-    for name in ("num_timesteps", "_n_updates", "_total_timesteps", "_current_progress_remaining", "kl_coef"):
-        assert getattr(model, name, None) == getattr(other, name, None), name
+    """Parameters, optimizers, replay, counters, statistics of the normalisation, last observations, next actions."""
+    names, variables = model._get_torch_save_params()
+    for name in (*names, *variables):
+        ours, theirs = (attrgetter(name)(m) for m in (model, other))
+        _assert_equal(*((ours, theirs) if name in variables else (ours.state_dict(), theirs.state_dict())), name)
+    for name in _COUNTERS:
+        _assert_equal(getattr(model, name, None), getattr(other, name, None), name)
+    replays = [getattr(m, "replay_buffer", None) for m in (model, other)]
+    assert type(replays[0]) is type(replays[1])
+    for name in _REPLAY:
+        _assert_equal(*(getattr(replay, name, None) for replay in replays), name)
     normalizers = [m.get_vec_normalize_env() for m in (model, other)]
     if normalizers != [None, None]:
         for name in ("obs_rms.mean", "obs_rms.var", "obs_rms.count", "ret_rms.mean", "ret_rms.var", "returns"):
-            ours, theirs = map(attrgetter(name), normalizers)
-            assert np.array_equal(ours, theirs), name
+            _assert_equal(*map(attrgetter(name), normalizers), name)
     returns = [[info["r"] for info in m.ep_info_buffer] for m in (model, other)]
     assert returns[0] == returns[1]
-    _assert_equal(model._last_obs, other._last_obs)
-    assert np.array_equal(_next_actions(model), _next_actions(other))
+    _assert_equal(_next_actions(model), _next_actions(other), "next actions")
 
 
-def _assert_equal(array, other):
-    if isinstance(array, dict):
-        assert list(array) == list(other)
-        for key, part in array.items():
-            _assert_equal(part, other[key])
+def _assert_equal(ours, theirs, name):
+    if isinstance(ours, dict):
+        assert list(ours) == list(theirs), name
+        for key, part in ours.items():
+            _assert_equal(part, theirs[key], f"{name}/{key}")
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs), name
+        for one, other in zip(ours, theirs, strict=True):
+            _assert_equal(one, other, name)
     else:
-        assert np.array_equal(array, other)
+        same = th.equal if isinstance(ours, th.Tensor) else np.array_equal
+        assert same(ours, theirs), name
 
 
 def _next_actions(model):
     with th.random.fork_rng():
         th.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
         return model.predict(model._last_obs)[0]

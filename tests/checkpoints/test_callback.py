@@ -2,11 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_pgext import VPG, CheckpointCallback, load, resume
@@ -18,6 +20,10 @@ def steps_in(folder):
     return [num_timesteps_at(path) for path in reversed(found(folder))]
 
 
+def visible(folder):
+    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+
+
 def test_at_the_start_then_each_interval_then_at_the_end(tmp_path):
     small(VPG).learn(900, callback=CheckpointCallback(200, tmp_path, keep=100))  # 128 steps an update
     assert steps_in(tmp_path) == [0, 256, 512, 640, 896, 1024]
@@ -27,7 +33,7 @@ def test_at_the_start_then_each_interval_then_at_the_end(tmp_path):
 def test_only_the_last_ones_stay(tmp_path):
     small(VPG).learn(900, callback=CheckpointCallback(100, tmp_path, keep=2))
     assert steps_in(tmp_path) == [896, 1024]
-    assert sorted(os.listdir(tmp_path)) == sorted(path.name for path in found(tmp_path))
+    assert visible(tmp_path) == sorted(path.name for path in found(tmp_path))
 
 
 def test_a_damaged_one_does_not_count_among_them(tmp_path):
@@ -78,7 +84,7 @@ def test_ctrl_c_leaves_the_checkpoints_before(in_update, tmp_path):
 def test_an_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
     model = small(VPG)
     model.learn(200, callback=CheckpointCallback(100, tmp_path))
-    before = sorted(os.listdir(tmp_path))
+    before = visible(tmp_path)
 
     def interrupted(descriptor):
         raise KeyboardInterrupt
@@ -86,7 +92,8 @@ def test_an_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         model.learn(200, callback=CheckpointCallback(100, tmp_path), reset_num_timesteps=False)
-    assert sorted(os.listdir(tmp_path)) == before
+    assert visible(tmp_path) == before
+    assert not list(tmp_path.glob(".writing-*"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -100,7 +107,7 @@ def test_a_parameter_that_is_not_finite_is_not_saved(value, tmp_path):
             return True
 
     model = small(VPG)
-    with pytest.raises(ValueError, match=r"parameter value_net.bias of the policy is NaN or infinite"):
+    with pytest.raises(ValueError, match=r"parameter value_net.bias is NaN or infinite"):
         model.learn(600, callback=[Spoil(), CheckpointCallback(100, tmp_path)])
     assert all(tensor.isfinite().all() for tensor in load(tmp_path).policy.state_dict().values())
 
@@ -127,9 +134,54 @@ def test_wrong_arguments(arguments):
         CheckpointCallback(**arguments)
 
 
-def test_an_algorithm_of_sb3_is_refused_at_once(tmp_path):
-    with pytest.raises(ValueError, match="model=PPO: allowed is an algorithm of sb3_pgext"):
-        PPO("MlpPolicy", "CartPole-v1", device="cpu").learn(100, callback=CheckpointCallback(100, tmp_path))
+def train_until_told(folder):
+    class Wait(BaseCallback):
+        def _on_rollout_end(self):
+            print("training", flush=True)
+            input()
+
+        def _on_step(self):
+            return True
+
+    small(VPG).learn(1, callback=[CheckpointCallback(100, folder), Wait()])
+
+
+def test_a_second_training_is_told_that_the_folder_is_taken(tmp_path):
+    program = f"from tests.checkpoints.test_callback import train_until_told; train_until_told({str(tmp_path)!r})"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program], **pipes) as other:
+        assert other.stdout.readline() == "training\n"
+        with pytest.raises(ValueError, match="another training is writing its checkpoints there: allowed is a folder"):
+            resume(tmp_path).learn(64, callback=CheckpointCallback(100, tmp_path), reset_num_timesteps=False)
+        other.communicate("\n")
+    model = resume(tmp_path)
+    model.learn(64, callback=CheckpointCallback(100, tmp_path), reset_num_timesteps=False)
+    assert steps_in(tmp_path)[-1] == model.num_timesteps
+
+
+def test_a_thread_is_told_so_too(tmp_path):
+    refused = []
+
+    class Intruder(BaseCallback):
+        def _on_rollout_end(self):
+            with ThreadPoolExecutor(1) as thread:
+                learnt = thread.submit(small(VPG).learn, 1, callback=CheckpointCallback(100, tmp_path))
+            refused.append(str(learnt.exception()))
+
+        def _on_step(self):
+            return True
+
+    small(VPG).learn(1, callback=[CheckpointCallback(100, tmp_path), Intruder()])
+    assert len(refused) == 1
+    assert "another training is writing its checkpoints there" in refused[0]
+
+
+def test_an_interrupted_training_can_be_resumed_where_it_was(tmp_path):
+    """The callback that holds the folder is still there, and has not been told of the end."""
+    callback = CheckpointCallback(100, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        small(VPG).learn(600, callback=[callback, Interrupt(400, in_update=False)])
+    resume(tmp_path).learn(64, callback=CheckpointCallback(100, tmp_path), reset_num_timesteps=False)
 
 
 def test_generators_are_untouched_by_the_writing(tmp_path):

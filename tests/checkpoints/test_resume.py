@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
@@ -54,8 +55,15 @@ TASKS = {
 }
 
 
-@pytest.mark.parametrize("algorithm", SMALL, ids=lambda algorithm: algorithm.__name__)
-@pytest.mark.parametrize("env_id", TASKS)
+@pytest.mark.parametrize(
+    ("algorithm", "env_id"),
+    [
+        *((algorithm, env_id) for algorithm in SMALL for env_id in ("CartPole-v1", "Pendulum-v1")),
+        # One of each kind of collection: MuJoCo and the normalisation know no more of the algorithm.
+        *((algorithm, "HalfCheetah-v5") for algorithm in (ISPG, ClippedCriticPPO)),
+    ],
+    ids=str,
+)
 def test_each_algorithm_from_each_update(algorithm, env_id, tmp_path):
     if env_id == "HalfCheetah-v5":
         pytest.importorskip("mujoco")
@@ -104,7 +112,7 @@ def test_stacked_frames(tmp_path):
 
 @pytest.mark.parametrize("mode", ["sync", "vector_entry_point"])
 def test_environments_stepped_at_once(mode, tmp_path):
-    env = VecMonitor(GymnasiumVecEnv(gym.make_vec("CartPole-v1", 3, vectorization_mode=mode)))
+    env = VecMonitor(vectorised(3, mode))
     model = trained(VPG("MlpPolicy", env, seed=1, n_steps=32, device="cpu"), tmp_path)
     assert_same(model, resumed(a_checkpoint(tmp_path)))
 
@@ -292,6 +300,8 @@ def test_an_environment_of_another_make_restarts_its_episodes(tmp_path):
 
 
 def vectorised(n_envs=2, mode="vector_entry_point", **arguments):
+    if mode == "sync":
+        arguments["vector_kwargs"] = {"autoreset_mode": AutoresetMode.SAME_STEP}
     return GymnasiumVecEnv(gym.make_vec("CartPole-v1", n_envs, vectorization_mode=mode, **arguments))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch as th
+from stable_baselines3 import SAC
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
@@ -92,14 +93,16 @@ def test_a_pickle_in_any_file_is_not_opened(name, checkpoint):
         ("policy_kwargs", {"activation_fn": {"is": "class", "of": "os.system"}}),
         ("policy_kwargs", {"activation_fn": {"is": "class", "of": "subprocess.Popen"}}),
         ("policy_class", {"is": "class", "of": "sb3_pgext.zoo.train"}),
+        # Its constructor would import the module that it finds in `env`.
+        ("policy_class", {"is": "class", "of": "stable_baselines3.ppo.ppo.PPO"}),
         ("learning_rate", {"is": "record", "of": "subprocess.Popen", "attributes": {"args": "true"}}),
         ("learning_rate", {"is": "record", "of": "stable_baselines3.common.utils.ConstantSchedule", "attributes": {}}),
         ("learning_rate", {"is": "code", "of": "print()"}),
         ("learning_rate", {"is": "class"}),
         ("learning_rate", {"is": "tensor", "of": "nothing"}),
-        ("observation_space", {"is": "space", "of": "__import__", "arguments": {}}),
-        ("observation_space", {"is": "space", "of": "Discrete", "arguments": {"n": 10**30, "start": 0}}),
-        ("observation_space", {"is": "space", "of": "Discrete", "arguments": {"n": -1, "start": 0}}),
+        ("observation_space", {"is": "made", "of": "__import__", "arguments": {}}),
+        ("observation_space", {"is": "made", "of": "Discrete", "arguments": {"n": 10**30, "start": 0}}),
+        ("observation_space", {"is": "made", "of": "Discrete", "arguments": {"n": -1, "start": 0}}),
         ("ep_info_buffer", {"is": "deque", "of": [], "maxlen": 10**30}),
         ("baseline", {"is": "custom", "of": "attributes/baseline", "type": "somebody.Baseline"}),
         ("predict", "a method"),
@@ -124,7 +127,7 @@ def test_a_model_that_is_none_is_refused(content, checkpoint):
 
 def test_tensors_of_other_shapes_are_refused(checkpoint):
     tensors = safetensors.torch.load_file(checkpoint / files.TENSORS)
-    tensors["policy/action_net.weight"] = th.zeros(3)
+    tensors["state_dicts/policy/action_net.weight"] = th.zeros(3)
     path = rewritten(checkpoint, files.TENSORS, safetensors.torch.save(tensors))
     with pytest.raises(ValueError, match=r"action_net\.weight"):
         load(path)
@@ -190,6 +193,21 @@ def test_a_stranger_does_not_say_where_logs_are_written(checkpoint):
         function(path, env=small(VPG).get_env()).learn(64, reset_num_timesteps=False)
         assert not elsewhere.exists()
     assert load(path, trust=True).tensorboard_log == resume(path, trust=True).tensorboard_log == str(elsewhere)
+
+
+def test_a_path_needs_no_trust(tmp_path):
+    model = small(VPG, tensorboard_log=tmp_path / "logs")
+    save(model, tmp_path / "checkpoint")
+    assert load(tmp_path / "checkpoint").tensorboard_log is None
+    assert load(tmp_path / "checkpoint", trust=True).tensorboard_log == tmp_path / "logs"
+
+
+def test_a_replay_buffer_is_of_a_class_of_sb3(tmp_path):
+    save(SAC("MlpPolicy", "Pendulum-v1", buffer_size=10, device="cpu"), tmp_path / "checkpoint")
+    state = json.loads((tmp_path / "checkpoint" / files.MODEL).read_text())
+    state["replay_buffer"]["class"] = {"is": "class", "of": "torch.nn.modules.activation.Tanh"}
+    with pytest.raises(ValueError, match=r"replay_buffer/class=.*Tanh.*: allowed is one of"):
+        load(rewritten(tmp_path / "checkpoint", files.MODEL, json.dumps(state).encode()))
 
 
 def test_the_environment_of_a_stranger_is_not_opened(checkpoint):

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from rliable import metrics
 
-from sb3_pgext.compare.aggregate import _interquartile_mean, aggregate
-from sb3_pgext.compare.statistics import bootstrapped
+from sb3_pgext.compare.aggregate import aggregate
+from sb3_pgext.compare.statistics import bootstrapped, interquartile_mean
 from sb3_pgext.compare.study import Evaluation, Run, Study
 
 _ENVIRONMENTS = ["X-v0", "Y-v0"]
@@ -75,7 +75,7 @@ def test_probability_of_improvement_is_rliables(finals, baseline) -> None:
 def test_intervals_cover_the_true_interquartile_mean() -> None:
     """Of ten seeds on two environments; the middle half of two normals of the same mean has that mean."""
     scores = np.random.default_rng(1).normal(3.0, 1.0, (10, 2, 1000))
-    estimate = bootstrapped(scores, _interquartile_mean)
+    estimate = bootstrapped(scores, interquartile_mean)
     coverage = ((estimate.low < 3.0) & (estimate.high > 3.0)).mean()
     assert 0.9 < coverage < 0.97
 

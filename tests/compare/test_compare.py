@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import shutil
 import sys
 from dataclasses import replace
@@ -16,10 +17,13 @@ from filelock import FileLock
 from joblib.externals.loky import get_reusable_executor
 
 from sb3_pgext.cli import main
-from sb3_pgext.compare import Evaluation, command, compare, read_study, runs
+from sb3_pgext.compare import command, runs
+from sb3_pgext.compare.command import compare
 from sb3_pgext.compare.page import _evaluations
 from sb3_pgext.compare.report import summary_table, summary_tables
 from sb3_pgext.compare.runs import Outcome, execute
+from sb3_pgext.compare.study import Evaluation, read_study
+from sb3_pgext.zoo.experiments import experiment
 
 _STUDY: dict[str, Any] = {
     "environments": ["CartPole-v1"],
@@ -35,6 +39,48 @@ _FAILS = {"fails": {"algo": "ppo", "params": {"n_steps": 1, "n_envs": 1}}}
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def drawn() -> None:
+    """The figures are drawn, which takes longer than the trainings of most tests."""
+
+
+@pytest.fixture(autouse=True)
+def _figures(request, monkeypatch) -> None:
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("sb3_pgext.compare.command.plot_study", lambda *arguments: [])
+
+
+@pytest.fixture(scope="module")
+def trained_runs(tmp_path_factory) -> Path:
+    """The runs of the study, which tests train no second time."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.chdir(folder)
+        compare(_write(), backend="sequential")
+    return folder / "runs"
+
+
+@pytest.fixture
+def finished_study(trained_runs: Path) -> str:
+    """A study that has been trained and reported before."""
+    shutil.copytree(trained_runs, "runs")
+    return _write()
+
+
+_MARKS = [r"cost $\bad{$", "x [/a]", "a | b <c>"]
+
+
+@pytest.fixture(scope="module")
+def five_seeds(tmp_path_factory) -> tuple[Path, str]:
+    """The results of a study with five seeds and labels of any marks, and what it printed."""
+    folder = tmp_path_factory.mktemp("five")
+    labels = {label: {"algo": "ppo", "params": {"n_epochs": 1}} for label in _MARKS}
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.chdir(folder)
+        compare(_write(seeds=5, n_timesteps=40, runs=labels, baseline=_MARKS[1]), backend="sequential")
+    return folder / "runs/mine", printed.getvalue()
 
 
 def _write(**changes: Any) -> str:
@@ -58,7 +104,7 @@ def _trained(monkeypatch) -> list[tuple[str, int]]:
     return trained
 
 
-def test_a_study_from_the_command_line(capsys) -> None:
+def test_a_study_from_the_command_line(drawn, capsys) -> None:
     assert main(["compare", _write(), "--backend", "sequential"]) == 0
     out = Path("runs/mine")
     assert {path.name for path in out.iterdir()} == {
@@ -79,8 +125,7 @@ def test_a_study_from_the_command_line(capsys) -> None:
         assert text in printed
 
 
-def test_the_summary_is_that_of_the_results() -> None:
-    compare(_write(), backend="sequential")
+def test_the_summary_is_that_of_the_results(finished_study) -> None:
     results, summary = (pd.read_csv(f"runs/mine/{name}.csv") for name in ("results", "summary"))
     assert summary["run"].tolist() == ["ours [a]", "theirs"]
     for _, row in summary.iterrows():
@@ -98,12 +143,13 @@ def test_the_summary_is_that_of_the_results() -> None:
         assert row["steps_per_second"] == pytest.approx(speed.median())
 
 
-def test_with_five_seeds_there_are_interquartile_means() -> None:
-    compare(_write(seeds=5, n_timesteps=40, runs={"theirs": {"algo": "ppo"}}), backend="sequential")
-    results, summary = (pd.read_csv(f"runs/mine/{name}.csv") for name in ("results", "summary"))
-    final = np.sort(results[results["timesteps"] == 40]["mean_return"])
-    assert summary["final_iqm"].item() == pytest.approx(final[1:4].mean())
-    assert final[0] <= summary["final_iqm_low"].item() <= summary["final_iqm_high"].item() <= final[-1]
+def test_with_five_seeds_there_are_interquartile_means(five_seeds) -> None:
+    results, summary = (pd.read_csv(five_seeds[0] / f"{name}.csv") for name in ("results", "summary"))
+    for _, row in summary.iterrows():
+        mine = results[(results["timesteps"] == 40) & (results["run"] == row["run"])]
+        final = np.sort(mine["mean_return"])
+        assert row["final_iqm"] == pytest.approx(final[1:4].mean())
+        assert final[0] <= row["final_iqm_low"] <= row["final_iqm_high"] <= final[-1]
 
 
 @pytest.mark.filterwarnings("ignore:.*CartPole-v0 is out of date")
@@ -114,31 +160,33 @@ def test_it_is_said_whose_configuration_is_used(capsys) -> None:
     assert "CartPole-v0 that of CartPole-v1" in Path("runs/mine/report.html").read_text()
 
 
-def test_a_run_can_be_watched_with_enjoy() -> None:
-    compare(_write(), backend="sequential")
+def test_a_run_can_be_watched_with_enjoy(finished_study) -> None:
     (folder,) = Path("runs/mine/runs").glob("ours*_0_*")
     assert main(["enjoy", "--folder", str(folder), "--no-render", "-n", "10"]) == 0
 
 
-def test_worker_processes_give_the_same_numbers_also_in_an_environment_of_another_package(
-    tmp_path: Path, monkeypatch
+def test_worker_processes_give_the_same_numbers_also_in_an_environment_of_the_current_folder(
+    monkeypatch, capsys
 ) -> None:
-    (tmp_path / "study_envs.py").write_text(
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    Path("envs_here.py").write_text(
         "import gymnasium\n"
         "from gymnasium.envs.classic_control import CartPoleEnv\n"
-        "gymnasium.register('StudyCartPole-v0', CartPoleEnv, max_episode_steps=20)\n"
+        "gymnasium.register('Here-v0', CartPoleEnv, max_episode_steps=20)\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
     # Workers of a former test would not look there.
     get_reusable_executor().shutdown(wait=True)
-    study = _write(environments=["StudyCartPole-v0"], gym_packages=["study_envs"], seeds=1)
-    assert compare(study, Path("two"), jobs=2)
-    assert compare(study, Path("one"), backend="sequential")
+    arguments = ["compare", "--env", "Here-v0", "--algos", "ppo", "reinforce", "--seeds", "1", "--timesteps", "40"]
+    assert main(arguments) == 2
+    assert "unknown environment 'Here-v0'" in capsys.readouterr().err
+    assert main([*arguments, "--gym-packages", "envs_here", "--jobs", "2", "--out", "two"]) == 0
+    assert "envs_here" in Path("two/report.html").read_text()
+    assert main([*arguments, "--gym-packages", "envs_here", "--backend", "sequential", "--out", "one"]) == 0
     pd.testing.assert_frame_equal(_numbers("one"), _numbers("two"))
 
 
 @pytest.mark.parametrize("backend", ["dask", "ray"])
-def test_other_backends_of_joblib_give_the_same_numbers(backend, monkeypatch) -> None:
+def test_other_backends_of_joblib_give_the_same_numbers(backend, trained_runs) -> None:
     """A cluster of two workers on this machine."""
     with contextlib.ExitStack() as stack:
         if backend == "dask":
@@ -151,66 +199,59 @@ def test_other_backends_of_joblib_give_the_same_numbers(backend, monkeypatch) ->
             ray.init(num_cpus=2, include_dashboard=False)
             stack.callback(ray.shutdown)
         assert main(["compare", _write(seeds=1), "--out", backend, "--jobs", "2", "--backend", backend]) == 0
-    assert compare(_write(seeds=1), Path("here"), backend="sequential")
-    pd.testing.assert_frame_equal(_numbers("here"), _numbers(backend))
+    expected = _numbers(str(trained_runs / "mine"))
+    expected = expected[expected["seed"] == 0].reset_index(drop=True)
+    pd.testing.assert_frame_equal(expected, _numbers(backend))
 
 
 def test_without_a_file(capsys) -> None:
-    arguments = ["--env", "CartPole-v1", "--algos", "reinforce", "ppo", "--seeds", "1", "--timesteps", "40"]
+    arguments = ["--env", "CartPole-v1", "--algos", "reinforce", "ppo", "--seeds", "1", "--timesteps", "2"]
     assert main(["compare", *arguments, "--backend", "sequential"]) == 0
     results = _numbers("runs/CartPole-v1_reinforce+ppo")
     assert set(results["run"]) == {"reinforce", "ppo"}
-    assert results["timesteps"].max() == 40
+    assert results["timesteps"].max() == 2
     assert "runs/CartPole-v1_reinforce+ppo: report.html" in capsys.readouterr().out
 
 
-def test_environments_of_a_module_in_the_current_folder(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    Path("envs_here.py").write_text(
-        "import gymnasium\n"
-        "from gymnasium.envs.classic_control import CartPoleEnv\n"
-        "gymnasium.register('Here-v0', CartPoleEnv, max_episode_steps=20)\n"
-    )
-    get_reusable_executor().shutdown(wait=True)
-    arguments = ["compare", "--env", "Here-v0", "--algos", "ppo", "--seeds", "1", "--timesteps", "40"]
-    assert main(arguments) == 2
-    assert "unknown environment 'Here-v0'" in capsys.readouterr().err
-    assert main([*arguments, "--gym-packages", "envs_here", "--jobs", "2"]) == 0
-    assert "envs_here" in Path("runs/Here-v0_ppo/report.html").read_text()
-
-
-def test_the_report_is_one_page_with_all_there_is_to_know() -> None:
-    compare(_write(seeds=5, n_timesteps=40, runs={"a": {"algo": "ppo"}, "<b>": {"algo": "a2c"}}), backend="sequential")
-    page = Path("runs/mine/report.html").read_text()
+def test_the_report_is_one_page_with_all_there_is_to_know(five_seeds) -> None:
+    page = (five_seeds[0] / "report.html").read_text()
     assert page.count("data:image/svg+xml;base64,") == 4
     assert 'src="http' not in page
     assert "href" not in page
-    assert "&lt;b&gt;" in page
-    assert "<b>" not in page
     for text in ("CartPole-v1, 5 seeds", "P(better than", "n_steps: 32", "torch", "0, 1, 2, 3, 4", "every 200 steps"):
         assert text in page
-    summary = Path("runs/mine/summary.md").read_text()
+    summary = (five_seeds[0] / "summary.md").read_text()
     assert "| run | final return mean | final return IQM |" in summary
     assert "![Learning curves](learning_curves.png)" in summary
 
 
+def test_labels_may_have_any_marks(five_seeds) -> None:
+    folder, printed = five_seeds
+    assert all(label in printed for label in _MARKS)
+    assert "a \\| b &lt;c&gt;" in (folder / "summary.md").read_text()
+    page = (folder / "report.html").read_text()
+    assert "&lt;c&gt;" in page
+    assert "<c>" not in page
+
+
 @pytest.mark.parametrize(
-    ("fatal", "message", "jobs", "backend"),
+    ("fatal", "message", "jobs", "backend", "n_seeds"),
     [
-        ("os.abort()", "its process died: SIGABRT", 2, "loky"),
-        ("os.abort()", "its process died: SIGABRT", 1, "loky"),
-        ("os.abort()", "its process died", 2, "dask"),
-        ("sys.exit('no licence')", "SystemExit: no licence", 2, "loky"),
+        ("os.abort()", "its process died: SIGABRT", 2, "loky", 1),
+        ("os.abort()", "its process died: SIGABRT", 1, "loky", 1),
+        ("os.abort()", "its process died", 2, "dask", 2),  # Dask trains again what a worker had trained that dies later
+        ("sys.exit('no licence')", "SystemExit: no licence", 1, "sequential", 2),
         (
             "return super().step(action)[0], float('nan'), True, False, {}",
             "ValueError: mean return nan at 0",
+            1,
+            "sequential",
             2,
-            "loky",
         ),
     ],
 )
 def test_a_run_that_ends_its_process_leaves_the_others_alone(
-    fatal: str, message: str, jobs: int, backend: str, tmp_path: Path, monkeypatch, capsys
+    fatal: str, message: str, jobs: int, backend: str, n_seeds: int, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     if backend == "dask":
         pytest.importorskip("distributed")
@@ -224,7 +265,6 @@ def test_a_run_that_ends_its_process_leaves_the_others_alone(
     )
     monkeypatch.syspath_prepend(tmp_path)
     get_reusable_executor().shutdown(wait=True)
-    n_seeds = 4 if backend == "dask" else 2  # Dask trains again what a worker had trained that dies later
     monkeypatch.delitem(sys.modules, "fatal_envs", raising=False)
     study = _write(
         seeds=n_seeds,
@@ -240,6 +280,26 @@ def test_a_run_that_ends_its_process_leaves_the_others_alone(
     page = Path("runs/mine/report.html").read_text()
     assert page.count(message) == n_seeds
     assert not list(Path("runs/mine/runs").glob("*.partial"))
+
+
+def test_the_curves_are_drawn_while_runs_end(drawn, monkeypatch, capsys) -> None:
+    """Of all that have finished, and how many these are stands above them."""
+    titles = []
+
+    def spy(figure, path):
+        titles.append(figure.get_suptitle())
+        path.with_suffix(".svg").write_text("<svg/>")
+
+    def one_after_the_other(runs, folder, jobs, backend):
+        for run in runs:
+            yield execute(run, folder)
+
+    monkeypatch.setattr("sb3_pgext.compare.command._PICTURE_SECONDS", 0.0)
+    monkeypatch.setattr("sb3_pgext.compare.plots.write_figure", spy)
+    monkeypatch.setattr(command, "execute_all", one_after_the_other)
+    compare(_write(n_timesteps=2))
+    assert titles == [*(f"{n} of 4 runs have finished" for n in (1, 2, 3)), ""]
+    assert "the curves so far, as runs end: runs/mine/learning_curves.png" in capsys.readouterr().out
 
 
 def test_two_attempts_at_a_run_do_not_meet(tmp_path: Path, monkeypatch) -> None:
@@ -267,8 +327,7 @@ def test_two_attempts_at_a_run_do_not_meet(tmp_path: Path, monkeypatch) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [f"{run.folder_name}.failed"]
 
 
-def test_two_studies_do_not_share_a_folder(monkeypatch, capsys) -> None:
-    assert main(["compare", _write(seeds=1), "--backend", "sequential"]) == 0
+def test_two_studies_do_not_share_a_folder(finished_study, monkeypatch, capsys) -> None:
     trained = _trained(monkeypatch)
     with FileLock("runs/mine/runs/.lock"):
         assert main(["compare", _write(seeds=3), "--backend", "sequential"]) == 2
@@ -309,33 +368,22 @@ def test_an_unknown_backend_is_refused_before_anything_is_done(backend: str, cap
     assert not Path("runs").exists()
 
 
-def test_figures_of_an_earlier_study_do_not_stay() -> None:
-    runs = {"a": {"algo": "ppo"}, "b": {"algo": "a2c"}}
-    compare(_write(seeds=5, n_timesteps=40, runs=runs), backend="sequential")
-    Path("runs/mine/notes.csv").write_text("mine")
-    assert Path("runs/mine/profiles.png").exists()
-    compare(_write(seeds=3, n_timesteps=40, runs=runs), backend="sequential")
+def test_figures_of_an_earlier_study_do_not_stay(drawn, finished_study) -> None:
+    for name in ("profiles.png", "learning_curves.png", "notes.csv"):
+        Path("runs/mine", name).write_text("before")
+    compare(finished_study, backend="sequential")
     assert not Path("runs/mine/profiles.png").exists()
-    assert Path("runs/mine/learning_curves.png").exists()
-    assert Path("runs/mine/notes.csv").read_text() == "mine"
+    assert Path("runs/mine/learning_curves.png").read_bytes() != b"before"
+    assert Path("runs/mine/notes.csv").read_text() == "before"
 
 
 def test_progress_is_shown_and_not_logged_with_a_single_job(monkeypatch, capsys) -> None:
     monkeypatch.setattr("sb3_pgext.compare.display.LINE_SECONDS", 0.0)
     monkeypatch.setattr("sb3_pgext.compare.display._REFRESH_SECONDS", 0.01)
-    compare(_write(seeds=1, n_timesteps=2000), backend="sequential")
+    compare(_write(seeds=1), backend="sequential")
     assert capsys.readouterr().out.count("/2 runs") > 2
     for log in Path("runs/mine/runs").glob("*/log.txt"):
         assert "/2 runs" not in log.read_text()
-
-
-def test_labels_may_have_any_marks(capsys) -> None:
-    labels = [r"cost $\bad{$", "x [/a]", "a | b <c>"]
-    runs = {label: {"algo": "ppo"} for label in labels}
-    compare(_write(seeds=5, n_timesteps=40, runs=runs, baseline=labels[1]), backend="sequential")
-    printed = capsys.readouterr().out
-    assert all(label in printed for label in labels)
-    assert "a \\| b &lt;c&gt;" in Path("runs/mine/summary.md").read_text()
 
 
 def test_different_budgets_are_shown(capsys) -> None:
@@ -351,7 +399,7 @@ def test_different_budgets_are_shown(capsys) -> None:
     ]
     assert _evaluations(
         replace(study, runs=(study.runs[0], replace(study.runs[1], evaluation=Evaluation(300, 2))))
-    ) == [("CartPole-v1", "every 200 steps, 2 deterministic episodes or every 300 steps, 2 deterministic episodes")]
+    ) == {"CartPole-v1": "every 200 steps, 2 deterministic episodes or every 300 steps, 2 deterministic episodes"}
     results = pd.DataFrame(rows)
     (table,) = summary_tables(study, summary_table(study, results))
     assert [row[table.header.index("steps")] for row in table.rows] == ["1,000", "500"]
@@ -384,8 +432,7 @@ def test_a_full_disk_is_one_failed_run(monkeypatch, capsys) -> None:
     assert main(["compare", _write(seeds=1), "--backend", "sequential"]) == 0  # there is room again
 
 
-def test_a_finished_study_trains_nothing(monkeypatch, capsys) -> None:
-    compare(_write(), backend="sequential")
+def test_a_finished_study_trains_nothing(finished_study, monkeypatch, capsys) -> None:
     before = _numbers("runs/mine")
     trained = _trained(monkeypatch)
     assert compare(_write(), backend="sequential")
@@ -394,8 +441,7 @@ def test_a_finished_study_trains_nothing(monkeypatch, capsys) -> None:
     pd.testing.assert_frame_equal(_numbers("runs/mine"), before)
 
 
-def test_an_interrupted_study_goes_on_with_what_is_missing(monkeypatch) -> None:
-    compare(_write(), backend="sequential")
+def test_an_interrupted_study_goes_on_with_what_is_missing(finished_study, monkeypatch) -> None:
     before = _numbers("runs/mine")
     # One run was not begun, another was killed on its way.
     (missing,) = Path("runs/mine/runs").glob("ours*_1_*")
@@ -420,8 +466,7 @@ def test_a_run_gets_its_name_only_when_it_has_finished(monkeypatch) -> None:
     assert [path.suffix for path in Path("runs/mine/runs").iterdir() if path.is_dir()] == [".partial"]
 
 
-def test_changed_settings_never_use_old_results(monkeypatch) -> None:
-    compare(_write(), backend="sequential")
+def test_changed_settings_never_use_old_results(finished_study, monkeypatch) -> None:
     trained = _trained(monkeypatch)
     compare(_write(runs=_STUDY["runs"] | {"theirs": {"algo": "ppo", "params": {"n_epochs": 2}}}), backend="sequential")
     assert sorted(trained) == [("theirs", 0), ("theirs", 1)]
@@ -475,9 +520,9 @@ def test_what_rl_zoo3_prints_goes_to_the_runs_log(capsys) -> None:
 
 def test_evaluation_episodes_are_not_those_of_the_training(tmp_path: Path) -> None:
     run = read_study(Path(_write())).runs[0]
-    experiment = runs.experiment_of(run, tmp_path)
-    model, _ = experiment.setup_experiment()
-    env = runs._evaluation_env(run, experiment)
+    manager = experiment(run.algo, run.environment, run.config, run.seed, tmp_path)
+    model, _ = manager.setup_experiment()
+    env = runs._evaluation_env(run, manager)
     training_starts = {tuple(observation) for observation in model.env.reset()}
     evaluation_starts = {tuple(observation) for observation in env.reset()}
     assert len(training_starts) == model.n_envs

@@ -36,8 +36,8 @@ def test_t_intervals_cover_the_true_mean_19_times_in_20() -> None:
 
 def test_interquartile_mean_is_the_mean_of_the_middle_half() -> None:
     scores = np.array([100.0, 3.0, -50.0, 4.0, 1.0, 2.0, 9.0, 0.0])
-    assert interquartile_mean(scores) == pytest.approx((1.0 + 2.0 + 3.0 + 4.0) / 4)
-    assert interquartile_mean(scores) == pytest.approx(metrics.aggregate_iqm(scores[:, None]))
+    assert interquartile_mean(scores[:, None]) == pytest.approx((1.0 + 2.0 + 3.0 + 4.0) / 4)
+    assert interquartile_mean(scores.reshape(4, 2)) == pytest.approx(metrics.aggregate_iqm(scores[:, None]))
 
 
 def test_bootstrap_interval_is_that_of_resampling_by_hand() -> None:

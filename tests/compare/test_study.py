@@ -9,8 +9,8 @@ import yaml
 from rl_zoo3 import ALGOS
 
 from sb3_pgext.compare import study as study_module
-from sb3_pgext.compare.study import Evaluation, find_study, merge, quick_study, read_study
-from sb3_pgext.zoo import configs_folder, read_config
+from sb3_pgext.compare.study import Evaluation, find_study, quick_study, read_study
+from sb3_pgext.zoo.configs import configs_folder, merge, read_config
 
 _STUDY: dict[str, Any] = {
     "environments": ["CartPole-v1", "Acrobot-v1"],
@@ -61,13 +61,13 @@ def test_a_parameter_set_to_null_is_taken_out_of_the_configuration(tmp_path: Pat
     runs = {
         "no critic": {
             "algo": "reinforce",
-            "params": {"baseline": "none", "critic_epochs": None, "critic_batch_size": None},
+            "params": {"baseline": "none", "n_critic_updates": None, "batch_size": None},
         }
     }
     run = _read(tmp_path, runs=runs, environments=["Acrobot-v1"]).runs[0]
     assert run.config["baseline"] == "none"
-    assert "critic_epochs" in read_config("reinforce", "Acrobot-v1")
-    assert "critic_epochs" not in run.config
+    assert "n_critic_updates" in read_config("reinforce", "Acrobot-v1")
+    assert "n_critic_updates" not in run.config
     assert merge({"a": 1, "b": 2}, {"b": None, "c": 3, "d": None}) == {"a": 1, "c": 3}
 
 

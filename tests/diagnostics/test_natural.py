@@ -8,9 +8,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch.func import functional_call, hessian
 
 from sb3_pgext import NPG
-from sb3_pgext.algorithms.base import policy_parameters
 from sb3_pgext.algorithms.distributions import distribution_parameters, fisher_metric, kl_divergence
 from sb3_pgext.algorithms.npg import Objective, Steps
+from sb3_pgext.algorithms.parameters import policy_parameters
 from sb3_pgext.diagnostics import action_probabilities, exact_fisher, exact_policy_gradient
 from sb3_pgext.envs import Bandit, random_mdp
 from sb3_pgext.estimators.natural import dense_matrix, fisher_vector_product
@@ -127,8 +127,9 @@ def exact_expectations(model, mdp):
         outputs, metric = distribution_parameters(distribution), fisher_metric(distribution)
         weights = (len(states) * visits).unsqueeze(1)
         fisher = fisher_vector_product(outputs, lambda u: (weights * metric(u)[0],), parameters)
-        total = (visits.unsqueeze(1) * outputs[0].exp() * advantages).sum()
-        return Objective(total, total, total, total), fisher
+        log_prob = distribution_parameters(model.policy.get_distribution(states))[0]
+        total = (visits.unsqueeze(1) * log_prob.exp() * advantages).sum()
+        return Objective(total, total, total), fisher
 
     return objective_and_fisher
 
@@ -191,7 +192,7 @@ def test_the_natural_step_does_not_depend_on_the_parameters_of_the_last_layer(ru
         if reparametrised:
             model.policy.action_net = TimesMatrix(model.policy.action_net, matrix)
         parameters = list(policy_parameters(model.policy).values())
-        steps = model._steps()
+        steps = model._steps(model.rollout)
         before = model.policy.get_distribution(steps.observations).distribution.probs.detach()
         if rule == "natural":
             model._natural_step(steps, parameters)

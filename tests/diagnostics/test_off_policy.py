@@ -15,11 +15,12 @@ import pytest
 import torch as th
 from scipy import stats
 
-from sb3_pgext.algorithms.base import flat_gradient, policy_parameters
+from sb3_pgext.algorithms.parameters import policy_parameters
 from sb3_pgext.diagnostics import exact_policy_gradient, gradient_statistics
 from sb3_pgext.diagnostics.exact import _action_probabilities, _in_float64, _Model
 from sb3_pgext.envs import TabularMDP, random_mdp
 from sb3_pgext.estimators.importance import WEIGHTS
+from sb3_pgext.estimators.statistics import flat_gradient
 from sb3_pgext.rollouts import EpisodeBatch, EpisodeReplay
 from tests.diagnostics.sampler import Behaviour, ispg_on, off_policy_estimates
 

@@ -96,3 +96,14 @@ def test_noise_that_steps_share_is_refused():
     model = ISPG("MlpPolicy", "Pendulum-v1", n_episodes=2, use_sde=True, device="cpu").learn(1)
     with pytest.raises(ValueError, match="sde_sample_freq=-1: allowed is 1"):
         evaluate_off_policy(model, model.dataset())
+
+
+def test_the_policy_keeps_its_mode():
+    """The estimates are those without dropout all the same."""
+    mdp, model, mu = laboratory(0.05)
+    dataset = dataset_of(mdp, mu, 10, np.random.default_rng(0))
+    before = evaluate_off_policy(model, dataset)
+    model.policy.mlp_extractor.policy_net.append(th.nn.Dropout(0.5))
+    model.policy.set_training_mode(True)
+    assert evaluate_off_policy(model, dataset) == before
+    assert all(module.training for module in model.policy.modules())

@@ -16,8 +16,8 @@ def samples(n, seed=0, mean=MEAN):
 
 
 def test_the_truth_is_found_with_many_samples():
-    statistics = gradient_statistics(samples(3000), MEAN)
-    assert statistics.n_batches == 3000
+    statistics = gradient_statistics(samples(1500), MEAN)
+    assert statistics.n_batches == 1500
     assert statistics.trace.value == pytest.approx(TRACE, rel=0.05)
     assert statistics.signal_to_noise.value == pytest.approx(SIGNAL_TO_NOISE, rel=0.05)
     cosine = th.cosine_similarity(samples(100_000, seed=1), MEAN.unsqueeze(0)).mean().item()
@@ -58,14 +58,14 @@ def test_noise_has_no_signal():
 
 
 def test_a_bias_is_seen():
-    statistics = gradient_statistics(samples(3000), 2 * MEAN)
+    statistics = gradient_statistics(samples(1000), 2 * MEAN)
     assert statistics.bias == pytest.approx(-0.5, abs=4 * statistics.bias_error)
-    assert statistics.bias_norm.value == pytest.approx(0.5, abs=0.03)
+    assert statistics.bias_norm.value == pytest.approx(0.5, abs=0.06)
     assert statistics.bias_norm.low < statistics.bias_norm.value < statistics.bias_norm.high
-    sideways = gradient_statistics(samples(3000), MEAN + th.tensor([0.0, 5.0, 0.0]))
-    assert sideways.bias_norm.value == pytest.approx(5 / 50**0.5, abs=0.03)
-    assert gradient_statistics(samples(3000), MEAN).bias_norm.value < 0.05
-    assert statistics.bias_error == pytest.approx(float((STD * MEAN).norm()) / 50 / 3000**0.5, rel=0.1)
+    sideways = gradient_statistics(samples(1000), MEAN + th.tensor([0.0, 5.0, 0.0]))
+    assert sideways.bias_norm.value == pytest.approx(5 / 50**0.5, abs=0.06)
+    assert gradient_statistics(samples(1000), MEAN).bias_norm.value < 0.08
+    assert statistics.bias_error == pytest.approx(float((STD * MEAN).norm()) / 50 / 1000**0.5, rel=0.1)
 
 
 def test_bias_by_definition():

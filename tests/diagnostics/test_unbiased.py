@@ -3,10 +3,12 @@ Claim: each estimator that MATH.md calls unbiased has the exact gradient as its 
 
 The mean of the estimates is compared with the exact gradient by the largest |z| over the parameters, against the
 quantile of Student's t that bounds the probability of *any* false alarm in the whole file by 1 %. A batch is used for
-all options at once: they do not influence how it is collected. ``benchmarks/unbiased.py`` runs a larger grid.
+all options at once: they do not influence how it is collected. A test says the smallest bias along the gradient that it
+finds, as a part of the gradient: the bound's many standard errors. ``benchmarks/unbiased.py`` runs a larger grid.
 """
 
 import itertools
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -16,10 +18,18 @@ from scipy import stats
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_pgext import VPG
-from sb3_pgext.diagnostics import estimated_gradient, exact_policy_gradient, exact_values, gradient_samples
+from sb3_pgext.diagnostics import (
+    action_probabilities,
+    estimated_gradient,
+    exact_policy_gradient,
+    exact_values,
+    gradient_samples,
+)
 from sb3_pgext.diagnostics.exact import _action_probabilities, _in_float64, _Model
 from sb3_pgext.envs import TabularMDP, random_mdp
+from sb3_pgext.rollouts import Segments
 from tests.diagnostics.laboratory import collect_batches, estimates, model_on
+from tests.diagnostics.sampler import sample_episodes
 
 GAMMA = 0.9
 N_TESTS = 600
@@ -58,24 +68,65 @@ def exact(model, mdp, options):
     return exact_policy_gradient(model.policy, mdp, GAMMA, weighted)
 
 
+def smallest_bias(samples, exact):
+    """The part of the gradient that a bias along it must have to be found in the parameter that shows it best."""
+    standard_error = samples.double().std(0) / len(samples) ** 0.5
+    return largest_z(samples, exact)[1] / (exact / standard_error).abs().max().item()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_unbiased_on_sampled_episodes(seed):
+    """
+    100,000 episodes, in batches of 1,000: a bias of 4 % of the gradient is found, of 6 % with the whole return. Of the
+    optimal baseline, which costs more, 10,000: 12 % and 20 %.
+    """
+    mdp = random_mdp(seed, horizon=12)
+    model = model_on(mdp, gamma=GAMMA, seed=seed)
+    rng, probabilities = np.random.default_rng(seed), action_probabilities(model.policy, mdp).numpy()
+    with th.no_grad():
+        values = model.policy.predict_values(th.arange(len(mdp.initial))).flatten()
+    for optimal, n_episodes, found in ((False, 1000, (0.04, 0.06)), (True, 100, (0.12, 0.2))):
+        options_of = [options for options in UNBIASED if (options["baseline"] == "optimal") == optimal]
+        batches = [sample_episodes(mdp, probabilities, n_episodes, rng) for _ in range(100)]
+        batches = [replace(batch, values=values[batch.observations]) for batch in batches]
+        for options, samples in zip(options_of, estimates(model, batches, *options_of), strict=True):
+            target = exact(model, mdp, options)
+            z, bound = largest_z(samples, target)
+            assert z < bound, options
+            assert smallest_bias(samples, target) < found[options["credit"] == "trajectory"]
+
+
+@pytest.mark.parametrize(("seed", "n_envs"), [(0, 1), (1, 3), (2, 8)])
+def test_unbiased_on_collected_episodes(seed, n_envs):
+    """5,000 episodes, in batches of 50, which 3 and 8 sub-environments do not divide: a bias of 15 % is found."""
+    unbiased(seed, n_envs, 100, [UNBIASED[0]], 0.15)
+
+
+@pytest.mark.prove
 @pytest.mark.parametrize("n_envs", [1, 3, 8])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_unbiased(seed, n_envs):
-    """20,000 episodes each, in batches of 50, which 3 and 8 sub-environments do not divide."""
-    mdp, model, batches = laboratory(seed, n_envs, n_batches=400, n_episodes=50)
+    """20,000 episodes each: a bias of 8 % is found, of 14 % with the whole return."""
+    unbiased(seed, n_envs, 400, UNBIASED, 0.14)
+
+
+def unbiased(seed, n_envs, n_batches, options_of, found):
+    mdp, model, batches = laboratory(seed, n_envs, n_batches, n_episodes=50)
     assert len({int(n) for batch in batches[:10] for n in batch.lengths}) > 3, "the episodes are of different length"
-    for options, samples in zip(UNBIASED, estimates(model, batches, *UNBIASED), strict=True):
-        z, bound = largest_z(samples, exact(model, mdp, options))
+    for options, samples in zip(options_of, estimates(model, batches, *options_of), strict=True):
+        target = exact(model, mdp, options)
+        z, bound = largest_z(samples, target)
         assert z < bound, options
+        assert smallest_bias(samples, target) < found
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.prove) for seed in (1, 2))])
 def test_two_episodes(seed):
     """
     The smallest batch, where including the own episode halves the gradient or worse: all biased options are found
     out, so the check can fail; and those that leave it out stay unbiased even here.
     """
-    mdp, model, batches = laboratory(seed, 3, n_batches=1000, n_episodes=2)
+    mdp, model, batches = laboratory(seed, 3, n_batches=600, n_episodes=2)
     for options, samples in zip(OPTIONS, estimates(model, batches, *OPTIONS), strict=True):
         z, bound = largest_z(samples, exact(model, mdp, options))
         assert (z < bound) == (options in UNBIASED), options
@@ -136,19 +187,22 @@ def test_advantages_of_a_critic(seed):
     env = make_vec_env(lambda: layers(seed), 8, seed=seed)
     model = model_on(env, VPG, gamma=GAMMA, n_steps=20, seed=seed, critic_target="mc")
     batches = collect_batches(model, 300)
-    assert len(batches[0].continues) == 40
-    assert not any(batch.continues.any() for batch in batches)
+    assert len(Segments.of(batches[0], model.collector.last_values, model.collector.last_dones).bootstrap_values) == 40
+    assert model.collector.last_dones.all()
+    assert not model.collector.final_observations
     target = exact_policy_gradient(model.policy, layers(seed), GAMMA, discount_weighting=False) / 4
     V = exact_values(model.policy, layers(seed), GAMMA)[0].float()
     wrong = V + 4 * th.randn(len(V), generator=th.Generator().manual_seed(seed))
     options = [
-        {"advantage": "mc", "n_step": 5, "gae_lambda": 0.95},
-        {"advantage": "td", "n_step": 5, "gae_lambda": 0.95},
-        {"advantage": "n_step", "n_step": 2, "gae_lambda": 0.95},
-        {"advantage": "gae", "n_step": 5, "gae_lambda": 0.5},
+        {"advantage": "mc", "lookahead": 5, "gae_lambda": 0.95},
+        {"advantage": "td", "lookahead": 5, "gae_lambda": 0.95},
+        {"advantage": "n_step", "lookahead": 2, "gae_lambda": 0.95},
+        {"advantage": "gae", "lookahead": 5, "gae_lambda": 0.5},
     ]
     for values in (V, wrong):
-        of_critic = [replace(batch, values=values[batch.observations.long()]) for batch in batches]
+        of_critic = [deepcopy(batch) for batch in batches]
+        for batch in of_critic:
+            batch.values[:] = values[batch.observations[..., 0].astype(int)]
         for option, samples in zip(options, estimates(model, of_critic, *options), strict=True):
             z, bound = largest_z(samples, target)
             assert (z < bound) == (values is V or option["advantage"] == "mc"), option
@@ -170,6 +224,7 @@ def test_exact_gradient_of_rollouts():
 
 def test_gradient_samples_leave_the_model_as_it_is():
     model = model_on(make_vec_env(lambda: random_mdp(0), 2, seed=0), n_episodes=4)
+    model.policy.set_training_mode(True)
     before = [p.detach().clone() for p in model.policy.parameters()]
     seen = []
     samples = gradient_samples(model, 3, size=5, progress=seen.append)
@@ -179,6 +234,7 @@ def test_gradient_samples_leave_the_model_as_it_is():
     assert model.episodes.n_episodes == 5
     assert model.n_episodes == 4
     assert model._n_updates == 0
+    assert all(module.training for module in model.policy.modules())
     assert all(th.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
 
 

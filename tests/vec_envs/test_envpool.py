@@ -148,7 +148,7 @@ def test_it_has_no_sub_environments_to_ask():
     ("arguments", "message"),
     [
         ({"task_id": "CartPol-v1"}, r"task_id='CartPol-v1', did you mean 'CartPole-v1'\? allowed is a task of envpool"),
-        ({"num_envs": 0}, "num_envs=0: allowed is a whole number of at least 1"),
+        ({"num_envs": 0}, "num_envs=0: allowed is a whole number >= 1"),
         ({"batch_size": 1}, "batch_size=1: allowed is num_envs=2 only"),
     ],
 )

@@ -1,7 +1,6 @@
 """Claim: every configuration that we ship is valid and makes a model, and an invalid one is refused by name."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from gymnasium.error import DependencyNotInstalled
 from rl_zoo3 import ALGOS
 
 from sb3_pgext.cli import main
-from sb3_pgext.zoo import ALGORITHMS, check_config, config_path, read_config
-from sb3_pgext.zoo.configs import allowed_keys, configs_folder
+from sb3_pgext.zoo import ALGORITHMS
+from sb3_pgext.zoo.configs import allowed_keys, check_config, config_path, configs_folder, read_config
 from sb3_pgext.zoo.overview import Entry, check_entry, entries
 
 
@@ -65,7 +64,7 @@ def test_an_environment_that_is_not_installed_is_no_mistake(monkeypatch, tmp_pat
     assert "5 of 5 configurations are valid" in printed
 
     def without_mujoco_and_wrong(entry):
-        without_mujoco(replace(entry, name="Pendulum-v1") if entry.algo == "vpg" else entry)
+        without_mujoco(entry._replace(name="Pendulum-v1") if entry.algo == "vpg" else entry)
         raise ValueError("gama")
 
     monkeypatch.setattr("sb3_pgext.zoo.overview.check_entry", without_mujoco_and_wrong)
@@ -105,7 +104,7 @@ def test_an_unknown_key_is_refused_with_file_environment_nearest_key_and_all_all
         ValueError, match=r"mine\.yml: CartPole-v1: unknown key 'baselin', did you mean 'baseline'"
     ) as error:
         check_config("reinforce", "CartPole-v1", path)
-    for key in ("n_episodes", "critic_epochs", "n_envs", "normalize", "env_wrapper", "callback", "frame_stack"):
+    for key in ("n_episodes", "n_critic_updates", "n_envs", "normalize", "env_wrapper", "callback", "frame_stack"):
         assert f" {key}," in str(error.value)
 
 

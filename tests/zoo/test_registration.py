@@ -51,7 +51,7 @@ def test_whatever_is_sampled_for_reinforce_is_accepted_beside_its_configuration(
     [
         {},
         *({"surrogate": surrogate} for surrogate in ("kl", "adaptive_kl", "none")),
-        *({"value_clip": value_clip} for value_clip in ("clip", "none")),
+        *({"clip_range_vf": 0.2, "value_clip": value_clip} for value_clip in ("clip", "max")),
     ],
 )
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
@@ -81,7 +81,7 @@ def test_whatever_is_sampled_for_vpg_is_accepted_beside_its_configuration(
         sampled = HYPERPARAMS_SAMPLER["vpg"](trial, 1, 8, {})
         VPG("MlpPolicy", "CartPole-v1", device="cpu", **config | sampled)
         assert HYPERPARAMS_CONVERTER["vpg"](trial.params) == sampled
-        assert ("n_step" in sampled) == (advantage == "n_step")
+        assert ("lookahead" in sampled) == (advantage == "n_step")
         assert ("gae_lambda" in sampled) == (advantage in (None, "gae") or critic_target in (None, "lambda"))
 
 
@@ -117,8 +117,8 @@ def test_the_critics_numbers_are_sampled_where_there_is_a_critic() -> None:
             study.set_user_attr(key, value)
         return HYPERPARAMS_SAMPLER["reinforce"](study.ask(), 1, 8, {})
 
-    assert {"critic_epochs", "critic_batch_size"} <= sampled(baseline="state").keys()
-    assert not {"critic_epochs", "critic_batch_size"} & sampled(baseline="none").keys()
+    assert {"n_critic_updates", "batch_size"} <= sampled(baseline="state").keys()
+    assert not {"n_critic_updates", "batch_size"} & sampled(baseline="none").keys()
     assert "gae_lambda" in sampled(critic_target="lambda")
     assert "gae_lambda" not in sampled(critic_target="mc")
 

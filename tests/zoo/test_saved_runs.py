@@ -1,5 +1,6 @@
 """Claim: nothing that stands in a saved run is run, unless it is trusted."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -86,15 +87,28 @@ def test_what_rl_zoo3_writes_is_read():
     }
 
 
-@pytest.fixture
-def run():
+@pytest.fixture(scope="module")
+def _trained(tmp_path_factory):
     """A short training, started from a configuration with a wrapper and normalisation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "config"))  # as of every test
+        patch.chdir(tmp_path_factory.mktemp("trained"))
+        train()
+        return Path("logs").absolute()
+
+
+@pytest.fixture
+def run(_trained):
+    shutil.copytree(_trained, "logs")
+    return Path("logs/vpg/CartPole-v1_1")
+
+
+def train():
     config = {"n_envs": 2, "n_timesteps": 400, "policy": "MlpPolicy", "n_steps": 32, "normalize": True}
     config |= {"policy_kwargs": {"net_arch": [8]}, "env_wrapper": ["gymnasium.wrappers.TimeAwareObservation"]}
     Path("mine.yml").write_text(yaml.safe_dump({"CartPole-v1": config}))
     flags = ["--conf-file", "mine.yml", "--seed", "3", "--device", "cpu", "--eval-freq", "100", "--eval-episodes", "1"]
     assert main(["train", "--algo", "vpg", "--checkpoint-every", "100", "--verbose", "0", *flags]) == 0
-    return Path("logs/vpg/CartPole-v1_1")
 
 
 def test_a_saved_run_of_ours_is_plain(run):

@@ -18,8 +18,8 @@ from sb3_pgext.cli import main
 from sb3_pgext.compare.evaluation import Measurement
 from sb3_pgext.compare.runs import execute, measurements
 from sb3_pgext.compare.study import read_study
-from sb3_pgext.zoo import check_environment
 from sb3_pgext.zoo.experiments import experiment, model_of
+from sb3_pgext.zoo.names import check_environment
 
 _MINIMAL = {"policy": "MlpPolicy", "n_timesteps": 1000, "n_envs": 3, "n_steps": 16, "batch_size": 16}
 

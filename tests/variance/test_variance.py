@@ -1,40 +1,42 @@
 """Claim: ``sb3-pgext variance`` measures each value of an option on the same frozen policies, and writes it down."""
 
+import contextlib
+from dataclasses import replace
+from unittest import mock
+
 import pandas as pd
 import pytest
 import torch as th
-from joblib.externals.loky import get_reusable_executor
+from rich.console import Console
 
 from sb3_pgext import REINFORCE, VPG
 from sb3_pgext.cli import main
-from sb3_pgext.compare import variance as variance_module
-from sb3_pgext.compare.variance import parse_study, variance
 from sb3_pgext.diagnostics import set_options
+from sb3_pgext.variance.command import variance
+from sb3_pgext.variance.report import statistics_table
+from sb3_pgext.variance.sampling import sample, sample_all, save_snapshots
+from sb3_pgext.variance.study import parse_study
 
 MDP = "sb3_pgext/RandomMDP-v0"
 
 
-def measure(tmp_path, algo="reinforce", env=MDP, **arguments):
+def measure(tmp_path, algo="reinforce", env=MDP, figure=False, **arguments):
+    """The table of a study; its figure takes longer than most studies."""
     size = {"n_episodes": 4} if algo == "reinforce" else {"n_steps": 32}
     study = parse_study(algo, env, **{"n_batches": 3, **size, **arguments})
-    variance(study, tmp_path / "out", jobs=1)
+    with contextlib.nullcontext() if figure else mock.patch("sb3_pgext.variance.command.plot_variances"):
+        variance(study, tmp_path / "out", jobs=1)
     return pd.read_csv(tmp_path / "out" / "variance.csv", keep_default_na=False)
 
 
-def test_environments_of_another_package(tmp_path, monkeypatch):
-    (tmp_path / "variance_envs.py").write_text(
-        "import gymnasium\ngymnasium.register('OfVariance-v0', 'sb3_pgext.envs.tabular:random_mdp')\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    get_reusable_executor().shutdown(wait=True)  # its workers would not look there
-    packages = {"gym_packages": ["variance_envs"]}
-    study = parse_study("reinforce", "OfVariance-v0", "gamma=1", n_batches=21, n_episodes=2, **packages)
-    variance(study, tmp_path / "out", jobs=2)
-    assert len(pd.read_csv(tmp_path / "out" / "variance.csv")) == 1
+def test_worker_processes_know_environments_of_another_package(tmp_path):
+    study = {"vary": "gamma=1", "n_batches": 21, "n_episodes": 2, "gym_packages": ["tests.environments"]}
+    samples, _ = sample_all(parse_study("reinforce", "tests/PaysLater-v0", **study), jobs=2, console=Console())
+    assert samples[0, 0].shape[0] == 21
 
 
 def test_table_and_figure(tmp_path):
-    table = measure(tmp_path, vary="baseline=none,constant,optimal", at_steps="300,0")
+    table = measure(tmp_path, vary="baseline=none,constant,optimal", at_steps="300,0", figure=True)
     assert list(zip(table["steps"], table["value"], strict=True)) == [
         (steps, value) for steps in (0, 300) for value in ("none", "constant", "optimal")
     ]
@@ -80,9 +82,8 @@ def test_all_values_treat_a_time_limit_alike(capsys, tmp_path):
 def test_no_two_batches_share_random_numbers(tmp_path):
     """Neither within a task nor between tasks, whose sub-environments have seeds in a row."""
     study = parse_study("reinforce", MDP, "gamma=0.9", n_batches=60, n_episodes=4)
-    (tmp_path / "0").mkdir()
-    variance_module._save_snapshots(study, tmp_path, lambda steps: None)
-    batches = th.cat([variance_module._sample(study, tmp_path, (0, 0, part))[1] for part in range(3)])
+    save_snapshots(study, tmp_path, lambda steps: None)
+    batches = th.cat([sample(study, tmp_path, 0, 0, first)[0] for first in (0, 20, 40)])
     assert len(batches) == 60
     correlation = th.corrcoef(batches - batches.mean(0)) - th.eye(60)
     assert correlation.abs().max() < 0.999
@@ -112,8 +113,8 @@ def test_numbers_in_scientific_notation(tmp_path):
 
 
 def test_a_bias_is_reported(tmp_path):
-    """Two episodes whose mean return is the baseline of both: half of the gradient is gone."""
-    study = {"vary": "leave_one_out=true,false", "n_batches": 600, "n_episodes": 2}
+    """Two episodes whose mean return is the baseline of both: half of the gradient is gone. 300 batches detect 0.4."""
+    study = {"vary": "leave_one_out=true,false", "n_batches": 300, "n_episodes": 2}
     conf = tmp_path / "conf.yml"
     conf.write_text("default: {n_envs: 2, n_timesteps: 100, policy: MlpPolicy, baseline: constant, credit: trajectory}")
     table = measure(tmp_path, conf_file=str(conf), **study).astype({"bias": float, "bias_error": float})
@@ -148,22 +149,23 @@ def test_rollouts_of_whole_episodes_have_an_exact_gradient(tmp_path):
     Monte-Carlo advantages have its mean; one-step ones of a critic that has learnt nothing see no reward that the
     first action is to be credited with. Against the samples of mc it is the same.
     """
-    study = {"env": "tests/PaysLater-v0", "vary": "advantage=mc,td", "n_batches": 60, "n_steps": 16}
-    study["params"] = {"n_envs": 2, "normalize_advantage": False}
-    tables = [measure(tmp_path, "vpg", **study, reference=reference) for reference in (None, "mc")]
-    (mc, td), (itself, relative) = (table.astype({"bias": float}).to_dict("records") for table in tables)
+    options = {"vary": "advantage=mc,td", "params": {"n_envs": 2, "normalize_advantage": False}}
+    study = parse_study("vpg", "tests/PaysLater-v0", n_batches=60, n_steps=16, **options)
+    samples = sample_all(study, jobs=1, console=Console())
+    tables = [statistics_table(replace(study, reference=reference), *samples) for reference in (None, "mc")]
+    (mc, td), (itself, relative) = (table.to_dict("records") for table in tables)
     assert abs(mc["bias"]) < 4 * mc["bias_error"] < 1
     assert td["bias"] == pytest.approx(-1, abs=0.2)
     assert relative["bias"] == pytest.approx(-1, abs=0.2)
     assert (itself["bias"], itself["bias_norm"]) == (0, 0)
     assert [row["trace"] for row in (itself, relative)] == [row["trace"] for row in (mc, td)]
-    cut = measure(tmp_path, "vpg", **{**study, "n_batches": 3, "n_steps": 17})
+    cut = measure(tmp_path, "vpg", "tests/PaysLater-v0", n_batches=3, n_steps=17, **options)
     assert set(cut["bias"]) == {""}
 
 
 def test_values_are_compared_on_the_same_rollouts(tmp_path):
     """A value compared with itself under another name has no bias, batch by batch; tasks may end in any order."""
-    study = {"vary": "advantage=td,gae,mc", "reference": "mc", "params": {"gae_lambda": 1}, "n_batches": 30}
+    study = {"vary": "advantage=td,gae,mc", "reference": "mc", "params": {"gae_lambda": 1}, "n_batches": 21}
     table = measure(tmp_path, "vpg", **study)
     assert table["bias"].abs()[1:].max() < 1e-4
     assert table["bias_error"][1:].max() < 1e-4
@@ -171,7 +173,7 @@ def test_values_are_compared_on_the_same_rollouts(tmp_path):
 
 
 def test_the_reference_is_named(tmp_path, capsys):
-    arguments = ["--algo", "vpg", "--vary", "advantage=mc,td", "--reference", "mc", "--batches", "20", "--steps", "40"]
+    arguments = ["--algo", "vpg", "--vary", "advantage=mc,td", "--reference", "mc", "--batches", "3", "--steps", "40"]
     assert main(["variance", *arguments, "--jobs", "1", "--out", str(tmp_path)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "Bias: along the mean gradient of advantage=mc" in printed
@@ -180,24 +182,24 @@ def test_the_reference_is_named(tmp_path, capsys):
 
 def test_suboptions_of_a_value_are_its_own(tmp_path, capsys):
     """What n_step is measured with is what was asked for, although mc has none."""
-    params = {"advantage": "n_step", "n_step": 1}
+    params = {"advantage": "n_step", "lookahead": 1}
     table = measure(tmp_path, "vpg", vary="advantage=mc,td,n_step", params=params)
     assert table["trace"][2] == pytest.approx(table["trace"][1], rel=1e-4)
     assert "for all values" not in capsys.readouterr().out
 
 
 def test_set_options_resets_what_becomes_ineffective():
-    model = REINFORCE("MlpPolicy", "CartPole-v1", critic_epochs=3, critic_target="td", n_episodes=2, device="cpu")
+    model = REINFORCE("MlpPolicy", "CartPole-v1", n_critic_updates=3, critic_target="td", n_episodes=2, device="cpu")
     set_options(model, baseline="constant")
-    assert (model.critic_epochs, model.critic_target, model.leave_one_out) == (None, "mc", True)
+    assert (model.n_critic_updates, model.critic_target, model.leave_one_out) == (5, "mc", True)
     with pytest.raises(ValueError, match="discount_weighting=True"):
         set_options(model, credit="trajectory", discount_weighting=True)
     assert (model.credit, model.discount_weighting) == ("reward_to_go", False)
     set_options(model, n_episodes=3)
     assert model.learn(1).episodes.n_episodes == 3
-    model = VPG("MlpPolicy", "CartPole-v1", advantage="n_step", n_step=7, critic_target="mc", device="cpu")
-    assert set_options(model, advantage="mc") == {"n_step": 5}
-    assert (model.advantage, model.n_step) == ("mc", 5)
+    model = VPG("MlpPolicy", "CartPole-v1", advantage="n_step", lookahead=7, critic_target="mc", device="cpu")
+    assert set_options(model, advantage="mc") == {"lookahead": 5}
+    assert (model.advantage, model.lookahead) == ("mc", 5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,144 @@
+"""Frozen policies, and samples of their gradients."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import joblib
+import torch as th
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_pgext.diagnostics import estimated_gradient, gradient_samples, set_options
+from sb3_pgext.envs import TabularMDP
+from sb3_pgext.variance.study import VarianceStudy
+from sb3_pgext.zoo.console import LINE_SECONDS, Every
+from sb3_pgext.zoo.experiments import quiet_model
+from sb3_pgext.zoo.names import import_environments
+
+_BATCHES_PER_TASK = 20
+_SAMPLING_SEED_OFFSET = 2_000_000
+_SEED_STRIDE = 500
+"""Between batches: sub-environment e of a task has the seed of its first batch + e, and no two tasks may share one."""
+
+
+Cell = tuple[int, int]
+"""A step count of the study, and the index of a value."""
+
+
+def sample_all(
+    study: VarianceStudy, jobs: int, console: Console
+) -> tuple[dict[Cell, th.Tensor], dict[Cell, th.Tensor | None]]:
+    """
+    Train once, freeze the policy at the given steps, and sample its gradient under each value of the option.
+
+    :param study: what to measure
+    :param jobs: worker processes
+    :param console: where to show the progress
+    :return: for each step count and value the gradients ``(n_batches, P)``, the same random numbers behind the batches
+        of all values; and the exact gradients ``(P,)``, None where there is none
+    """
+    cells = list(product(study.at_steps, range(len(study.values))))
+    n_samples, n_sampled = len(cells) * study.n_batches, 0
+    samples: dict[Cell, list[th.Tensor]] = {cell: [] for cell in cells}
+    exact: dict[Cell, th.Tensor | None] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
+    ):
+        training = bar.add_task("training", total=max(study.at_steps))
+        save_snapshots(study, Path(folder), lambda steps: bar.update(training, completed=steps))
+        sampling = bar.add_task("gradient batches", total=n_samples)
+        line_is_due = Every(LINE_SECONDS)
+        tasks = list(product(cells, range(0, study.n_batches, _BATCHES_PER_TASK)))
+        # Their results come in the order of the tasks.
+        workers = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator")
+        results = workers(joblib.delayed(sample)(study, Path(folder), *cell, first) for cell, first in tasks)
+        for (cell, _), (batches, exact[cell]) in zip(tasks, results, strict=True):
+            samples[cell].append(batches)
+            n_sampled += len(batches)
+            bar.update(sampling, completed=n_sampled)
+            if not console.is_terminal and line_is_due():
+                console.print(f"{n_sampled:,} of {n_samples:,} gradient batches")
+    return {cell: th.cat(parts) for cell, parts in samples.items()}, exact
+
+
+class _Snapshots(BaseCallback):
+    """Save the model at the first rollout that starts at or after each of some step counts, then end the training."""
+
+    def __init__(self, at_steps: Sequence[int], folder: Path, on_progress: Callable[[int], None]):
+        super().__init__()
+        self._left = list(at_steps)
+        self._folder = folder
+        self._on_progress = on_progress
+
+    def _on_rollout_start(self) -> None:
+        while self._left and self._left[0] <= self.num_timesteps:
+            path = self._folder / str(self._left.pop(0))
+            self.model.save(path.with_suffix(".zip"))
+            if (normalizer := self.model.get_vec_normalize_env()) is not None:
+                normalizer.save(str(path.with_suffix(".pkl")))
+
+    def _on_training_end(self) -> None:
+        self._on_rollout_start()  # the last batch may have reached the last count
+
+    def _on_step(self) -> bool:
+        self._on_progress(self.num_timesteps)
+        return bool(self._left)
+
+
+def save_snapshots(study: VarianceStudy, folder: Path, on_progress: Callable[[int], None]) -> None:
+    """
+    Train, and save the model at each step count of the study.
+
+    :param study: what to measure
+    :param folder: where the models go
+    :param on_progress: called with the environment steps taken
+    """
+    with quiet_model(study.algo, study.environment, study.config, study.seed) as model:
+        n_timesteps = max(int(study.config["n_timesteps"]), max(study.at_steps) + 1)
+        model.learn(n_timesteps, callback=_Snapshots(study.at_steps, folder, on_progress))
+
+
+def sample(
+    study: VarianceStudy, folder: Path, steps: int, index: int, first: int
+) -> tuple[th.Tensor, th.Tensor | None]:
+    """
+    Sample some gradient batches of one snapshot under one value.
+
+    :param study: what to measure
+    :param folder: of the snapshots
+    :param steps: step count of the snapshot
+    :param index: of the value
+    :param first: number of the first batch among those of the same snapshot and value
+    :return: the gradients ``(B, P)``, and the exact gradient ``(P,)`` where it can be had
+    """
+    import_environments(study.gym_packages)
+    n_batches = min(_BATCHES_PER_TASK, study.n_batches - first)
+    seed = study.seed + _SAMPLING_SEED_OFFSET + first * _SEED_STRIDE
+    with quiet_model(study.algo, study.environment, study.config, seed) as model:
+        normalizer = _restore(model, folder / str(steps))
+        set_options(model, **study.options(study.values[index]))
+        samples = gradient_samples(model, n_batches)
+        env: Any = model.env.unwrapped
+        mdp = env.envs[0].unwrapped if hasattr(env, "envs") else None
+        in_its_units = normalizer is None or not normalizer.norm_reward
+        exact = estimated_gradient(model, mdp) if isinstance(mdp, TabularMDP) and in_its_units else None
+    return samples.cpu(), exact
+
+
+def _restore(model: Any, path: Path) -> VecNormalize | None:
+    """Give a model the parameters of a snapshot, and its environment the statistics, which stay as they are."""
+    model.set_parameters(path.with_suffix(".zip"))
+    normalizer: VecNormalize | None = model.get_vec_normalize_env()
+    if normalizer is not None:
+        saved = VecNormalize.load(str(path.with_suffix(".pkl")), normalizer.venv)
+        normalizer.ret_rms, normalizer.training = saved.ret_rms, False
+        if normalizer.norm_obs:
+            normalizer.obs_rms = saved.obs_rms
+    return normalizer
