@@ -14,12 +14,13 @@ from tests.inputs import OUTCOMES
 FAMILY = (REINFORCE, VPG, NPG, ClippedCriticPPO, ISPG)
 
 
-@pytest.mark.parametrize("kind", OUTCOMES)
-def test_any_input_is_refused_by_name_or_works(kind):
+@pytest.mark.parametrize(("kind", "n_examples"), [("constructor", 200), ("configuration", 200), ("study", 100)])
+def test_any_input_is_refused_by_name_or_works(kind, n_examples):
+    """``benchmarks/bad_input.py`` has ten thousand."""
     examples, outcome = OUTCOMES[kind]
     found = []
 
-    @settings(max_examples=300, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=n_examples, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
     @given(examples)
     def check(example):
         found.append(outcome(example, len(found)))
@@ -54,8 +55,6 @@ def test_any_input_is_refused_by_name_or_works(kind):
         ({"device": 0}, "device=0"),
         ({"use_sde": 1}, "use_sde=1: allowed is True or False"),
         ({"policy_kwargs": [4]}, r"policy_kwargs=\[4\]"),
-        ({"policy_kwargs": {"net_arc": [4]}}, r"policy_kwargs=\{'net_arc': \[4\]\}.*unexpected keyword"),
-        ({"policy_kwargs": {"net_arch": [-1]}}, r"policy_kwargs=\{'net_arch': \[-1\]\}"),
         ({"policy": "MlpPolice"}, "policy='MlpPolice': allowed is one of 'MlpPolicy'"),
         ({"env": "CartPol-v1"}, "env='CartPol-v1'.*CartPole"),
         ({"env": "no id at all!"}, "env='no id at all!'"),
@@ -74,13 +73,12 @@ def test_arguments_that_sb3_does_not_look_at(algorithm, parameters, named):
     ("algorithm", "parameters", "named"),
     [
         (VPG, {"rollout_buffer_class": "StepBuffer"}, "rollout_buffer_class='StepBuffer'"),
-        (VPG, {"rollout_buffer_kwargs": {"size": 3}}, r"rollout_buffer_kwargs=\{'size': 3\}"),
         (VPG, {"n_steps": 2**31}, "n_steps=2147483648: allowed is a whole number >= 1 and <= 2147483647"),
         (ClippedCriticPPO, {"n_steps": "many"}, "n_steps='many'"),
         (ClippedCriticPPO, {"vf_coef": "auto"}, "vf_coef='auto'"),
         (ClippedCriticPPO, {"normalize_advantage": 1}, "normalize_advantage=1: allowed is one of"),
         (ClippedCriticPPO, {"recompute_advantage": "yes"}, "recompute_advantage='yes'"),
-        (ClippedCriticPPO, {"value_clip": "none", "clip_range_vf": np.array([1, 2])}, "clip_range_vf="),
+        (ClippedCriticPPO, {"clip_range_vf": np.array([1, 2])}, "clip_range_vf="),
         (REINFORCE, {"baseline": np.array(["none", "time"])}, "baseline="),
         (REINFORCE, {"n_episodes": 10**30}, "n_episodes=1000"),
         (ISPG, {"weights": np.array([1, 2])}, "weights="),
@@ -89,6 +87,22 @@ def test_arguments_that_sb3_does_not_look_at(algorithm, parameters, named):
 )
 def test_arguments_of_one_algorithm(algorithm, parameters, named):
     with pytest.raises(ValueError, match=named):
+        algorithm("MlpPolicy", "CartPole-v1", device="cpu", **parameters)
+
+
+@pytest.mark.parametrize("algorithm", [REINFORCE, VPG])
+@pytest.mark.parametrize(
+    ("parameters", "error", "named"),
+    [
+        ({"policy_kwargs": {"net_arc": [4]}}, TypeError, "unexpected keyword argument 'net_arc'"),
+        ({"policy_kwargs": {"net_arch": [-1]}}, RuntimeError, "negative dimension -1"),
+        ({"rollout_buffer_kwargs": {"size": 3}}, TypeError, "unexpected keyword argument 'size'"),
+    ],
+)
+def test_what_cannot_be_built_says_so_itself(algorithm, parameters, error, named):
+    if algorithm is REINFORCE and "rollout_buffer_kwargs" in parameters:
+        parameters = {"policy_kwargs": {"size": 3}}
+    with pytest.raises(error, match=named):
         algorithm("MlpPolicy", "CartPole-v1", device="cpu", **parameters)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 
 import gymnasium as gym
 import numpy as np
@@ -9,12 +10,15 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_pgext import ISPG, NPG, REINFORCE, VPG, CheckpointCallback, ClippedCriticPPO, resume
+from sb3_pgext.engine import graphs
 from sb3_pgext.vec_envs import GymnasiumVecEnv
 from tests.environments import DICT, AnySpaces, Countdown
+from tests.tracing import traced_only
 
 FAMILY = (REINFORCE, VPG, NPG, ClippedCriticPPO, ISPG)
 SMALL = {
@@ -278,20 +282,21 @@ def test_moments_that_overflow(algorithm):
         model.learn(60, reset_num_timesteps=False)
 
 
-@pytest.mark.compiler
 @pytest.mark.parametrize("algorithm", [VPG, ClippedCriticPPO])
-def test_a_compiled_update_leaves_nothing_behind_either(algorithm):
+def test_a_compiled_update_leaves_nothing_behind_either(algorithm, monkeypatch):
+    monkeypatch.setattr(graphs, "_compile", traced_only)
     model = model_with(algorithm, Countdown(), Countdown(), compile=True).learn(30)
-    collect = model.collect_rollouts
 
-    def with_an_infinite_reward(*arguments, **options):
-        finished = collect(*arguments, **options)
-        model.rollout.rewards[3] = 1e30
-        return finished
+    class HugeTarget(BaseCallback):
+        def _on_step(self):
+            return True
 
-    model.collect_rollouts = with_an_infinite_reward
+        def _on_rollout_end(self):
+            model.rollout_buffer.returns[3] = 1e30
+
     with nothing_moves(model), pytest.raises(ValueError, match="finite"):
-        model.learn(60, reset_num_timesteps=False)
+        model.learn(60, HugeTarget(), reset_num_timesteps=False)
+    assert None not in graphs._graphs[model.policy].values(), "the update is compiled"
 
 
 def test_a_batch_that_spoils_an_update_is_not_replayed():
@@ -316,18 +321,21 @@ def test_an_error_of_the_environment_goes_through_and_the_next_training_begins_a
         pass
 
     model = model_with(algorithm, Countdown(), Mishap(33, OwnError("mine"))).learn(30)
-    with nothing_moves(model), pytest.raises(OwnError, match=r"^mine$"):
+    with nothing_moves(model), pytest.raises(OwnError, match=r"^mine(\n.*vector step \d+ of this rollout\))?$"):
         model.learn(200, reset_num_timesteps=False)
     seen = []
     model.learn(40, lambda local, _: seen.append(local["obs_tensor"]) or True, reset_num_timesteps=False)
     assert seen[0].eq(0).all()
 
 
-@family
+@pytest.mark.parametrize("algorithm", [REINFORCE, VPG])
 @pytest.mark.parametrize("error", [ValueError("mine"), TypeError("mine"), KeyError("mine")])
-def test_an_error_of_the_environment_is_not_taken_for_a_wrong_shape(algorithm, error):
-    with pytest.raises(type(error), match=r"^'?mine'?$"):
+def test_an_error_of_the_environment_is_not_taken_for_another(algorithm, error):
+    with pytest.raises(type(error)) as caught:
         model_with(algorithm, Mishap(2, error)).learn(100)
+    assert caught.value is error
+    if hasattr(error, "add_note"):  # Python 3.11
+        assert error.__notes__[-1:] == ["(raised by the environment at vector step 1 of this rollout)"]
 
 
 def sync(makers):
@@ -335,27 +343,51 @@ def sync(makers):
     return GymnasiumVecEnv(SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP))
 
 
+AT_STEP_2 = (
+    r"[\s\S]*\(raised by the environment at vector step 2 of this rollout\)" if sys.version_info >= (3, 11) else ""
+)
+
+
 @family
-@pytest.mark.parametrize("shape", [(2,), (1, 1), (0,)])
-def test_an_observation_of_the_wrong_shape_is_named(algorithm, shape):
+@pytest.mark.parametrize("shape", [(2,), (0,)])
+def test_an_observation_of_the_wrong_shape_is_an_error_of_the_vec_env(algorithm, shape):
+    """Before it returns. Our note says when."""
     env = Mishap(3, lambda obs, *rest: (np.zeros(shape, np.float32), *rest))
     model = model_with(algorithm, Countdown(), env)
-    if shape == (1, 1):  # which numpy broadcasts: no harm is done
-        model.learn(20)
-        return
-    named = rf"shape of observation=\({shape[0]},\) of sub-environment 1 at vector step 2: allowed is \(1,\)"
-    with nothing_moves(model), pytest.raises(ValueError, match=named):
+    with nothing_moves(model), pytest.raises(ValueError, match=rf"shape \({shape[0]},\){AT_STEP_2}"):
         model.learn(100)
 
 
-@pytest.mark.parametrize("algorithm", [REINFORCE, VPG])
-@pytest.mark.parametrize("vec_env", [SubprocVecEnv, sync])
+@pytest.mark.parametrize(("algorithm", "vec_env"), [(REINFORCE, SubprocVecEnv), (REINFORCE, sync), (VPG, sync)])
 def test_an_observation_of_the_wrong_shape_in_other_vectorised_environments(algorithm, vec_env):
     env = Mishap(3, lambda obs, *rest: (np.zeros(2, np.float32), *rest))
     model = model_with(algorithm, Countdown(), env, vec_env=vec_env)
-    with pytest.raises(ValueError, match=r"shape of observation=\(2,\) of sub-environment 1 at vector step 2"):
+    with pytest.raises(ValueError, match=rf"shape{AT_STEP_2}"):
         model.learn(100)
     model.env.close()
+
+
+@family
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_vec_env_that_returns_the_wrong_shape_is_named(algorithm, at):
+    class Wider(VecEnvWrapper):
+        n_steps = 0
+
+        def reset(self):
+            return self.seen(self.venv.reset())
+
+        def step_wait(self):
+            self.n_steps += 1
+            observations, *rest = self.venv.step_wait()
+            return self.seen(observations), *rest
+
+        def seen(self, observations):
+            return np.zeros((2, 2), np.float32) if self.n_steps == at else observations
+
+    model = model_with(algorithm, Countdown(), Countdown(), vec_env=lambda makers: Wider(DummyVecEnv(makers)))
+    named = rf"shape of observation=\(2, 2\) of vector step {at}: allowed is \(2, 1\)"
+    with nothing_moves(model), pytest.raises(ValueError, match=named):
+        model.learn(100)
 
 
 @pytest.mark.parametrize("algorithm", [REINFORCE, VPG])
@@ -384,11 +416,12 @@ class LacksKey(AnySpaces):
 
 @family
 def test_first_observations_and_those_of_dicts(algorithm):
-    with pytest.raises(ValueError, match=r"shape of observation=\(7,\) of sub-environment 0 at vector step 0"):
+    when = r"[\s\S]*\(raised by the environment in a reset\)" if sys.version_info >= (3, 11) else ""
+    with pytest.raises(ValueError, match=rf"shape \(7,\){when}"):
         model_with(algorithm, WrongReset(spaces.Box(-1, 1, (2,)), spaces.Discrete(2))).learn(10)
     env = DummyVecEnv([lambda: LacksKey(DICT, spaces.Discrete(2))])
     with pytest.raises(
-        ValueError, match=r"keys of observation=\['.* of sub-environment 0 at vector step 0: allowed.*'kind'"
+        ValueError, match=r"keys of observation: 'kind' is missing at vector step 0 .*: allowed.*'kind'"
     ):
         algorithm("MultiInputPolicy", env, device="cpu", policy_kwargs={"net_arch": [4]}, **SMALL[algorithm]).learn(10)
 
@@ -400,10 +433,10 @@ def test_first_observations_and_those_of_dicts(algorithm):
     [lambda obs, reward, *rest: (obs, np.zeros(2), *rest), lambda obs, *rest: (obs, 1.0, False, {})],
     ids=["reward", "four values"],
 )
-def test_what_is_no_step_is_named(algorithm, monitored, happens):
+def test_what_is_no_step_is_an_error_of_the_vec_env(algorithm, monitored, happens):
     env: gym.Env = Mishap(3, happens)
     model = model_with(algorithm, Countdown(), Monitor(env) if monitored else env)
-    with pytest.raises(ValueError, match=r"what sub-environment 1 at vector step 2 has returned: allowed is \(observ"):
+    with pytest.raises((ValueError, TypeError), match=AT_STEP_2):
         model.learn(100)
 
 

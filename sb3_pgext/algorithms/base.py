@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+import gymnasium as gym
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -73,8 +74,14 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         _check_unchecked(arguments)
         arguments = {name: python_number(value) for name, value in arguments.items()}
         sb3s = inspect.signature(_sb3_class(type(self))).parameters
+        of_sb3 = {name: value for name, value in arguments.items() if name in sb3s}
         later = {"_init_setup_model": False} if "_init_setup_model" in sb3s else {}
-        super().__init__(policy, env, **{name: value for name, value in arguments.items() if name in sb3s} | later)
+        try:
+            super().__init__(policy, env, **of_sb3 | later)
+        except gym.error.DependencyNotInstalled:
+            raise
+        except gym.error.Error as error:
+            raise ValueError(f"env={env!r}: allowed is an environment or the id of one. {error}") from error
         for name, value in arguments.items():
             if name not in sb3s:
                 setattr(self, name, value)
@@ -112,12 +119,17 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         return CompiledEngine(self.policy, self._graph_key(), self._overridden(), acts=not self.use_sde)
 
     def _graph_key(self) -> Hashable:
-        """All numbers and choices of the constructor, as they are now, but those that losses are given."""
+        """The constructors' numbers and choices as they are now; of those passed to losses, whether there are any."""
         constructors = [vars(c)["__init__"] for c in type(self).__mro__ if "__init__" in vars(c)]
         names = {name for constructor in constructors[:-1] for name in inspect.signature(constructor).parameters}
-        names -= set(self.passed_to_losses)
-        values = ((name, getattr(self, name, None)) for name in sorted(names))
-        return type(self), tuple((name, value) for name, value in values if isinstance(value, (bool, int, float, str)))
+        key: list[Hashable] = [type(self)]
+        for name in sorted(names):
+            value = getattr(self, name, None)
+            if name in self.passed_to_losses:
+                key.append((name, value is None))
+            elif isinstance(value, (bool, int, float, str)):
+                key.append((name, value))
+        return tuple(key)
 
     def _overridden(self) -> str | None:
         """The reason why losses are not compiled: a user's class, or the model itself, replaces a method of ours."""

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import torch as th
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
@@ -20,6 +21,8 @@ from sb3_pgext.algorithms.parameters import critic_parameters, forget_dependenci
 from sb3_pgext.arguments import require, require_count, require_fraction, require_number
 from sb3_pgext.engine import regress, require_finite_losses
 from sb3_pgext.estimators.statistics import explained_variance
+from sb3_pgext.rollouts.acting import explain, fresh_after_failure
+from sb3_pgext.rollouts.checks import require_observations
 
 __all__ = ["OnPolicyGradientAlgorithm"]
 
@@ -64,10 +67,22 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         require_number("ent_coef", self.ent_coef, "a finite number")
         if self.max_grad_norm is not None:
             require_number("max_grad_norm", self.max_grad_norm, "None or a number > 0", at_least=math.ulp(0.0))
-        if self.sde_sample_freq != -1:
+        if not (isinstance(self.sde_sample_freq, int) and self.sde_sample_freq == -1):
             require_count("sde_sample_freq", self.sde_sample_freq)
             require(self.use_sde, "sde_sample_freq", self.sde_sample_freq, "-1 without use_sde=True")
         super()._check_arguments()
+
+    def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
+        """SB3's, which resets the environment."""
+        assert self.env is not None, "no environment: see set_env()"
+        with fresh_after_failure(self):
+            try:
+                begun = super()._setup_learn(*arguments, **options)
+            except Exception as error:
+                explain(error, self.env, "in a reset")
+                raise
+            require_observations(self.env, self._last_obs, 0)
+            return begun
 
     def _values(self, observations: PyTorchObs) -> th.Tensor:
         """V of the current critic, ``(K,)``, in single precision as SB3's buffers keep it, constant."""

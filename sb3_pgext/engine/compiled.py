@@ -85,7 +85,10 @@ class CompiledEngine(Engine):
             if form not in graphs:
                 graphs[form] = graph_for(observations, arguments)
             graph = graphs[form]
-            return eagerly(observations) if graph is None else graph(arguments)
+            if graph is None:
+                return eagerly(observations)
+            with th.no_grad():
+                return graph(arguments)
 
         return act
 

@@ -1,5 +1,6 @@
 """Functions of a policy as graphs: the networks are tiny, and the time goes into calling their parts."""
 
+import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
@@ -25,6 +26,8 @@ MAX_GRAPHS = 8
 
 _graphs: "WeakKeyDictionary[th.nn.Module, dict[tuple[str, Hashable], Graph | None]]" = WeakKeyDictionary()
 """Policy → its graphs; None where tracing failed. They hold no reference to the policy."""
+
+_tracing = threading.Lock()
 
 _causes: "WeakKeyDictionary[th.nn.Module, set[str]]" = WeakKeyDictionary()
 """Policy → the causes that a warning has named already."""
@@ -126,7 +129,7 @@ def _graph(
     try:
         with th.random.fork_rng(devices=[x.device for x in arguments[:1] if x.is_cuda]):
             with _TraceableOneHot():
-                traced = make_fx(flat_function, decomposition_table=_decompositions(policy))(*arguments)
+                traced = _trace(flat_function, arguments, _decompositions(policy))
             if not draws and any(map(_draws, traced.graph.nodes)):
                 raise _Untraceable("the policy draws random numbers, such as dropout does")
             if any(_is_constant(traced, node) for node in traced.graph.nodes):
@@ -154,6 +157,16 @@ def _graph(
     return call_with
 
 
+def _trace(
+    function: Callable[..., Any],
+    arguments: Sequence[th.Tensor],
+    decompositions: dict[Any, Callable[..., Any]] | None = None,
+) -> th.fx.GraphModule:
+    """One at a time: meanwhile torch replaces methods of all modules, and two threads would put back each other's."""
+    with _tracing:
+        return make_fx(function, decomposition_table=decompositions)(*arguments)
+
+
 def _split(
     traced: th.fx.GraphModule, arguments: Sequence[th.Tensor], n_first: int
 ) -> tuple[th.fx.GraphModule, th.fx.GraphModule]:
@@ -165,7 +178,7 @@ def _split(
     """
     # Nothing may change in place what is computed once. (Tracing anew takes all of its memory again.)
     if any(map(_changes_in_place, traced.graph.nodes)):
-        traced = make_fx(functionalize(traced))(*arguments)
+        traced = _trace(functionalize(traced), arguments)
     traced.graph.eliminate_dead_code()
     nodes = list(traced.graph.nodes)
     placeholders = [node for node in nodes if node.op == "placeholder"]

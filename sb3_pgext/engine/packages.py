@@ -4,7 +4,6 @@ The compiler has a process of its own, ``python -m sb3_pgext.engine.packages``: 
 not need, and seconds to import that a process which finds its packages need not spend.
 """
 
-import functools
 import hashlib
 import importlib
 import os
@@ -13,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -33,29 +33,69 @@ def package_of(
     What has been traced, compiled for arguments of these shapes and strides. It is kept in the folder of torch's
     compiler, which the environment variable ``TORCHINDUCTOR_CACHE_DIR`` names, for the next process.
 
+    A process loads a package once, also for several policies, which may be trained in threads: what it has loaded, it
+    holds until it ends, with megabytes of its temporary files.
+
     :param traced: a function of tensors on the CPU to a list of tensors
     :param arguments: examples
     :return: the function, which takes and returns lists
-    :raises RuntimeError: it cannot be compiled
+    :raises RuntimeError: it cannot be compiled, or the folder may be written to by others
     """
     import torch._inductor.runtime.cache_dir_utils as cache  # here, for those who compile nothing
 
     folder = Path(cache.cache_dir()).absolute() / "sb3_pgext"
-    package = folder / f"{_digest(traced, arguments)}.pt2"
-    if not package.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _compile_elsewhere(traced, arguments, package)
-    return _loaded(package)
+    digest = _digest(traced, arguments)
+    with _lock:
+        run = _loaded.get((folder, digest)) or _found(folder, digest)
+    if run is None:
+        _make_private(folder)
+        run = _run_of(_compile_elsewhere(traced, arguments, folder, digest))
+    with _lock:
+        return _loaded.setdefault((folder, digest), run)
 
 
-@functools.cache
-def _loaded(package: Path) -> Callable[[list[th.Tensor]], list[th.Tensor]]:
+_loaded: dict[tuple[Path, str], Callable[[list[th.Tensor]], list[th.Tensor]]] = {}
+"""Folder and digest → what this process has loaded."""
+
+_lock = threading.Lock()
+
+
+def _found(folder: Path, digest: str) -> Callable[[list[th.Tensor]], list[th.Tensor]] | None:
+    """The package on the disk; None if there is none. What is not as it was written, or does not load, is removed."""
+    for package in sorted(folder.glob(f"{digest}.*.pt2")):
+        _make_private(folder)
+        try:
+            if package.name == _name_of(package, digest):
+                return _run_of(package)
+        except (OSError, RuntimeError, ValueError):
+            pass  # it is built anew
+        package.unlink(missing_ok=True)
+    return None
+
+
+def _run_of(package: Path) -> Callable[[list[th.Tensor]], list[th.Tensor]]:
+    """The loader's own function: what is around it looks at the structure of the arguments at each call."""
+    return th._inductor.aoti_load_package(str(package)).loader.run
+
+
+def _name_of(package: Path, digest: str) -> str:
+    """A file's name has a hash of its content too, so that a package that was cut short is noticed."""
+    return f"{digest}.{hashlib.sha256(package.read_bytes()).hexdigest()[:32]}.pt2"
+
+
+def _make_private(folder: Path) -> None:
     """
-    Once in a process, also for several policies, which may be trained in threads: what a process has loaded, it holds
-    until it ends, with megabytes of its temporary files.
+    Packages are code: nobody else may put any there.
+
+    :param folder: is made if it is missing
+    :raises RuntimeError: it belongs to another user
     """
-    # The loader itself: what is around it looks at the structure of the arguments at each call.
-    return th._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, -1).run
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if hasattr(os, "getuid"):
+        if folder.stat().st_uid != os.getuid():
+            raise RuntimeError(f"{folder} belongs to another user: set TORCHINDUCTOR_CACHE_DIR to a folder of your own")
+        if folder.stat().st_mode & 0o077:
+            folder.chmod(0o700)
 
 
 def _digest(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> str:
@@ -78,10 +118,12 @@ def _processor() -> str:
     return next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())
 
 
-def _compile_elsewhere(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor], package: Path) -> None:
+def _compile_elsewhere(
+    traced: th.fx.GraphModule, arguments: Sequence[th.Tensor], destination: Path, digest: str
+) -> Path:
     """In another process, to a temporary name: other trainings may compile the same at the same time."""
     examples = [th.empty_strided(x.shape, x.stride(), dtype=x.dtype) for x in arguments]
-    with tempfile.TemporaryDirectory(dir=package.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=destination) as folder:
         # As Python code: unpickling traces anew, and takes what depends on no argument, such as noise, for constant.
         traced.to_folder(Path(folder, "traced"), "Traced")
         th.save(examples, Path(folder, "examples.pt"))
@@ -91,7 +133,10 @@ def _compile_elsewhere(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]
         if finished.returncode != 0:
             lines = [line for line in finished.stderr.splitlines() if line.strip()]
             raise RuntimeError(lines[-1] if lines else f"the compiler ended with {finished.returncode}")
-        os.replace(Path(folder, _PACKAGE), package)
+        compiled = Path(folder, _PACKAGE)
+        with compiled.open("rb+") as file:
+            os.fsync(file.fileno())
+        return compiled.replace(destination / _name_of(compiled, digest))
 
 
 def _module_folders() -> list[str]:

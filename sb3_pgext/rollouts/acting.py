@@ -25,6 +25,7 @@ __all__ = [
     "checked_step",
     "copied",
     "draw_actions",
+    "explain",
     "fresh_after_failure",
     "observation_of",
     "require_finite_parameters",
@@ -134,18 +135,40 @@ def checked_step(model: Actor, env: VecEnv, actions: np.ndarray, n_steps: int) -
     :param actions: ``(E, …)``
     :param n_steps: vector steps before it in the rollout
     :return: observations, rewards, dones, infos
-    :raises ValueError: an observation or a reward has another shape, or is not finite. Whatever the environment raises
-        goes through, with a note of the step (Python 3.11 or newer)
+    :raises ValueError: an observation or a reward has another shape, is not finite, or lacks a key. Whatever else the
+        environment raises goes through, with a note of the step (Python 3.11 or newer)
     """
     try:
         observations, rewards, dones, infos = env.step(actions)
     except Exception as error:
-        if hasattr(error, "add_note"):
-            error.add_note(f"(raised by the environment at vector step {n_steps} of this rollout)")
+        explain(error, env, f"at vector step {n_steps} of this rollout")
         raise
     model.num_timesteps += env.num_envs
     require_step(env, observations, rewards, n_steps)
     return observations, rewards, dones, infos
+
+
+def explain(error: Exception, env: VecEnv, when: str) -> None:
+    """
+    Say when an environment raised an error.
+
+    :param error: gets a note
+    :param env: the environment
+    :param when: the time, in words
+    :raises ValueError: the error is a VecEnv's that looks for a key of a Dict observation in vain
+    """
+    space = env.observation_space
+    if (
+        isinstance(error, KeyError)
+        and isinstance(space, spaces.Dict)
+        and error.args[:1]
+        and error.args[0] in space.spaces
+    ):
+        raise ValueError(
+            f"keys of observation: {error.args[0]!r} is missing {when}: allowed are {list(space.spaces)}"
+        ) from error
+    if hasattr(error, "add_note"):
+        error.add_note(f"(raised by the environment {when})")
 
 
 def observation_of(observations: Any, env_index: int) -> Any:

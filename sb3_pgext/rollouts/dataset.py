@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ __all__ = ["EpisodeDataset", "require_suitable"]
 _FORMAT = {"format": "sb3-pgext episodes", "version": 1}
 _OF_STEPS = ("actions", "rewards", "values")
 _OF_EPISODES = ("lengths", "truncated", "bootstrap_values")
+_FLAT = ("rewards", "values", "log_prob", *_OF_EPISODES)
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,9 @@ class EpisodeDataset:
         :param path: name of the file
         :param device: where the tensors are to be
         :return: the dataset
-        :raises ValueError: the file has another format, an array is missing or unknown, or the lengths do not fit
+        :raises ValueError: the file has another format, or an array is missing, unknown, or of another type or shape
         """
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = _arrays_in(path)
         header = str(arrays.pop("header", ""))
         if _parsed(header) != _FORMAT:
             raise ValueError(f"header={header!r} of {path}: allowed is {json.dumps(_FORMAT)!r}")
@@ -110,19 +112,28 @@ class EpisodeDataset:
         unknown = sorted(arrays.keys() - {*_OF_STEPS, *_OF_EPISODES, "log_prob", *of_observations})
         if unknown:
             raise ValueError(f"arrays {unknown} in {path}: there are none of these names in the format")
-        tensors = {name: th.as_tensor(array, device=device) for name, array in arrays.items()}
-        lengths, n_steps = tensors["lengths"], len(tensors["rewards"])
-        if lengths.is_floating_point() or len(lengths) == 0 or lengths.min() < 1:
+        for name, array in arrays.items():
+            if array.dtype.kind not in "biuf":
+                raise ValueError(f"dtype of {name!r}={array.dtype} in {path}: allowed are numbers")
+            n_dimensions = 1 if name in _FLAT else max(array.ndim, 1)
+            if array.ndim != n_dimensions:
+                raise ValueError(
+                    f"shape of {name!r}={array.shape} in {path}: allowed is one of {n_dimensions} dimension"
+                )
+        lengths = arrays["lengths"]
+        if lengths.dtype.kind not in "iu" or len(lengths) == 0 or lengths.min() < 1:
             raise ValueError(f"lengths={lengths.tolist()!r} in {path}: allowed are whole numbers >= 1, one per episode")
-        for name, tensor in tensors.items():
+        for name, array in arrays.items():
             rows = len(lengths) if name in _OF_EPISODES else int(lengths.sum())
-            if len(tensor) != rows:
-                raise ValueError(f"length {len(tensor)} of {name!r} in {path}: allowed is {rows}, as lengths says")
+            if len(array) != rows:
+                raise ValueError(f"length {len(array)} of {name!r} in {path}: allowed is {rows}, as lengths says")
+        tensors = {name: th.as_tensor(array, device=device) for name, array in arrays.items()}
+        n_steps = len(tensors["rewards"])
         keys = [name for name in of_observations if name != "observations"]
         return cls(
             EpisodeBatch(
                 observations={key.partition("/")[2]: tensors[key] for key in keys} or tensors["observations"],
-                **_indices(lengths, n_steps),
+                **_indices(tensors["lengths"].long(), n_steps),
                 **{name: tensors[name] for name in (*_OF_STEPS, *_OF_EPISODES)},
             ),
             tensors["log_prob"],
@@ -193,6 +204,24 @@ def _indices(lengths: th.Tensor, n_steps: int) -> dict[str, th.Tensor]:
     return {"episode": episode, "time": time}
 
 
+def _arrays_in(path: str | Path) -> dict[str, np.ndarray]:
+    """
+    The arrays of an ``.npz`` file.
+
+    :raises ValueError: it is another file, or damaged
+    """
+    try:
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.lib.npyio.NpzFile):
+            with content as file:
+                return {name: file[name] for name in file.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # there is no such file, or it may not be read
+        raise ValueError(f"path={str(path)!r}: allowed is an .npz file without pickles. {error}") from error
+    raise ValueError(f"path={str(path)!r}: allowed is an .npz file, which this .npy file is not")
+
+
 def _parsed(header: str) -> Any:
     """What JSON has in it; None for what is no JSON."""
     try:
@@ -208,8 +237,8 @@ def require_suitable(dataset: EpisodeDataset, model: BaseAlgorithm) -> EpisodeDa
     :param dataset: any
     :param model: with the spaces that the episodes must be of
     :return: the dataset on the model's device
-    :raises ValueError: there are no episodes, observations or actions are not of the model's spaces, or rewards, values
-        or log-probabilities are not one finite number for each step
+    :raises ValueError: there are no episodes, observations or actions are not of the model's spaces, the numbers of the
+        episodes contradict their lengths, or rewards, values or log-probabilities are not one finite number per step
     """
     episodes, space = dataset.episodes, model.observation_space
     n_steps = len(episodes)
@@ -219,16 +248,20 @@ def require_suitable(dataset: EpisodeDataset, model: BaseAlgorithm) -> EpisodeDa
     observations = observations if isinstance(observations, dict) else {"observations": observations}
     require(observations.keys() == of_keys.keys(), "observations", sorted(observations), f"{sorted(of_keys)}")
     for key, part in of_keys.items():
-        _require_shape(f"observations of {key!r}", observations[key], (n_steps, *(part.shape or ())))
+        name = f"observations of {key!r}"
+        _require_shape(name, observations[key], (n_steps, *(part.shape or ())))
+        _require_inside(name, observations[key], part)
 
     actions, action_space = episodes.actions, model.action_space
     discrete = isinstance(action_space, spaces.Discrete)
     _require_shape("actions", actions, (n_steps,) if discrete else (n_steps, math.prod(action_space.shape or ())))
     is_float = actions.is_floating_point()
     if isinstance(action_space, spaces.Box):
-        require(is_float and bool(actions.isfinite().all()), "actions", actions.dtype, "finite floating-point numbers")
+        require(is_float, "dtype of actions", actions.dtype, "a floating-point one")
     elif isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete)):
         require(not is_float, "dtype of actions", actions.dtype, "an integer one")
+    _require_inside("actions", actions, action_space)
+    _require_whole_episodes(episodes)
 
     numbers = {"rewards": episodes.rewards, "values": episodes.values, "log_prob": dataset.log_prob}
     for name, tensor in numbers.items():
@@ -237,6 +270,45 @@ def require_suitable(dataset: EpisodeDataset, model: BaseAlgorithm) -> EpisodeDa
     for name, tensor in numbers.items():
         require(bool(tensor.isfinite().all()), name, "NaN or infinite", "finite numbers")
     return dataset.to(model.device)
+
+
+def _require_inside(name: str, tensor: th.Tensor, space: spaces.Space) -> None:
+    """
+    Require numbers of a space as the policy takes them: discrete ones from 0, wherever the space starts; those of a
+    Box may lie beyond its bounds.
+
+    :param name: of the tensor
+    :param tensor: ``(M, …)``
+    :param space: which they are of
+    :raises ValueError: some are not
+    """
+    if isinstance(space, spaces.MultiBinary):
+        require(bool(((tensor == 0) | (tensor == 1)).all()), name, "others than 0 and 1", "0 and 1")
+        return
+    if not isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        require(bool(tensor.isfinite().all()), name, "NaN or infinite", "finite numbers")
+        return
+    ends = space.n if isinstance(space, spaces.Discrete) else space.nvec
+    end = th.as_tensor(ends, device=tensor.device)
+    outside = ((tensor < 0) | (tensor >= end)).reshape(len(tensor), -1).any(1)
+    if outside.any():
+        m = int(outside.nonzero()[0])
+        require(False, f"{name} at step {m}", tensor[m].tolist(), f"whole numbers >= 0 and < {ends}")
+
+
+def _require_whole_episodes(episodes: EpisodeBatch) -> None:
+    """Require that lengths, episode numbers and times say the same."""
+    lengths = episodes.lengths
+    whole = lengths.dim() == 1 and not lengths.is_floating_point() and len(lengths) > 0 and bool((lengths > 0).all())
+    require(whole, "lengths", lengths.tolist(), "whole numbers >= 1, one per episode")
+    n_steps = len(episodes)
+    require(int(lengths.sum()) == n_steps, "sum of the lengths", int(lengths.sum()), f"{n_steps}, the number of steps")
+    for name, indices in _indices(lengths, n_steps).items():
+        given = getattr(episodes, name)
+        same = given.shape == indices.shape and bool((given == indices).all())
+        require(same, name, given.tolist(), "what the lengths say: whole episodes, one after the other")
+    for name in ("truncated", "bootstrap_values"):
+        _require_shape(name, getattr(episodes, name), (len(lengths),))
 
 
 def _require_shape(name: str, tensor: th.Tensor, shape: tuple[int, ...]) -> None:

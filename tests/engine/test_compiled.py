@@ -11,20 +11,19 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
-from sb3_pgext.algorithms import npg as npg_module
 from sb3_pgext.algorithms.parameters import policy_parameters
+from sb3_pgext.engine import compiled as compiled_module
 from sb3_pgext.engine import graphs as module
-from sb3_pgext.engine.compiled import compiled_acting
 from sb3_pgext.rollouts.acting import unvalidated_distributions
-from tests.algorithms.policies import SharedTrunk
 from tests.environments import ACTIONS, DICT, IMAGE, VECTOR, AnySpaces
+from tests.tracing import traced_only
 
 
 @pytest.fixture(autouse=True)
 def _traced_only(request, monkeypatch):
     """Compiling takes seconds each time, and what is to be shown here is mostly about the tracing."""
     if "compiler" not in request.keywords:
-        monkeypatch.setattr(module, "_compile", lambda traced, arguments: lambda tensors: traced(*tensors))
+        monkeypatch.setattr(module, "_compile", traced_only)
 
 
 @pytest.mark.parametrize("n_outputs", [1, 2])
@@ -37,7 +36,7 @@ def test_the_gradient_of_few_inputs_is_transposed(n_outputs):
         return th.func.functional_call(network, dict(zip(names, weights, strict=True)), x).pow(2).sum()
 
     gradient, x = th.func.grad(loss), th.randn(256, 4)
-    traced = module.make_fx(gradient, decomposition_table=module._decompositions(None, compiled=True))(weights, x)
+    traced = module.make_fx(gradient, decomposition_table=module._decompositions(None))(weights, x)
     products = [node.meta["val"].shape for node in traced.graph.nodes if node.target is th.ops.aten.mm.default]
     assert products[0] == (256, 64)  # forwards
     assert set(products[1:-1]) == {(256, 64), (64, 64), (n_outputs, 64)}
@@ -56,10 +55,16 @@ def parameters_after(n_updates, compile, env="Pendulum-v1", policy="MlpPolicy", 
     return model, th.cat([p.detach().flatten() for p in model.policy.parameters()])
 
 
-def assert_same(n_updates=5, **parameters):
+def of_sb3(cls):
+    """The class as if it were SB3's: what is a user's own is not compiled."""
+    cls.__module__ = "stable_baselines3"
+    return cls
+
+
+def assert_same(n_updates=5, n_graphs=2, **parameters):
     eager, wanted = parameters_after(n_updates, False, **parameters)
     model, found = parameters_after(n_updates, True, **parameters)
-    assert len(module._graphs[model.policy]) == 3, "acting, its distribution on a batch, and the update"
+    assert len(module._graphs[model.policy]) == n_graphs, "acting, the update, and maybe distributions of a batch"
     assert None not in module._graphs[model.policy].values()
     assert not th.equal(found, parameters_after(0, True, **parameters)[1])
     assert th.allclose(found, wanted, rtol=0, atol=1e-5)
@@ -79,7 +84,7 @@ def test_numbers_that_are_equal_in_the_first_update_only():
 
 
 def test_same_parameters_of_categorical_actions():
-    assert_same(env="CartPole-v1", surrogate="adaptive_kl", ent_coef=0.01, normalize_advantage="rollout")
+    assert_same(env="CartPole-v1", surrogate="adaptive_kl", n_graphs=3, ent_coef=0.01, normalize_advantage="rollout")
 
 
 def test_same_parameters_with_dict_observations_and_weight_decay():
@@ -133,7 +138,7 @@ def collected(compile, action_space, observation_space=None, **parameters):
     "action_space",
     [
         pytest.param(spaces.Discrete(3), marks=pytest.mark.compiler),
-        pytest.param(spaces.Box(-1, 1, (2,)), marks=pytest.mark.compiler),
+        spaces.Box(-1, 1, (2,)),
         spaces.MultiDiscrete([2, 3]),
         spaces.MultiBinary(2),
     ],
@@ -166,8 +171,8 @@ def test_observations_with_the_same_keys_in_another_order():
     model, _, _ = collected(True, spaces.Box(-1, 1, (2,)), space)
     x, y = th.randn(2, 3), th.randn(2, 3)
     with th.no_grad(), unvalidated_distributions():
-        act = compiled_acting(model.policy)
-        for function in (act, act, compiled_acting(model.policy)):
+        act = model.engine.acting()
+        for function in (act, act, model.engine.acting()):
             for observations in ({"a": x, "b": y}, {"b": y, "a": x}):
                 assert th.allclose(function(observations)[1], model.policy.predict_values(observations), atol=1e-6)
     assert None not in module._graphs[model.policy].values()
@@ -190,6 +195,7 @@ def test_acting_with_gsde_is_not_compiled():
     assert th.equal(wanted.actions, found.actions)
 
 
+@of_sb3
 class Learnable(FlattenExtractor):
     """SB3's policies share it between actor and critic, under three names."""
 
@@ -237,7 +243,6 @@ class MoreNoise(BaseCallback):
         return True
 
 
-@pytest.mark.compiler
 @pytest.mark.filterwarnings("error:compile=True")
 def test_what_is_frozen_may_change_all_the_same():
     found = []
@@ -257,6 +262,7 @@ def test_parameters_that_modules_share_are_not_compiled():
         model.learn(64)
 
 
+@of_sb3
 class Looking(th.nn.Tanh):
     scale = [th.tensor(2.0)]  # noqa: RUF012  out of sight of whoever looks at the attributes of the modules
 
@@ -308,7 +314,7 @@ def test_what_changes_between_updates_is_no_constant_of_the_graph():
     model, _ = parameters_after(1, True)
     model.ent_coef = 0.5
     model.learn(64)
-    assert len(module._graphs[model.policy]) == 4, "acting, its distribution on a batch, and two updates"
+    assert len(module._graphs[model.policy]) == 3, "acting, and two updates"
 
 
 def test_other_parameters_and_another_optimizer_have_a_graph_of_their_own():
@@ -325,13 +331,13 @@ def test_other_parameters_and_another_optimizer_have_a_graph_of_their_own():
             model.policy.optimizer = optimizer_class(model.policy.parameters(), lr=3e-3, weight_decay=0.5)
             model.learn(64)
         found.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
-    assert len(module._graphs[model.policy]) == 4, "acting, its distribution on a batch, and two updates"
+    assert len(module._graphs[model.policy]) == 3, "acting, and two updates"
     assert th.allclose(*found, rtol=0, atol=1e-5)
 
 
 def test_an_optimizer_that_is_not_compiled_says_so():
     kwargs = {"optimizer_class": th.optim.SGD}
-    with pytest.warns(UserWarning, match="compile=True: updates run uncompiled with this SGD"):
+    with pytest.warns(UserWarning, match="compile=True: an update runs uncompiled.*not this optimizer"):
         ClippedCriticPPO("MlpPolicy", "Pendulum-v1", compile=True, policy_kwargs=kwargs, **SETTINGS).learn(64)
 
 
@@ -358,6 +364,7 @@ def test_a_warning_says_why_it_runs_uncompiled(cause, monkeypatch):
 
         monkeypatch.setattr(module, "_compile", no_compiler)
 
+    @of_sb3
     class DataDependent(th.nn.Tanh):
         def forward(self, x):
             return super().forward(x) if x.sum() > 0 else x
@@ -405,12 +412,12 @@ def assert_same_products(model):
     """With the eager ones, also after the policy has moved, for other steps, and each time that one is asked for."""
     generator = th.Generator().manual_seed(0)
     for _ in range(2):
-        steps, parameters = model._steps(), list(policy_parameters(model.policy).values())
+        steps, parameters = model._steps(model.rollout), list(policy_parameters(model.policy).values())
         products = []
         for model.compile in (False, True):
             with unvalidated_distributions():
-                objective, fisher = model._objective_and_fisher(steps, parameters)
-            assert objective.total.requires_grad
+                batch = (steps.observations, steps.actions)
+                fisher = model.engine.fisher(parameters, model._geometry, batch, model.fisher)
             products.append(fisher)
         for _ in range(2):
             v = th.randn(sum(p.numel() for p in parameters), generator=generator)
@@ -420,7 +427,7 @@ def assert_same_products(model):
         with th.no_grad():
             for p in model.policy.parameters():
                 p += 0.1 * th.randn(p.shape, generator=generator)
-    of_fisher = [graph for (key, *_), graph in module._graphs[model.policy].items() if key[0] == "fisher"]
+    of_fisher = [graph for (what, _), graph in module._graphs[model.policy].items() if "Fisher" in what]
     assert len(of_fisher) == 1
     assert None not in of_fisher
 
@@ -434,7 +441,7 @@ def assert_same_products(model):
         {"use_sde": True, "policy_kwargs": {"squash_output": True, "full_std": False}},
         {"policy": "MultiInputPolicy", "observation": DICT, "action": "discrete", "n_steps": 4, "batch_size": 4},
         {"policy": "CnnPolicy", "observation": IMAGE, "n_steps": 4, "batch_size": 4},
-        {"policy_kwargs": {"features_extractor_class": SharedTrunk}},
+        {"policy_kwargs": {"features_extractor_class": Learnable}},
     ],
     ids=lambda options: "-".join(str(value) for value in options.values() if isinstance(value, str | bool)) or "shared",
 )
@@ -453,19 +460,19 @@ def test_the_same_products_compiled():
 @pytest.mark.parametrize(("at_most", "rows"), [(21, 11), (8, 8), (7, 6), (5, 5)])  # of 22 steps; 0 to 6 are left over
 @pytest.mark.filterwarnings("error:compile=True")
 def test_the_same_products_in_parts(fisher, at_most, rows, monkeypatch):
-    monkeypatch.setattr(npg_module, "COMPILED_TOGETHER", at_most)
+    monkeypatch.setattr(compiled_module, "FISHER_ROWS", at_most)
     model = with_rollout(npg(False, fisher=fisher))
-    assert len(model._steps().advantages) == 22
+    assert len(model._steps(model.rollout).advantages) == 22
     assert_same_products(model)
-    (shapes,) = {key[0][-1] for key in module._graphs[model.policy] if key[0][0] == "fisher"}
-    assert any(shape == (rows, *VECTOR.shape) for shape, *_ in shapes), "the graph is of a part"
+    ((_, _, *forms),) = (key for what, key in module._graphs[model.policy] if "Fisher" in what)
+    assert any(shape == (rows, *VECTOR.shape) for shape, *_ in forms), "the graph is of a part"
 
 
 @pytest.mark.filterwarnings("error:compile=True")
 def test_products_of_a_policy_that_looks_at_other_rows(monkeypatch):
     """Batch norm over the minibatch: parts would have means of their own."""
     norm = functools.partial(th.nn.BatchNorm1d, 64, track_running_stats=False)
-    monkeypatch.setattr(npg_module, "COMPILED_TOGETHER", 11)
+    monkeypatch.setattr(compiled_module, "FISHER_ROWS", 11)
     assert_same_products(with_rollout(npg(False, policy_kwargs={"activation_fn": norm})))
 
 
@@ -477,8 +484,9 @@ def test_products_with_the_fisher_matrix_of_what_is_not_frozen():
     model.policy.mlp_extractor.policy_net[0].requires_grad_(True)
     model.policy.log_std.requires_grad_(False)
     parameters = list(policy_parameters(model.policy).values())
+    steps = model._steps(model.rollout)
     with unvalidated_distributions():
-        _, fisher = model._objective_and_fisher(model._steps(), parameters)
+        fisher = model.engine.fisher(parameters, model._geometry, (steps.observations, steps.actions), "exact")
     assert fisher(th.ones(sum(p.numel() for p in parameters))).isfinite().all()
 
 

@@ -16,13 +16,14 @@ from sb3_pgext.engine import graphs as module
 from sb3_pgext.rollouts.acting import unvalidated_distributions
 from tests.conformance.models import collected, make_env, small, vector_of
 from tests.environments import ACTIONS, DICT, IMAGE, VECTOR
+from tests.tracing import traced_only
 
 SETTINGS = {
-    REINFORCE: {"critic_batch_size": 10},
+    REINFORCE: {"batch_size": 10},
     VPG: {},
     NPG: {},
     ClippedCriticPPO: {"n_epochs": 3},
-    ISPG: {"critic_batch_size": 10},
+    ISPG: {"batch_size": 10},
 }
 OBSERVATIONS = {"MlpPolicy": VECTOR, "CnnPolicy": IMAGE, "MultiInputPolicy": DICT}
 family = pytest.mark.parametrize("algorithm", SETTINGS, ids=lambda algorithm: algorithm.__name__)
@@ -31,7 +32,7 @@ family = pytest.mark.parametrize("algorithm", SETTINGS, ids=lambda algorithm: al
 @pytest.fixture(autouse=True)
 def _traced_only_on_the_cpu(device, monkeypatch):
     if device == "cpu":
-        monkeypatch.setattr(module, "_compile", lambda traced, arguments: lambda tensors: traced(*tensors))
+        monkeypatch.setattr(module, "_compile", traced_only)
 
 
 @pytest.fixture
@@ -106,11 +107,12 @@ def test_what_a_step_of_acting_returns_stays(device):
 @pytest.mark.filterwarnings("error:compile=True")
 def test_the_same_products_with_the_fisher_matrix(policy, fisher, device):
     model = collected(model_of(NPG, device, False, "discrete", policy, fisher=fisher))
-    steps, parameters = model._steps(), list(policy_parameters(model.policy).values())
+    steps, parameters = model._steps(model.rollout), list(policy_parameters(model.policy).values())
     products = []
     for model.compile in (False, True):
         with unvalidated_distributions():
-            products.append(model._objective_and_fisher(steps, parameters)[1])
+            batch = (steps.observations, steps.actions)
+            products.append(model.engine.fisher(parameters, model._geometry, batch, fisher))
     for _ in range(3):
         v = th.randn(sum(p.numel() for p in parameters), device=device)
         wanted, found = (product(v) for product in products)

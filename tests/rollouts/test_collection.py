@@ -40,22 +40,23 @@ def scripted(*lengths_of_each, **parameters):
     return DummyVecEnv([lambda n=lengths: Scripted(n, **parameters) for lengths in lengths_of_each])
 
 
-@pytest.mark.parametrize("n_envs", [1, 4, 7])
+@pytest.mark.parametrize("n_envs", [4, 7])
 def test_the_mean_return_is_that_of_the_environment(n_envs):
     """
     Keeping the first N episodes to finish would favour those of one step: with 4 sub-environments the mean return
-    then is about 8 instead of 5.5. 2,000 rollouts of 4 episodes, within 3 standard errors.
+    then is about 8 instead of 5.5. 400 rollouts of 4 episodes, within 3 standard errors: a bias of 0.55 is found in 97
+    of 100 tries.
     """
     model = model_on(make_vec_env(OneOrFifty, n_envs, seed=n_envs))
     model.policy.get_distribution = AlwaysTheFirstAction  # the environment ignores the action, so spare the network
     model.policy.predict_values = lambda obs: th.zeros(len(obs), 1)
     returns = []
-    for _ in range(2000):
+    for _ in range(400):
         batch = collect(model)
         of_episodes = th.zeros(batch.n_episodes).index_add(0, batch.episode, batch.rewards)
         returns.append(of_episodes.mean().item())
         assert batch.n_episodes == 4
-    standard_error = OneOrFifty.STD_RETURN / np.sqrt(2000 * 4)
+    standard_error = OneOrFifty.STD_RETURN / np.sqrt(400 * 4)
     assert abs(np.mean(returns) - OneOrFifty.MEAN_RETURN) < 3 * standard_error
 
 
@@ -295,12 +296,11 @@ def make_cartpole():
     "wrap",
     [
         lambda: DummyVecEnv([make_cartpole] * 3),
-        lambda: SubprocVecEnv([make_cartpole] * 2),
         lambda: VecNormalize(DummyVecEnv([make_cartpole] * 3)),
         lambda: VecFrameStack(DummyVecEnv([make_cartpole] * 3), 4),
         lambda: VecMonitor(DummyVecEnv([make_cartpole] * 3)),
     ],
-    ids=["dummy", "subproc", "normalize", "frame_stack", "monitor"],
+    ids=["dummy", "normalize", "frame_stack", "monitor"],
 )
 def test_vec_envs(wrap):
     """What the policy computes from the stored observations is what was stored."""
@@ -341,21 +341,20 @@ FLOAT64 = spaces.Box(-1, 1, (3,), np.float64)
 
 
 @pytest.mark.parametrize("algorithm", [REINFORCE, ClippedCriticPPO])
-def test_observations_in_double_precision_are_kept_in_single(algorithm):
-    """As MuJoCo's are. SB3's policies make them so in any case."""
+def test_observations_keep_the_dtype_of_their_space(algorithm):
+    """Whatever the environment makes of them: this one changes it between reset and step."""
+
+    class Careless(DummyVecEnv):
+        def step_wait(self):
+            observations, *rest = super().step_wait()
+            return {"float64": observations["float64"].astype(np.float32), "image": observations["image"] + 0.0}, *rest
+
     space = spaces.Dict({"float64": FLOAT64, "image": spaces.Box(0, 255, (4,), np.uint8)})
-    env = DummyVecEnv([lambda: AnySpaces(space, spaces.Discrete(2))])
+    env = Careless([lambda: AnySpaces(space, spaces.Discrete(2))])
     model = algorithm("MultiInputPolicy", env, n_steps=4) if algorithm is ClippedCriticPPO else model_on(env)
-    kept = {}
-    record = model.rollout_buffer.add
-
-    def add(observations, *others):
-        record(observations, *others)
-        kept.update(model.rollout_buffer._steps[-1][0])
-
-    model.rollout_buffer.add = add
     model.learn(4)
-    assert {key: x.dtype for key, x in kept.items()} == {"float64": th.float32, "image": th.uint8}
+    batch = model.rollout if algorithm is ClippedCriticPPO else model.episodes
+    assert {key: x.dtype for key, x in batch.observations.items()} == {"float64": th.float64, "image": th.uint8}
 
 
 class InDoublePrecision(ActorCriticPolicy):
@@ -391,5 +390,8 @@ def test_a_policy_in_double_precision_learns_from_what_it_acted_on(algorithm):
         else (algorithm(InDoublePrecision, env, n_episodes=4, device="cpu"))
     )
     model.learn(30)
-    batch = model.rollout if hasattr(model, "rollout") else model.episodes
-    assert batch.observations.dtype == batch.final_observations.dtype == th.float64
+    if hasattr(model, "rollout"):
+        assert model.rollout.observations.dtype == th.float64
+        assert {obs.dtype for obs, _ in model.collector.final_observations.values()} == {np.dtype(np.float64)}
+    else:
+        assert model.episodes.observations.dtype == model.episodes.final_observations.dtype == th.float64

@@ -89,6 +89,50 @@ def test_another_file_is_refused(tmp_path, changes, named):
         EpisodeDataset.load(written_by_others(tmp_path / "bad.npz", **changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rewards": np.array(1.0)}, r"shape of 'rewards'=\(\)"),
+        ({"lengths": np.array([[2], [3]])}, r"shape of 'lengths'=\(2, 1\)"),
+        ({"log_prob": np.zeros((5, 1))}, r"shape of 'log_prob'=\(5, 1\)"),
+        ({"actions": np.array(list("abcde"))}, "dtype of 'actions'=<U1"),
+        ({"observations": np.array(["a"] * 5)}, "dtype of 'observations'=<U1"),
+        ({"observations": np.array(0.0)}, "'observations'"),
+        ({"lengths": np.array([2 + 1j, 3])}, "dtype of 'lengths'=complex128"),
+        ({"rewards": np.array([None] * 5)}, "pickle"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused_by_name(tmp_path, changes, named):
+    path = written_by_others(tmp_path / "bad.npz", **changes)
+    with pytest.raises(ValueError, match=named) as caught:
+        EpisodeDataset.load(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["npy", b"", b"no zip at all", b"PK\x03\x04 nearly a zip", "cut short", "damaged"])
+def test_a_file_of_another_kind_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "episodes.npz"
+    if content == "npy":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        EpisodeDataset(batch_of([300]), th.zeros(300)).save(path)
+        whole = bytearray(path.read_bytes())
+        if content == "damaged":
+            whole[200:260] = bytes(60)
+        path.write_bytes(whole if content == "damaged" else whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"allowed is an \.npz file") as caught:
+        EpisodeDataset.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        EpisodeDataset.load(tmp_path / "episodes.npz")
+
+
 def test_a_header_is_what_it_says_not_how_it_is_written(tmp_path):
     header = '{"version":1,  "format":"sb3-pgext episodes"}'
     EpisodeDataset.load(written_by_others(tmp_path / "theirs.npz", header=header))
@@ -122,6 +166,12 @@ BOX, IMAGE = spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (2, 2))
         (spaces.MultiDiscrete([2, 3]), th.zeros(5, 2, dtype=th.int64), None),
         (spaces.MultiBinary(3), th.zeros(5, 3), None),
         (spaces.MultiBinary(3), th.zeros(5), "shape of actions"),
+        (spaces.MultiBinary(3), th.full((5, 3), 0.5), "actions=.*allowed is 0 and 1"),
+        (spaces.Discrete(3), th.tensor([0, 1, 2, 3, 0]), r"actions at step 3=3: allowed is whole numbers >= 0 and < 3"),
+        (spaces.Discrete(3), th.tensor([0, -1, 2, 0, 0]), r"actions at step 1=-1: allowed is"),
+        (spaces.MultiDiscrete([2, 3]), th.tensor([[1, 2]] * 4 + [[2, 2]]), r"actions at step 4=\[2, 2\]"),
+        (spaces.Box(-1, 1, ()), th.zeros(5, 1), None),
+        (spaces.Box(-1, 1, ()), th.zeros(5), r"shape of actions=\(5,\): allowed is \(5, 1\)"),
     ],
 )
 def test_which_actions_suit_a_model(action_space, actions, named):
@@ -148,6 +198,44 @@ def test_which_observations_and_numbers_suit_a_model():
     ):
         with pytest.raises(ValueError, match=named):
             require_suitable(EpisodeDataset(unsuitable, mu), to)
+
+
+@pytest.mark.parametrize(
+    ("space", "observations", "named"),
+    [
+        (spaces.Discrete(4, start=5), th.tensor([0, 1, 2, 3, 0]), None),
+        (spaces.Discrete(4, start=5), th.tensor([0, 1, 2, 3, 4]), r"observations.* at step 4=4: allowed is .* < 4"),
+        (spaces.MultiDiscrete([2, 3]), th.tensor([[0, 3]] * 5), r"observations.* at step 0=\[0, 3\]"),
+        (BOX, th.full((5, 2), th.inf), "observations.*finite"),
+        (spaces.MultiBinary(2), th.full((5, 2), 2.0), "observations.*0 and 1"),
+    ],
+)
+def test_which_observations_are_of_the_space(space, observations, named):
+    model = SimpleNamespace(observation_space=space, action_space=spaces.Discrete(9), device="cpu")
+    dataset = EpisodeDataset(replace(batch_of([2, 3]), observations=observations), th.zeros(5))
+    with nullcontext() if named is None else pytest.raises(ValueError, match=named):
+        require_suitable(dataset, model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"episode": th.tensor([0, 0, 0, 1, 1])}, r"episode=\[0, 0, 0, 1, 1\]: allowed is what the lengths say"),
+        ({"episode": th.tensor([1, 1, 0, 0, 0])}, "episode="),
+        ({"episode": th.zeros(5, 1, dtype=th.int64)}, "episode="),
+        ({"time": th.arange(5)}, r"time=\[0, 1, 2, 3, 4\]"),
+        ({"lengths": th.tensor([2, 4])}, "sum of the lengths=6: allowed is 5, the number of steps"),
+        ({"lengths": th.tensor([5, 0])}, r"lengths=\[5, 0\]"),
+        ({"lengths": th.tensor([2.0, 3.0])}, "lengths=.*whole"),
+        ({"truncated": th.tensor([True])}, "shape of truncated"),
+        ({"bootstrap_values": th.zeros(5)}, "shape of bootstrap_values"),
+    ],
+)
+def test_numbers_of_episodes_that_contradict_each_other(changes, named):
+    model = SimpleNamespace(observation_space=BOX, action_space=spaces.Discrete(9), device="cpu")
+    dataset = EpisodeDataset(replace(batch_of([2, 3]), **changes), th.zeros(5))
+    with pytest.raises(ValueError, match=named):
+        require_suitable(dataset, model)
 
 
 def test_to_another_device():

@@ -6,7 +6,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
-from sb3_pgext.engine.descent import descending
+from sb3_pgext.engine import Engine
 
 OPTIMIZERS = {
     "Adam": (th.optim.Adam, {"lr": 0.01, "eps": 1e-5}),
@@ -54,7 +54,7 @@ def one_by_one(network, optimizer, parameters, max_norm, n_steps):
 
 
 def in_a_row(network, optimizer, parameters, max_norm, n_steps):
-    with descending(network, optimizer, parameters, loss_of(network), max_norm) as descend:
+    with Engine(network).descending(optimizer, parameters, loss_of(network), max_norm) as descend:
         return [descend(minibatch)[1] for minibatch in minibatches(n_steps)]
 
 
@@ -90,7 +90,7 @@ def test_fused_steps_are_the_same_up_to_rounding(name):
         network, optimizer = network_and_optimizer(name)
         parameters = list(network[2].parameters())
         one_by_one(network, optimizer, list(network.parameters()), math.inf, n_steps=2)
-        with descending(network, optimizer, parameters, loss_of(network), 0.1, fused=fused) as descend:
+        with Engine(network).descending(optimizer, parameters, loss_of(network), 0.1, fused=fused) as descend:
             for minibatch in minibatches(5):
                 descend(minibatch)
         assert {float(optimizer.state[p]["step"]) for p in network.parameters()} == {2.0, 7.0}
@@ -104,7 +104,7 @@ def test_from_the_first_step_and_after_an_error():
     same_network, same_optimizer = network_and_optimizer("Adam")
 
     def three_steps_and_an_error():
-        with descending(network, optimizer, list(network.parameters()), loss_of(network)) as descend:
+        with Engine(network).descending(optimizer, list(network.parameters()), loss_of(network)) as descend:
             assert [descend(batch)[1:] for batch in minibatches(3)] == [(None, True)] * 3
             raise KeyError
 
@@ -150,7 +150,7 @@ def test_without_a_step_nothing_changes():
     def proceed(loss):
         return loss > math.inf
 
-    with descending(network, optimizer, list(network.parameters()), loss_of(network), 1.0, proceed) as descend:
+    with Engine(network).descending(optimizer, list(network.parameters()), loss_of(network), 1.0, proceed) as descend:
         assert [descend(batch)[1:] for batch in minibatches(2)] == [(None, False)] * 2
     assert all(th.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
     assert not optimizer.state

@@ -4,9 +4,10 @@ import pytest
 import torch as th
 
 from sb3_pgext import ISPG, REINFORCE, VPG, ClippedCriticPPO
-from sb3_pgext.engine import evaluation as module
-from sb3_pgext.engine import graphs
-from sb3_pgext.engine.evaluation import any_distribution, differentiable, evaluated
+from sb3_pgext.algorithms.distributions import any_distribution
+from sb3_pgext.engine import CompiledEngine, Engine, graphs
+from sb3_pgext.engine import eager as module
+from tests.tracing import traced_only
 
 OBSERVATIONS = th.randn(10, 3)
 
@@ -30,9 +31,11 @@ def measures(policy):
 @pytest.mark.parametrize("key", [None, "key"])
 def test_parts_of_a_batch(policy, at_once, key, monkeypatch):
     monkeypatch.setattr(module, "AT_ONCE", at_once)
-    monkeypatch.setattr(graphs, "_compile", lambda traced, arguments: lambda tensors: traced(*tensors))
+    monkeypatch.setattr(graphs, "_compile", traced_only)
     function, sizes = measures(policy)
-    values, (named, observations) = evaluated(policy, function, (OBSERVATIONS, {"a": 2 * OBSERVATIONS}), key)
+    values, (named, observations) = CompiledEngine(policy, "").evaluate(
+        function, (OBSERVATIONS, {"a": 2 * OBSERVATIONS}), key
+    )
     assert th.allclose(values, policy.predict_values(OBSERVATIONS), atol=1e-6)
     assert th.equal(named, 2 * observations)
     assert th.equal(observations, OBSERVATIONS)
@@ -53,7 +56,7 @@ def test_dropout_and_modes(policy):
     policy.value_net.eval()
     before, state = [m.training for m in policy.modules()], th.get_rng_state()
     function, _ = measures(policy)
-    first, second = (evaluated(policy, function, (OBSERVATIONS, {"a": OBSERVATIONS}))[0] for _ in range(2))
+    first, second = (Engine(policy).evaluate(function, (OBSERVATIONS, {"a": OBSERVATIONS}))[0] for _ in range(2))
     assert th.equal(first, second)
     any_distribution(policy, OBSERVATIONS)
     assert th.equal(state, th.get_rng_state())
@@ -63,7 +66,7 @@ def test_dropout_and_modes(policy):
 def test_the_modes_come_back_after_an_error(policy):
     policy.train()
     with pytest.raises(ZeroDivisionError):
-        evaluated(policy, lambda observations: 1 / 0, (OBSERVATIONS,))
+        Engine(policy).evaluate(lambda observations: 1 / 0, (OBSERVATIONS,))
     assert policy.training
 
 
@@ -92,11 +95,11 @@ def test_what_looks_at_other_rows_sees_all_of_them(policy, monkeypatch):
     monkeypatch.setattr(module, "AT_ONCE", 4)
     function, sizes = measures(policy)
     batch = (OBSERVATIONS, {"a": OBSERVATIONS})
-    differentiable(policy, function, batch)
+    Engine(policy).differentiable(function, batch)
     assert sizes == [4, 4, 2]
     sizes.clear()
     policy.mlp_extractor.policy_net.append(type("Own", (th.nn.Identity,), {"__module__": "own"})())
-    differentiable(policy, function, batch)
+    Engine(policy).differentiable(function, batch)
     assert sizes == [10]
 
 
@@ -131,6 +134,6 @@ def test_the_networks_keep_less_of_large_batches(policy, monkeypatch):
         monkeypatch.setattr(module, "AT_ONCE", at_once)
         saved = []
         with th.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x):
-            differentiable(policy, function, (OBSERVATIONS, {"a": OBSERVATIONS}))
+            Engine(policy).differentiable(function, (OBSERVATIONS, {"a": OBSERVATIONS}))
         kept.append(sum(saved))
     assert kept[1] < kept[0] / 10

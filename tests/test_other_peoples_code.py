@@ -1,0 +1,232 @@
+"""
+Claim: what users do to a model, and what their environments do, neither gives wrong numbers nor fails without a name,
+and leaves nothing behind in the process.
+
+What changes while ``compile=True`` is in ``engine/test_changes.py``; bad numbers are in ``test_bad_training.py``.
+"""
+
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
+from sb3_pgext.engine import graphs
+from sb3_pgext.rollouts import episodes as episodes_module
+from sb3_pgext.rollouts.acting import unvalidated_distributions
+from sb3_pgext.rollouts.episodes import EpisodeSchedule
+from tests.environments import AnySpaces
+from tests.tracing import traced_only
+
+SMALL = {
+    REINFORCE: {"n_episodes": 4},
+    VPG: {"n_steps": 16, "batch_size": 8},
+    NPG: {"n_steps": 16, "batch_size": 8},
+    ClippedCriticPPO: {"n_steps": 16, "batch_size": 8, "n_epochs": 2},
+    ISPG: {"n_episodes": 4, "gradient_steps": 2},
+}
+family = pytest.mark.parametrize("algorithm", SMALL, ids=lambda algorithm: algorithm.__name__)
+VECTOR = spaces.Box(-1, 1, (3,), np.float32)
+
+
+def model_on(algorithm, env, policy="MlpPolicy", **options):
+    kwargs = {"policy_kwargs": {"net_arch": [4]}, "seed": 0, "device": "cpu"}
+    return algorithm(policy, DummyVecEnv([env] * 2), **kwargs | SMALL.get(algorithm, {"n_steps": 16}) | options)
+
+
+class NearHalf(AnySpaces):
+    """Pays for actions near 0.5."""
+
+    def __init__(self, action_space):
+        super().__init__(spaces.Box(-1, 1, (1,)), action_space)
+
+    def reset(self, **options):
+        super().reset(**options)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        _, _, *rest = super().step(action)
+        return np.zeros(1, np.float32), -float(np.sum((np.asarray(action) - 0.5) ** 2)), *rest
+
+
+@family
+def test_actions_of_no_dimension_are_those_of_one(algorithm):
+    """Of ``Box(-1, 1, ())``: the same actions, log-probabilities and parameters as of ``Box(-1, 1, (1,))``."""
+    found = []
+    for shape in ((), (1,)):
+        model = model_on(algorithm, lambda shape=shape: NearHalf(spaces.Box(-1, 1, shape))).learn(60)
+        batch = model.rollout if hasattr(model, "rollout") else model.episodes
+        log_prob = model.policy.get_distribution(batch.observations).log_prob(batch.actions)
+        found.append((batch.actions, log_prob, *model.policy.parameters()))
+    for of_none, of_one in zip(*found, strict=True):
+        assert th.equal(of_none, of_one)
+
+
+class Shifted(AnySpaces):
+    """A Discrete space that starts at 5, and numbers from 0, as SB3's networks take them."""
+
+    def __init__(self):
+        super().__init__(spaces.Discrete(4, start=5), spaces.Discrete(2))
+
+    def reset(self, **options):
+        super().reset(**options)
+        return 0, {}
+
+    def step(self, action):
+        _, *rest = super().step(action)
+        return self.t % 4, *rest
+
+
+@family
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_discrete_space_that_starts_elsewhere(algorithm, compile, monkeypatch):
+    monkeypatch.setattr(graphs, "_compile", traced_only)
+    model = model_on(algorithm, Shifted, compile=compile)
+    start = [p.detach().clone() for p in model.policy.parameters()]
+    model.learn(60)
+    assert any(not th.equal(p, q) for p, q in zip(model.policy.parameters(), start, strict=True))
+
+
+def test_a_discrete_space_that_starts_elsewhere_trains_as_in_sb3():
+    ours = model_on(ClippedCriticPPO, Shifted, gae_lambda=0.9).learn(96)
+    theirs = model_on(PPO, Shifted, batch_size=8, n_epochs=2, gae_lambda=0.9).learn(96)
+    assert all(th.equal(p, q) for p, q in zip(ours.policy.parameters(), theirs.policy.parameters(), strict=True))
+
+
+class Misspelt(AnySpaces):
+    """``vektor`` instead of ``vector``, from a step on."""
+
+    def __init__(self, at):
+        super().__init__(spaces.Dict(vector=VECTOR), spaces.Discrete(2))
+        self.at, self.n = at, 0
+
+    def _seen(self, observation):
+        self.n += 1
+        return {"vektor": observation["vector"]} if self.n > self.at else observation
+
+    def reset(self, **options):
+        observation, info = super().reset(**options)
+        return self._seen(observation), info
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        return self._seen(observation), *rest
+
+
+@family
+@pytest.mark.parametrize(("at", "when"), [(0, "in a reset"), (3, "at vector step 2 of this rollout")])
+def test_a_misspelt_key_is_named(algorithm, at, when):
+    model = model_on(algorithm, lambda: Misspelt(at), "MultiInputPolicy")
+    with pytest.raises(ValueError, match=rf"keys of observation: 'vector' is missing {when}: allowed are \['vector'\]"):
+        model.learn(60)
+
+
+def test_an_episode_without_an_end_is_told_once(monkeypatch):
+    monkeypatch.setattr(episodes_module, "WARN_AFTER", 50)
+    never, at_limit = EpisodeSchedule(1, 2), EpisodeSchedule(1, 1, max_episode_steps=200)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(120):
+            never.step(np.array([False, True]))
+    (warning,) = caught
+    assert "same episode for 50 steps" in str(warning.message)
+    assert "set `max_episode_steps`" in str(warning.message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(120):
+            at_limit.step(np.array([False]))
+
+
+# --- Threads ---------------------------------------------------------------------------------------------------------
+
+
+def in_threads(functions):
+    """All of them at once; what they raise is raised."""
+    errors, ready = [], threading.Barrier(len(functions))
+
+    def run(function):
+        ready.wait()
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_trainings_in_threads_leave_torchs_validation_as_it_was():
+    before = th.distributions.Distribution._validate_args
+    models = [model_on(algorithm, lambda: AnySpaces(VECTOR, spaces.Discrete(2))) for algorithm in (VPG, REINFORCE) * 3]
+    in_threads([lambda model=model: model.learn(100) for model in models])
+    assert th.distributions.Distribution._validate_args is before
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_the_last_thread_that_leaves_puts_back_what_the_first_one_found(default):
+    of_torch = th.distributions.Distribution
+    before = of_torch._validate_args
+    of_torch.set_default_validate_args(default)
+    try:
+        first, second = unvalidated_distributions(), unvalidated_distributions()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert of_torch._validate_args is False
+        second.__exit__(None, None, None)
+        assert of_torch._validate_args is default
+    finally:
+        of_torch.set_default_validate_args(before)
+
+
+def test_compiling_in_threads(monkeypatch):
+    """Tracing replaces methods of all modules for a moment: each model is compiled, and the modules are as before."""
+    monkeypatch.setattr(graphs, "_compile", traced_only)
+    call, getattribute = th.nn.Module.__call__, th.nn.Module.__getattr__
+    models = [model_on(ClippedCriticPPO, lambda: AnySpaces(VECTOR, spaces.Discrete(2)), compile=True) for _ in range(6)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        in_threads([lambda model=model: model.learn(64) for model in models])
+    assert [str(w.message) for w in caught if "compile=True" in str(w.message)] == []
+    assert all(len(graphs._graphs[model.policy]) == 2 for model in models)
+    assert all(None not in graphs._graphs[model.policy].values() for model in models)
+    assert (th.nn.Module.__call__, th.nn.Module.__getattr__) == (call, getattribute)
+
+
+# --- Callbacks -------------------------------------------------------------------------------------------------------
+
+
+class LearnsInside(BaseCallback):
+    """Trains another model in the middle of a rollout."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other, self.n = other, 0
+
+    def _on_step(self):
+        self.n += 1
+        if self.n == 3:
+            self.other.learn(40)
+        return True
+
+
+@pytest.mark.parametrize("algorithm", [REINFORCE, ClippedCriticPPO])
+def test_learning_inside_a_callback(algorithm):
+    def env():
+        return AnySpaces(VECTOR, spaces.Discrete(2))
+
+    before, other = th.distributions.Distribution._validate_args, model_on(VPG, env)
+    model = model_on(algorithm, env).learn(60, LearnsInside(other))
+    assert model._n_updates > 0
+    assert other._n_updates > 0
+    assert th.distributions.Distribution._validate_args is before
