@@ -227,10 +227,11 @@ class ISPG(EpisodicAlgorithm):
         while parameters and n_steps < self.gradient_steps:  # not all frozen
             log_w = self._log_weights(self._log_prob(batch.episodes), batch)  # log W_t
             ess = self._effective_share(log_w, batch.episodes)
+            self.logger.record("train/ess", ess)
+            log_w = self._clipped(log_w)
             alive = n_steps < at_least or ess >= self.min_ess
             if not alive:
                 break
-            self.logger.record("train/ess", ess)
             self._ascend(self._policy_gradient(batch, log_w, parameters), parameters)
             n_steps += 1
 
@@ -243,13 +244,9 @@ class ISPG(EpisodicAlgorithm):
     ) -> th.Tensor:
         """ĝ, the mean over episodes of Σ_t w_t W_t ∇log π(a_t|s_t) (G_t - b_t), ``(P,)``."""
         self.policy.set_training_mode(True)  # weights compare policies as they act; dropout is for the gradient
-        if self.weight_clip is not None:
-            log_w = log_w.clamp(max=math.log(self.weight_clip))
-        weights = importance_weights(log_w)
-        self.logger.record("train/weight_max", weights.max().item())
-        self.logger.record("train/weight_mean", weights.mean().item())
         if self.self_normalize:
-            weights = importance_weights(self_normalized(self.weights, log_w, batch.episodes.time))
+            log_w = self_normalized(self.weights, log_w, batch.episodes.time)
+        weights = importance_weights(log_w)
         advantages = self._weighted_advantages(batch, weights)  # W_t (G_t - b_t)
         return self._score_function_gradient(batch.episodes, advantages, parameters, weights, batch.group)
 
@@ -261,7 +258,7 @@ class ISPG(EpisodicAlgorithm):
             ``(P,)``, in the order of :func:`~sb3_pgext.algorithms.parameters.policy_parameters`
         """
         batch = self._off_policy_batch(self._live_batches())
-        log_w = self._log_weights(self._log_prob(batch.episodes), batch)
+        log_w = self._clipped(self._log_weights(self._log_prob(batch.episodes), batch))
         return self._policy_gradient(batch, log_w, list(policy_parameters(self.policy).values()))
 
     def dataset(self) -> EpisodeDataset:
@@ -324,6 +321,15 @@ class ISPG(EpisodicAlgorithm):
         :return: logarithms of the weights, neither truncated nor normalised, ``(M,)``
         """
         return log_weights(self.weights, log_prob - batch.log_prob, batch.episodes.episode) - batch.log_mixture
+
+    def _clipped(self, log_w: th.Tensor) -> th.Tensor:
+        """The logarithms of the weights, of which none is above ``weight_clip``; the weights are logged."""
+        if self.weight_clip is not None:
+            log_w = log_w.clamp(max=math.log(self.weight_clip))
+        weights = importance_weights(log_w)
+        self.logger.record("train/weight_max", weights.max().item())
+        self.logger.record("train/weight_mean", weights.mean().item())
+        return log_w
 
     def _effective_share(self, log_w: th.Tensor, episodes: EpisodeBatch) -> float:
         """

@@ -63,7 +63,13 @@ class Engine:
         """
         if with_values:
             return self.policy
-        return lambda observations: (self.policy.get_distribution(observations).get_actions(), None, None)
+        shape = self.policy.action_space.shape
+
+        def act(observations: PyTorchObs) -> Sequence[Any]:
+            actions = self.policy.get_distribution(observations).get_actions()
+            return actions.reshape(-1, *shape), None, None
+
+        return act
 
     @th.no_grad()
     def evaluate(self, function: Callable[..., Any], batch: tuple[Any, ...], key: Hashable = None) -> Any:

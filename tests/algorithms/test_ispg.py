@@ -71,7 +71,11 @@ VARIANTS = [
 @pytest.mark.parametrize("options", VARIANTS)
 def test_at_the_policy_that_acted_it_is_reinforce(options):
     model = collected(**options)
-    theirs = REINFORCE.estimate_gradient(model)
+    reinforce = model_on(algorithm=REINFORCE, **options)
+    reinforce.set_logger(model.logger)
+    reinforce.policy.load_state_dict(model.policy.state_dict())
+    reinforce.episodes = model.episodes
+    theirs = reinforce.estimate_gradient()
     for model.weights, model.self_normalize in itertools.product(WEIGHTS, (False, True)):
         assert (model.estimate_gradient() - theirs).abs().max() <= 1e-6 * theirs.abs().max()
 
