@@ -16,6 +16,7 @@ from sb3_pgext import ClippedCriticPPO
 from sb3_pgext.algorithms.distributions import distribution_parameters, kl_divergence
 from sb3_pgext.algorithms.ppo_cc import LOGGED
 from tests.environments import ACTIONS, IMAGE, VECTOR, ActionIsReward, RewardsAndLimits, Scripted
+from tests.rollouts.definitions import advantages_by_definition
 
 DICT = spaces.Dict({"vector": VECTOR, "kind": spaces.Discrete(3)})
 
@@ -34,20 +35,6 @@ def value_of(model, observations):
     """V of the current critic, ``(K,)``."""
     with th.no_grad():
         return model.policy.predict_values(th.as_tensor(observations)).flatten()
-
-
-def advantages_by_definition(model, values, rewards, gamma=0.99, gae_lambda=0.95):
-    """Generalised advantages of the rollout, step by step and backwards; values and rewards ``(E, T)`` → ``(M,)``."""
-    starts, last = model.rollout_buffer.episode_starts, value_of(model, model._last_obs)
-    n_steps, n_envs = starts.shape
-    Psi = th.zeros(n_envs, n_steps)
-    for e in range(n_envs):
-        following, V_next, ended = 0.0, last[e].item(), bool(model._last_episode_starts[e])
-        for t in reversed(range(n_steps)):
-            delta = rewards[e][t] + (0.0 if ended else gamma * V_next) - values[e][t]
-            Psi[e, t] = following = float(delta + (0.0 if ended else gamma * gae_lambda * following))
-            V_next, ended = float(values[e][t]), bool(starts[t, e])
-    return Psi.flatten()
 
 
 def parameters_after(steps=256, **parameters):
@@ -243,7 +230,7 @@ def test_the_update_descends_the_losses_of_the_formulas():
     model.collect_rollouts(model.env, callback, model.rollout_buffer, 64)
     rollout, policy = model.rollout, model.policy
 
-    Psi = advantages_by_definition(model, model.rollout_buffer.values.T, model.rollout_buffer.rewards.T)
+    Psi = advantages_by_definition(model)
     y, Psi = Psi + rollout.values, (Psi - Psi.mean()) / (Psi.std() + 1e-8)
 
     V, log_prob, entropy = policy.evaluate_actions(rollout.observations, rollout.actions)
@@ -267,11 +254,11 @@ def test_recomputed_advantages_are_those_of_the_current_critic():
     steps = model._steps(model.rollout, ())
     recomputed = model._with_recomputed_advantages(steps)
 
-    rewards = np.stack(rewards_of_the_environment, axis=1)
+    rewards = np.stack(rewards_of_the_environment)
     for (t, e), (observation, _) in model.collector.final_observations.items():
-        rewards[e, t] += 0.99 * value_of(model, observation[None]).item()
+        rewards[t, e] += 0.99 * value_of(model, observation[None]).item()
     V = value_of(model, steps.observations)
-    Psi = advantages_by_definition(model, V.view(2, 210), rewards)
+    Psi = advantages_by_definition(model, values=V.view(2, 210).T, rewards=rewards)
     th.testing.assert_close(recomputed.returns, Psi + V, rtol=1e-4, atol=1e-3)
     th.testing.assert_close(recomputed.advantages, Psi, rtol=1e-4, atol=1e-3)
     assert not th.allclose(recomputed.advantages, steps.advantages, rtol=1e-2)

@@ -17,6 +17,7 @@ from sb3_pgext.envs import chain
 from sb3_pgext.rollouts import StepBuffer
 from tests.algorithms.policies import SharedTrunk, moved_parameters
 from tests.environments import ACTIONS, IMAGE, VECTOR, ActionIsReward, AnySpaces, Countdown, Scripted
+from tests.rollouts.definitions import advantages_by_definition
 
 ADVANTAGES = ["mc", "td", "n_step", "gae"]
 SGD = {"optimizer_class": th.optim.SGD}
@@ -42,30 +43,6 @@ def parameters_after(steps=300, **parameters):
 # --- the update ------------------------------------------------------------------------------------------------------
 
 
-def advantages_by_definition(model, estimator, gamma, n_step, gae_lambda):
-    """Ψ_t, episode by episode and step by step: r and V as the buffer has them, cut where an episode starts."""
-    buffer, Psi = model.rollout_buffer, []
-    last_values = model.policy.predict_values(th.as_tensor(model._last_obs)).flatten().tolist()
-    for e in range(buffer.n_envs):
-        starts = [t for t in range(buffer.buffer_size) if t == 0 or buffer.episode_starts[t, e]]
-        for start, stop in zip(starts, [*starts[1:], buffer.buffer_size], strict=True):
-            goes_on = stop == buffer.buffer_size and not model._last_episode_starts[e]
-            r = buffer.rewards[start:stop, e].tolist()
-            V = [*buffer.values[start:stop, e].tolist(), last_values[e] if goes_on else 0.0]
-            T = len(r)
-
-            def of_n_steps(t, n, r=r, V=V, T=T):
-                end = min(t + n, T)
-                return sum(gamma ** (k - t) * r[k] for k in range(t, end)) + gamma ** (end - t) * V[end] - V[t]
-
-            for t in range(T):
-                if estimator == "gae":
-                    Psi.append(sum((gamma * gae_lambda) ** (k - t) * of_n_steps(k, 1) for k in range(t, T)))
-                else:
-                    Psi.append(of_n_steps(t, {"mc": T, "td": 1, "n_step": n_step}[estimator]))
-    return th.tensor(Psi)
-
-
 @pytest.mark.parametrize("normalize_advantage", [False, True])
 @pytest.mark.parametrize("advantage", ADVANTAGES)
 def test_the_step_is_along_the_formula(advantage, normalize_advantage):
@@ -86,7 +63,7 @@ def test_the_step_is_along_the_formula(advantage, normalize_advantage):
     rollout, parameters = model.rollout, list(policy_parameters(model.policy).values())
     assert model.rollout_buffer.episode_starts[1:].any(), "episodes have ended"
     assert not model._last_episode_starts.all(), "and the rollout has cut others"
-    Psi = advantages_by_definition(model, advantage, 0.9, 3, 0.8)
+    Psi = advantages_by_definition(model, advantage, lookahead=3)
     if normalize_advantage:
         Psi = (Psi - Psi.mean()) / (Psi.std() + 1e-8)
 
