@@ -49,7 +49,10 @@ def logged(model, name):
 @pytest.mark.parametrize("fisher", ["exact", "empirical"])
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 def test_the_step_solves_for_the_gradient(env, fisher):
-    """(F + damping) Δθ = c ĝ, with F and ĝ as matrix and vector of sampled scores, written out."""
+    """
+    (F + damping) Δθ = c ĝ, with F and ĝ as matrix and vector of sampled scores, written out. Detected is a direction
+    that is 8° off (2.6° for the empirical matrix, which has no sampling noise), and a length that is 5 % (0.05 %) off.
+    """
     small = {"net_arch": {"pi": [3], "vf": [3]}}
     model = collected(model_on(env, fisher=fisher, policy_kwargs=small, cg_max_steps=300, cg_tolerance=1e-14))
     parameters = list(policy_parameters(model.policy).values())

@@ -148,13 +148,16 @@ def test_a_cnn_for_what_is_no_image():
 # --- what is its own -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("direction", ["old_new", "new_old"])
-@pytest.mark.parametrize("distribution", ["plain", "gsde", "squashed_gsde"])
+@pytest.mark.parametrize(
+    ("action", "distribution"),
+    [*((action, "plain") for action in ACTIONS), ("box", "gsde"), ("box_2d", "squashed_gsde")],
+)
 def test_closed_form_of_the_divergence(action, direction, distribution):
-    """It is the mean of log p - log q over samples of p, of each state; within 5 standard errors."""
-    if distribution != "plain" and "box" not in action:
-        pytest.skip("gSDE is for Box")
+    """
+    It is the mean of log p - log q over samples of p, of each state; within 5 standard errors, which are at most 7 % of
+    the divergence: the smallest bias that is detected. The divergence the other way round is further away.
+    """
     kwargs = {} if distribution == "plain" else {"use_sde": True}
     if distribution == "squashed_gsde":
         kwargs["policy_kwargs"] = {"squash_output": True, "log_std_init": -1.0}
@@ -162,14 +165,17 @@ def test_closed_form_of_the_divergence(action, direction, distribution):
     policies = [model_on(env, seed=seed, **kwargs).policy for seed in (0, 1)]
     for policy in policies:
         with th.no_grad():
-            policy.action_net.bias += 0.3 * th.randn_like(policy.action_net.bias)
+            policy.action_net.bias += 1.5 * th.randn_like(policy.action_net.bias)
             if hasattr(policy, "log_std"):
                 policy.log_std += 0.2 * th.randn_like(policy.log_std)
     n, observations = 40_000, th.tensor([[0.5, -0.5, 0.2], [0.0, 0.9, -0.9]])
     old, new = (policy.get_distribution(observations) for policy in policies)
     kl = kl_divergence(distribution_parameters(old), distribution_parameters(new), new, direction)
+    reverse = {"old_new": "new_old", "new_old": "old_new"}[direction]
+    other_way = kl_divergence(distribution_parameters(old), distribution_parameters(new), new, reverse)
     assert kl.shape == (2,)
 
+    distances = []
     p, q = policies if direction == "old_new" else policies[::-1]
     for state in range(2):
         repeated = observations[state].expand(n, 3)
@@ -182,8 +188,10 @@ def test_closed_form_of_the_divergence(action, direction, distribution):
                 samples = of_p.distribution.sample()
                 log_ratio = (of_p.distribution.log_prob(samples) - of_q.distribution.log_prob(samples)).sum(1)
         standard_error = log_ratio.std() / n**0.5
-        assert kl[state] > 1e-3
+        assert 5 * standard_error < 0.07 * kl[state]
         assert abs(log_ratio.mean() - kl[state]) < 5 * standard_error
+        distances.append(abs(log_ratio.mean() - other_way[state]) / standard_error)
+    assert max(distances) > 5
 
 
 def kl_after_one_update(**parameters):

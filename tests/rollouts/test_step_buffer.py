@@ -90,7 +90,9 @@ def assert_same(found, expected):
 
 
 def copied(array):
-    return {key: np.array(x) for key, x in array.items()} if isinstance(array, dict) else np.array(array)
+    if isinstance(array, dict):
+        return {key: copied(part) for key, part in array.items()}
+    return (array.numpy() if isinstance(array, th.Tensor) else array).copy()
 
 
 def copies(buffer):
@@ -431,6 +433,7 @@ def test_rewards_that_are_written_into_whole_episodes_are_learnt_from(cls, case)
 # --- SB3's identity environments -------------------------------------------------------------------------------------
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize(
     ("env", "options"),
     [
