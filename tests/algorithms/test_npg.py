@@ -33,9 +33,9 @@ def vector_of(model):
     return th.cat([p.detach().flatten() for p in policy_parameters(model.policy).values()])
 
 
-def parameters_after(steps=256, **parameters):
+def parameters_after(steps=192, **parameters):
     """The parameters after a short training, as one vector."""
-    model = model_on(make_vec_env("CartPole-v1", 2, seed=0), **parameters).learn(steps)
+    model = model_on(make_vec_env("CartPole-v1", 2, seed=0), **{"n_steps": 48, **parameters}).learn(steps)
     return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
 
 
@@ -284,7 +284,7 @@ def test_gsde(squash_output, device):
 
 @pytest.mark.filterwarnings("ignore:Evaluation environment is not wrapped")
 def test_it_learns():
-    model = model_on(DummyVecEnv([ActionIsReward] * 4), gamma=1.0).learn(5120)
+    model = model_on(DummyVecEnv([ActionIsReward] * 16), n_steps=32, gamma=1.0).learn(5120)
     assert evaluate_policy(model, ActionIsReward(), 5)[0] == 5
 
 
@@ -305,7 +305,7 @@ BASES = {}
     ("change", "base"),
     [
         ({"learning_rate": 2e-3}, {}),
-        ({"n_steps": 96}, {}),
+        ({"n_steps": 40}, {}),
         ({"batch_size": 16}, {}),
         ({"gamma": 0.9}, {}),
         ({"gae_lambda": 0.5}, {}),

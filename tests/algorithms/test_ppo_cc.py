@@ -290,8 +290,8 @@ CRITICS = {"unclipped": {}, "max": {"clip_range_vf": 0.2}, "clip": {"clip_range_
 )
 def test_it_learns(surrogate, critic):
     """The action that is rewarded becomes likely, with each surrogate and each critic."""
-    env = DummyVecEnv([ActionIsReward] * 4)
-    model = model_on(env, surrogate=surrogate, **CRITICS[critic], n_epochs=4, learning_rate=3e-3, gamma=0.5)
+    env = DummyVecEnv([ActionIsReward] * 16)
+    model = model_on(env, n_steps=16, surrogate=surrogate, **CRITICS[critic], n_epochs=4, learning_rate=3e-3, gamma=0.5)
     model.learn(4 * 64 * 6)
     assert evaluate_policy(model, env, 5)[0] == 5
 

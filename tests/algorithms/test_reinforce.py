@@ -21,7 +21,7 @@ def model_on(env="CartPole-v1", policy="MlpPolicy", **parameters):
     return REINFORCE(policy, env, **{"n_episodes": 4, "seed": 0, "device": "cpu", **parameters})
 
 
-def parameters_after(steps=300, **parameters):
+def parameters_after(steps=160, **parameters):
     """The parameters after a short training, as one vector."""
     model = model_on(make_vec_env("CartPole-v1", 2, seed=0), **parameters).learn(steps)
     return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
@@ -86,9 +86,9 @@ def test_the_step_is_along_the_formula(credit, baseline, discount_weighting):
 def test_it_learns(baseline, credit):
     """The action that is rewarded becomes likely, with every baseline and either credit."""
     model = model_on(
-        make_vec_env(ActionIsReward, 4, seed=0), baseline=baseline, credit=credit, n_episodes=16, gamma=1.0,
-        learning_rate=0.02,
-    ).learn(6000)  # fmt: skip
+        make_vec_env(ActionIsReward, 16, seed=0), baseline=baseline, credit=credit, n_episodes=16, gamma=1.0,
+        learning_rate=0.03,
+    ).learn(3200)  # fmt: skip
     assert evaluate_policy(model, ActionIsReward(), 5)[0] == 5
     assert model.policy.get_distribution(th.zeros(1, 2)).distribution.probs[0, 1] > 0.9
 

@@ -34,7 +34,7 @@ def collected(model):
     return model
 
 
-def parameters_after(steps=300, **parameters):
+def parameters_after(steps=150, **parameters):
     """The parameters after a short training, as one vector."""
     model = model_on(make_vec_env("CartPole-v1", 2, seed=0), **parameters).learn(steps)
     return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
@@ -102,7 +102,9 @@ def test_the_policys_first_step_is_that_of_a2c(env):
 @pytest.mark.parametrize("advantage", ADVANTAGES)
 def test_it_learns(advantage):
     """The action that is rewarded becomes likely, by every estimator."""
-    model = model_on(DummyVecEnv([ActionIsReward] * 4), advantage=advantage, learning_rate=0.03, gamma=1.0).learn(3000)
+    model = model_on(
+        DummyVecEnv([ActionIsReward] * 16), n_steps=16, advantage=advantage, learning_rate=0.03, gamma=1.0
+    ).learn(3000)
     assert evaluate_policy(model, ActionIsReward(), 5)[0] == 5
     assert model.policy.get_distribution(th.zeros(1, 2)).distribution.probs[0, 1] > 0.9
 
@@ -110,9 +112,9 @@ def test_it_learns(advantage):
 @pytest.mark.parametrize("advantage", ["n_step", "gae"])
 def test_it_learns_what_pays_later_only(advantage):
     """Right along the chain: from its left end that pays after four steps, and left pays a tenth of it at once."""
-    env = DummyVecEnv([lambda: chain(4, slip=0.0, horizon=50)] * 8)
+    env = DummyVecEnv([lambda: chain(4, slip=0.0, horizon=50)] * 16)
     env.seed(0)
-    model = model_on(env, advantage=advantage, learning_rate=0.03, ent_coef=0.01, n_steps=32).learn(8000)
+    model = model_on(env, advantage=advantage, learning_rate=0.03, ent_coef=0.01, n_steps=16).learn(8000)
     assert (model.predict(np.arange(4), deterministic=True)[0] == 1).all()
 
 

@@ -149,6 +149,19 @@ def test_the_kind_of_buffer(cls, case):
         assert np.shares_memory(flat.numpy(), array)
 
 
+@pytest.mark.parametrize("case", ["box", "dict"])
+def test_values_and_log_probabilities_are_those_of_the_policy(case, device):
+    """Also where they come from another device, once per rollout."""
+    model = collected(model_of(VPG, case, device=device))
+    rollout, buffer = model.rollout, model.rollout_buffer
+    assert {x.device.type for x in (rollout.values, rollout.log_prob, rollout.advantages, rollout.actions)} == {device}
+    with th.no_grad():
+        values, log_prob, _ = model.policy.evaluate_actions(rollout.observations, rollout.actions)
+    np.testing.assert_allclose(by_environment(buffer.values), values.flatten().cpu(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(by_environment(buffer.log_probs), log_prob.cpu(), rtol=1e-4, atol=1e-5)
+    th.testing.assert_close(rollout.values, values.flatten(), rtol=1e-4, atol=1e-5)
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
