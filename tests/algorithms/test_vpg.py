@@ -109,6 +109,7 @@ def test_it_learns(advantage):
     assert model.policy.get_distribution(th.zeros(1, 2)).distribution.probs[0, 1] > 0.9
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("advantage", ["n_step", "gae"])
 def test_it_learns_what_pays_later_only(advantage):
     """Right along the chain: from its left end that pays after four steps, and left pays a tenth of it at once."""

@@ -160,8 +160,7 @@ def logged(model, total, log_interval=1):
     return kept.dumped
 
 
-@every_algorithm
-@pytest.mark.parametrize(("log_interval", "steps"), [(1, [1, 2, 3]), (2, [2]), (4, []), (None, [])])
+@in_turn("log_interval, steps", [(1, [1, 2, 3]), (2, [2]), (4, []), (None, [])])
 def test_logs_at_intervals(algorithm, log_interval, steps):
     dumped = logged(small(algorithm), 3 * UPDATE, log_interval=log_interval)
     assert [log["step"] for log in dumped] == [UPDATE * step for step in steps]
@@ -377,7 +376,7 @@ def test_checkpoints(algorithm, tmp_path):
     assert VecNormalize.load(str(tmp_path / "own_vecnormalize_28_steps.pkl"), make_env()).obs_rms.count > 28
 
 
-@every_algorithm
+@each_of_ours
 def test_evaluations(algorithm, tmp_path):
     """Every few steps, in an environment of their own; the training is as it would be without."""
     expected = vector_of(small(algorithm).learn(2 * UPDATE))

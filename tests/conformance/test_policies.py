@@ -314,7 +314,7 @@ def test_an_optimizer_of_the_users_own(algorithm):
     assert len(model.policy.optimizer.state) > 0, "it has taken steps"
 
 
-@every_algorithm
+@pytest.mark.parametrize("algorithm", [NPG, ISPG])
 def test_a_policy_compiled_by_torch(algorithm, tmp_path):
     """It learns the same, and is saved by the names that it has uncompiled."""
     expected = vector_of(small(algorithm).learn(2 * UPDATE))
