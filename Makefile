@@ -12,11 +12,12 @@ TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test gpu check docs clean
+.PHONY: help install demo test prove gpu check docs clean
 
 help:
 	@echo "make demo    train REINFORCE, A2C and PPO on CartPole-v1 and compare them, into runs/demo"
-	@echo "make test    run the test suite"
+	@echo "make test    run the test suite, except the large proofs"
+	@echo "make prove   run the large proofs: minutes of sampling and of training"
 	@echo "make gpu     run the tests that need a GPU, and measure the speed on it beside SB3's, into runs/gpu.md"
 	@echo "make check   lint, formatting, types and the import contract"
 	@echo "make docs    build the documentation into site/; warnings are errors"
@@ -43,7 +44,10 @@ demo: $(INSTALLED)
 	@$(BIN)/sb3-pgext compare zoo_configs/studies/demo.yml --out runs/demo
 
 test: $(INSTALLED)
-	@$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
+	@$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -m "not prove" -n $(TEST_WORKERS) --dist worksteal
+
+prove: $(INSTALLED)
+	@$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -m prove -n $(TEST_WORKERS) --dist worksteal
 
 gpu: $(INSTALLED)
 	@# What it measures it measures also where a test fails.

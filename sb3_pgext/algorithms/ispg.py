@@ -206,6 +206,7 @@ class ISPG(EpisodicAlgorithm):
             log_w = self._log_weights(self._log_prob(batch.episodes), batch)  # log W_t
             ess = effective_share(self.weights, log_w, batch.episodes.episode)
             self.logger.record("train/ess", ess)
+            log_w = self._clipped(log_w)
             alive = n_steps < at_least or ess >= self.min_ess
             if not alive:
                 break
@@ -219,13 +220,9 @@ class ISPG(EpisodicAlgorithm):
     def _policy_gradient(self, batch: OffPolicyBatch, log_w: th.Tensor, parameters: list[th.nn.Parameter]) -> th.Tensor:
         """ĝ, the mean over episodes of Σ_t w_t W_t ∇log π(a_t|s_t) (G_t - b_t), ``(P,)``."""
         self.policy.set_training_mode(True)  # weights compare policies as they act; dropout is for the gradient
-        if self.weight_clip is not None:
-            log_w = log_w.clamp(max=math.log(self.weight_clip))
-        weights = importance_weights(log_w)
-        self.logger.record("train/weight_max", weights.max().item())
-        self.logger.record("train/weight_mean", weights.mean().item())
         if self.self_normalize:
-            weights = importance_weights(self_normalized(self.weights, log_w, batch.episodes.time))
+            log_w = self_normalized(self.weights, log_w, batch.episodes.time)
+        weights = importance_weights(log_w)
         advantages = weights * batch.advantages  # W_t (G_t - b_t)
         if self.weights == "per_decision":
             e = batch.episodes
@@ -241,7 +238,7 @@ class ISPG(EpisodicAlgorithm):
             ``(P,)``, in the order of :func:`~sb3_pgext.algorithms.parameters.policy_parameters`
         """
         batch = self._off_policy_batch(self._live_batches())
-        log_w = self._log_weights(self._log_prob(batch.episodes), batch)
+        log_w = self._clipped(self._log_weights(self._log_prob(batch.episodes), batch))
         return self._policy_gradient(batch, log_w, list(policy_parameters(self.policy).values()))
 
     def dataset(self) -> EpisodeDataset:
@@ -301,6 +298,15 @@ class ISPG(EpisodicAlgorithm):
         :return: logarithms of the weights, neither truncated nor normalised, ``(M,)``
         """
         return log_weights(self.weights, log_prob - batch.log_prob, batch.episodes.episode) - batch.log_mixture
+
+    def _clipped(self, log_w: th.Tensor) -> th.Tensor:
+        """The logarithms of the weights, of which none is above ``weight_clip``; the weights are logged."""
+        if self.weight_clip is not None:
+            log_w = log_w.clamp(max=math.log(self.weight_clip))
+        weights = importance_weights(log_w)
+        self.logger.record("train/weight_max", weights.max().item())
+        self.logger.record("train/weight_mean", weights.mean().item())
+        return log_w
 
     def _live_batches(self) -> list[ReplayedBatch]:
         """The new batch, and the old ones that the policy has not moved away from."""

@@ -5,7 +5,9 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
 from torch.nn import functional as F
 
 from sb3_pgext.engine.eager import Engine
@@ -66,7 +68,7 @@ def _inputs(
     go through it in each pass over the rollout.
     """
     methods = ("predict_values", "extract_features")
-    if not has_sb3s(policy, ActorCriticPolicy, *methods) or foreign_part(policy.vf_features_extractor):
+    if not has_sb3s(policy, ActorCriticPolicy, *methods) or not _computes_the_same_again(policy.vf_features_extractor):
         return observations, policy.predict_values
     extractor = policy.vf_features_extractor
     if not {id(p) for p in extractor.parameters()}.isdisjoint(map(id, moved)):
@@ -74,3 +76,11 @@ def _inputs(
     with th.no_grad():
         features = BasePolicy.extract_features(policy, observations, extractor)  # as predict_values does
     return features, lambda x: policy.value_net(policy.mlp_extractor.forward_critic(x))
+
+
+_WITHOUT_STATE = (BaseFeaturesExtractor, nn.Sequential, nn.ModuleDict, nn.Conv2d, nn.Linear, nn.ReLU, nn.Flatten)
+"""The parts of SB3's extractors; unlike dropout and batch norm, each computes the same of an observation again."""
+
+
+def _computes_the_same_again(extractor: nn.Module) -> bool:
+    return not foreign_part(extractor) and all(isinstance(part, _WITHOUT_STATE) for part in extractor.modules())

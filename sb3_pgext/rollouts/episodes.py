@@ -197,7 +197,7 @@ class EpisodeCollector:
         n_steps = rollout_buffer.size() * model.n_envs
         model.episodes = rollout_buffer.episodes(model._values if model.has_critic else None, model.bootstraps)
         model.logger.record("rollout/idle_fraction", 1 - len(model.episodes) / n_steps)
-        callback.update_locals(seen)
+        callback.update_locals(seen | {"n_steps": rollout_buffer.size()})
         callback.on_rollout_end()
         rewards = th.as_tensor(rollout_buffer.rewards, device=model.device)  # on the CPU the same memory
         model.episodes = replace(model.episodes, rewards=rewards)

@@ -48,7 +48,7 @@ def move(model, distance):
         parameter.data += distance * th.randn(parameter.shape, generator=generator)
 
 
-def parameters_after(steps=400, **parameters):
+def parameters_after(steps=160, **parameters):
     """The parameters after a short training, as one vector."""
     model = model_on(make_vec_env("CartPole-v1", 2, seed=0), **{"gradient_steps": 3, **parameters}).learn(steps)
     return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
@@ -71,7 +71,11 @@ VARIANTS = [
 @pytest.mark.parametrize("options", VARIANTS)
 def test_at_the_policy_that_acted_it_is_reinforce(options):
     model = collected(**options)
-    theirs = REINFORCE.estimate_gradient(model)
+    reinforce = model_on(algorithm=REINFORCE, **options)
+    reinforce.set_logger(model.logger)
+    reinforce.policy.load_state_dict(model.policy.state_dict())
+    reinforce.episodes = model.episodes
+    theirs = reinforce.estimate_gradient()
     for model.weights, model.self_normalize in itertools.product(WEIGHTS, (False, True)):
         assert (model.estimate_gradient() - theirs).abs().max() <= 1e-6 * theirs.abs().max()
 
@@ -192,8 +196,8 @@ def test_a_small_return_is_not_lost_beside_a_large_weight(credit):
 def test_it_learns(weights):
     """From fewer episodes than REINFORCE, see there."""
     model = model_on(
-        make_vec_env(ActionIsReward, 4, seed=0), weights=weights, n_episodes=16, gamma=1.0, learning_rate=0.01
-    ).learn(2000)
+        make_vec_env(ActionIsReward, 16, seed=0), weights=weights, n_episodes=16, gamma=1.0, learning_rate=0.02
+    ).learn(1000)
     assert model.policy.get_distribution(th.zeros(1, 2)).distribution.probs[0, 1] > 0.9
 
 
@@ -446,7 +450,7 @@ def test_something_else_is_no_replay(tmp_path):
 
 def recorded(**parameters):
     """Episodes of a fresh policy, and another model."""
-    model = model_on(make_vec_env(ActionIsReward, 4, seed=0), n_episodes=200, gamma=1.0, gradient_steps=1).learn(1)
+    model = model_on(make_vec_env(ActionIsReward, 20, seed=0), n_episodes=200, gamma=1.0, gradient_steps=1).learn(1)
     return model.dataset(), model_on(ActionIsReward(), gamma=1.0, **{"learning_rate": 0.01, "seed": 1, **parameters})
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 from sb3_contrib import TRPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -32,9 +33,9 @@ def vector_of(model):
     return th.cat([p.detach().flatten() for p in policy_parameters(model.policy).values()])
 
 
-def parameters_after(steps=384, **parameters):
+def parameters_after(steps=192, **parameters):
     """The parameters after a short training, as one vector."""
-    model = model_on(make_vec_env("CartPole-v1", 2, seed=0), **parameters).learn(steps)
+    model = model_on(make_vec_env("CartPole-v1", 2, seed=0), **{"n_steps": 48, **parameters}).learn(steps)
     return th.nn.utils.parameters_to_vector(model.policy.parameters()).detach()
 
 
@@ -48,12 +49,15 @@ def logged(model, name):
 @pytest.mark.parametrize("fisher", ["exact", "empirical"])
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 def test_the_step_solves_for_the_gradient(env, fisher):
-    """(F + damping) Δθ = c ĝ, with F and ĝ as matrix and vector of sampled scores, written out."""
+    """
+    (F + damping) Δθ = c ĝ, with F and ĝ as matrix and vector of sampled scores, written out. Detected is a direction
+    that is 8° off (2.6° for the empirical matrix, which has no sampling noise), and a length that is 5 % (0.05 %) off.
+    """
     small = {"net_arch": {"pi": [3], "vf": [3]}}
     model = collected(model_on(env, fisher=fisher, policy_kwargs=small, cg_max_steps=300, cg_tolerance=1e-14))
     parameters = list(policy_parameters(model.policy).values())
     rollout, before = model.rollout, vector_of(model)
-    advantages = model._normalized(model._advantages())
+    advantages = normalized(rollout.advantages)
 
     # The exact matrix as an average over many actions of the policy; the empirical one over the rollout's own.
     distribution = model.policy.get_distribution(rollout.observations)
@@ -98,15 +102,19 @@ def test_a_fixed_step():
     th.testing.assert_close(steps[1], 2 * steps[0], rtol=1e-3, atol=1e-6)
 
 
+def normalized(advantages):
+    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+
 def objective_of(model):
     log_prob = model.policy.get_distribution(model.rollout.observations).log_prob(model.rollout.actions)
-    advantages = model._normalized(model._advantages())
-    return float(((log_prob - model.rollout.log_prob).exp() * advantages).mean())
+    ratio = (log_prob - model.rollout.log_prob).exp()
+    return float((ratio * normalized(model.rollout.advantages)).mean())
 
 
 def test_a_gradient_that_is_not_a_number_is_an_error():
     model = collected(model_on())
-    model._advantages = lambda: th.full((128,), th.nan)
+    model.rollout_buffer.advantages[:] = np.nan
     before = vector_of(model)
     with pytest.raises(ValueError, match="policy gradient norm=nan"):
         model.train()
@@ -117,8 +125,8 @@ def test_the_scale_of_the_rewards_does_not_matter():
     steps = []
     for scale in (1.0, 1e-7):
         model = collected(model_on(normalize_advantage=False))
-        before, advantages = vector_of(model), model._advantages()
-        model._advantages = lambda scaled=scale * advantages: scaled
+        before = vector_of(model)
+        model.rollout_buffer.advantages *= scale
         model.train()
         steps.append(vector_of(model) - before)
     th.testing.assert_close(*steps, rtol=1e-3, atol=1e-6)
@@ -152,17 +160,24 @@ def test_a_line_search_without_success_leaves_the_policy():
     assert th.equal(vector_of(model), before)
 
 
+class NoAdvantages(BaseCallback):
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        self.model.rollout_buffer.advantages[:] = 0.0
+
+
 @pytest.mark.parametrize("cause", ["no gradient", "overflow", "overflow in the line search"])
 def test_a_step_of_no_use_is_refused_and_the_run_goes_on(cause):
     options = {"step_rule": "fixed", "step_size": 1e30, "ent_coef": 1.0} if "overflow" in cause else {}
     options |= {"line_search": True, "line_search_max_iter": 2} if "line search" in cause else {}
     model = model_on(DummyVecEnv([lambda: AnySpaces(VECTOR, ACTIONS["discrete"])]), **options)
-    if cause == "no gradient":
-        model._advantages = lambda: th.zeros(128)
+    callback = NoAdvantages() if cause == "no gradient" else None
     message = "not finite" if "overflow" in cause else "no curvature"
     before = vector_of(model)
     with pytest.warns(UserWarning, match=message):
-        model.learn(256)
+        model.learn(256, callback)
     assert th.equal(vector_of(model), before)
     assert model._n_updates == 2
     assert logged(model, "kl") == logged(model, "step_norm") == 0
@@ -171,10 +186,10 @@ def test_a_step_of_no_use_is_refused_and_the_run_goes_on(cause):
 
 def test_sub_sampling_looks_at_a_random_third():
     model = collected(model_on(sub_sampling_factor=3, normalize_advantage=False))
-    first, second = model._steps(), model._steps()
+    first, second = model._steps(model.rollout), model._steps(model.rollout)
     assert len(first.advantages) == 43
     assert not th.equal(first.observations, second.observations)
-    everything = zip(model.rollout.observations, model._advantages(), strict=True)
+    everything = zip(model.rollout.observations, model.rollout.advantages, strict=True)
     of_observation = {tuple(o.tolist()): Psi.item() for o, Psi in everything}
     for o, Psi in zip(first.observations, first.advantages, strict=True):
         assert of_observation[tuple(o.tolist())] == Psi.item()
@@ -195,9 +210,11 @@ def test_the_divergence_is_kept_by_a_nearly_deterministic_policy(gap, line_searc
 
 def test_each_step_moves_its_own_parameters_only():
     model = collected(model_on("Pendulum-v1", policy_kwargs={"features_extractor_class": SharedTrunk}))
-    fit, model._fit_critic_to_rollout = model._fit_critic_to_rollout, lambda: None
+    fit, model._fit_critic = model._fit_critic, lambda *_: None
+    rollout = model.rollout
     assert moved_parameters(model, model.train) == set(policy_parameters(model.policy))
-    assert moved_parameters(model, fit) == set(critic_parameters(model.policy))
+    of_fit = moved_parameters(model, lambda: fit(rollout.observations, rollout.returns, rollout.values))
+    assert of_fit == set(critic_parameters(model.policy))
 
 
 def test_the_divergence_is_that_of_the_policy_as_it_acts():
@@ -265,8 +282,9 @@ def test_gsde(squash_output, device):
     assert logged(model, "kl") == pytest.approx(0.01, rel=0.5)
 
 
+@pytest.mark.filterwarnings("ignore:Evaluation environment is not wrapped")
 def test_it_learns():
-    model = model_on(DummyVecEnv([ActionIsReward] * 4), gamma=1.0).learn(8000)
+    model = model_on(DummyVecEnv([ActionIsReward] * 16), n_steps=32, gamma=1.0).learn(5120)
     assert evaluate_policy(model, ActionIsReward(), 5)[0] == 5
 
 
@@ -279,12 +297,15 @@ def test_logged_keys():
 
 # --- options ---------------------------------------------------------------------------------------------------------
 
+BASES = {}
+"""The parameters after a training with the options that stay as they are: each is compared with several changes."""
+
 
 @pytest.mark.parametrize(
     ("change", "base"),
     [
         ({"learning_rate": 2e-3}, {}),
-        ({"n_steps": 96}, {}),
+        ({"n_steps": 40}, {}),
         ({"batch_size": 16}, {}),
         ({"gamma": 0.9}, {}),
         ({"gae_lambda": 0.5}, {}),
@@ -307,7 +328,9 @@ def test_logged_keys():
     ],
 )
 def test_every_option_changes_the_run(change, base):
-    assert not th.equal(parameters_after(**{**base, **change}), parameters_after(**base))
+    if repr(base) not in BASES:
+        BASES[repr(base)] = parameters_after(**base)
+    assert not th.equal(parameters_after(**{**base, **change}), BASES[repr(base)])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """
-Claim: whatever is observed, done and computed with, each algorithm learns it, and predicts, as SB3's PPO and A2C do.
+Claim: whatever is observed, done and computed with, each algorithm learns it, and predicts, as SB3's algorithms do.
 """
 
 import gymnasium as gym
@@ -20,13 +20,17 @@ from stable_baselines3.common.vec_env import (
     is_vecenv_wrapped,
 )
 
+from sb3_pgext import ISPG, NPG
 from tests.algorithms.policies import SharedTrunk, moved_parameters
 from tests.conformance.models import (
     FAMILY,
+    HOSTS,
     UPDATE,
     collected,
+    each_of_ours,
     error_of,
     every_algorithm,
+    in_turn,
     make_env,
     sampled,
     small,
@@ -45,9 +49,7 @@ OBSERVATIONS = {
     "integers": spaces.Box(-5, 5, (3,), np.int64),
     "bytes": spaces.Box(0, 255, (3,), np.uint8),
     "unbounded": spaces.Box(-np.inf, np.inf, (3,), np.float32),
-    "image": IMAGE,
     "image_channels_last": IMAGE_LAST,
-    "dict": DICT,
     "dict_channels_last": spaces.Dict({"image": IMAGE_LAST, "vector": VECTOR}),
     "dict_float64": spaces.Dict({"a": spaces.Box(-1, 1, (2,), np.float64), "b": spaces.MultiDiscrete([2, 3])}),
 }
@@ -83,16 +85,23 @@ def assert_learns_and_predicts(model):
 # --- spaces ----------------------------------------------------------------------------------------------------------
 
 
-@every_algorithm
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("action", ACTIONS)
+PAIRS = [
+    (algorithm, list(POLICIES)[(i + j) % 3], action)
+    for i, algorithm in enumerate((*FAMILY, *HOSTS))
+    for j, action in enumerate(ACTIONS)
+]
+"""Each algorithm with each action space and each policy, and each policy with each action space."""
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "policy", "action"), PAIRS, ids=[f"{cls.__name__}-{policy}-{action}" for cls, policy, action in PAIRS]
+)
 def test_actions_and_policies(algorithm, policy, action, device):
     env = make_env(POLICIES[policy], ACTIONS[action])
     assert_learns_and_predicts(small(algorithm, env, policy, device=device))
 
 
-@every_algorithm
-@pytest.mark.parametrize("kind", OBSERVATIONS)
+@in_turn("kind", OBSERVATIONS)
 def test_observations(algorithm, kind):
     space = OBSERVATIONS[kind]
     model = small(algorithm, make_env(space), policy_for(space))
@@ -100,8 +109,7 @@ def test_observations(algorithm, kind):
     assert_learns_and_predicts(model)
 
 
-@every_algorithm
-@pytest.mark.parametrize("kind", ["float64", "image_channels_last", "dict_channels_last"])
+@in_turn("kind", ["float64", "image_channels_last", "dict_channels_last"])
 def test_stacked_observations(algorithm, kind):
     space = OBSERVATIONS[kind]
     env = VecFrameStack(make_env(space), 3)
@@ -111,8 +119,7 @@ def test_stacked_observations(algorithm, kind):
     assert_learns_and_predicts(model)
 
 
-@every_algorithm
-@pytest.mark.parametrize("kind", ["unbounded", "dict_float64"])
+@in_turn("kind", ["unbounded", "dict_float64"])
 def test_normalized_observations(algorithm, kind):
     """The statistics are of what was observed, and the network gets what is within the clip."""
     env = VecNormalize(make_env(OBSERVATIONS[kind]), norm_obs_keys=["a"] if "dict" in kind else None, clip_obs=0.5)
@@ -123,7 +130,7 @@ def test_normalized_observations(algorithm, kind):
     assert statistics.count == pytest.approx(2 * UPDATE + 2, abs=0.01), "each step and one reset"
 
 
-@every_algorithm
+@pytest.mark.parametrize("algorithm", [NPG, ISPG])
 def test_images_that_are_normalized_already(algorithm):
     space = spaces.Box(0, 1, (3, 36, 36), np.float32)
     kwargs = {"normalize_images": False, "features_extractor_kwargs": {"normalized_image": True}}
@@ -143,7 +150,7 @@ class TakesDoubles(AnySpaces):
         return super().step(action)
 
 
-@every_algorithm
+@each_of_ours
 def test_numbers_in_double_precision(algorithm):
     """The network computes in single precision; the environment gets what SB3 gives it, and so does the user."""
 
@@ -175,32 +182,31 @@ UNSUITABLE = {
     "multi_discrete_2d": lambda cls: small(cls, make_env(action_space=spaces.MultiDiscrete([[2, 3], [3, 2]]))),
     "gsde for choices": lambda cls: small(cls, use_sde=True),
     "unknown argument": lambda cls: small(cls, no_such_argument=1),
+    "unknown environment": lambda cls: small(cls, "NoEnv-v0"),
+    "unknown argument of the policy": lambda cls: small(cls, policy_kwargs={"no_such_argument": 1}),
+    "squashed without gsde": lambda cls: small(
+        cls, make_env(action_space=ACTIONS["box"]), policy_kwargs={"squash_output": True}
+    ),
 }
-"""What SB3 refuses of spaces, and of arguments that nobody has."""
+"""What SB3, gymnasium and Python refuse of spaces, environments, and arguments that nobody has."""
 
 WRONG_ARGUMENTS = {
     "policy='NoPolicy'": lambda cls: small(cls, policy="NoPolicy"),
-    "env='NoEnv-v0'": lambda cls: small(cls, "NoEnv-v0"),
-    "policy_kwargs=.*no_such_argument": lambda cls: small(cls, policy_kwargs={"no_such_argument": 1}),
-    "policy_kwargs=.*squash_output": lambda cls: small(
-        cls, make_env(action_space=ACTIONS["box"]), policy_kwargs={"squash_output": True}
-    ),
     "device='no_such_device'": lambda cls: small(cls, device="no_such_device"),
 }
 
 
-@every_algorithm
-@pytest.mark.parametrize("case", UNSUITABLE)
+@in_turn("case", UNSUITABLE)
 def test_what_does_not_fit_raises_what_sb3_raises(algorithm, case):
     found, expected = (error_of(lambda cls=cls: UNSUITABLE[case](cls), cls.__name__) for cls in (algorithm, A2C))
     assert expected is not None
     assert found == expected
 
 
-@pytest.mark.parametrize("algorithm", FAMILY, ids=lambda algorithm: algorithm.__name__)
+@each_of_ours
 @pytest.mark.parametrize("named", WRONG_ARGUMENTS)
 def test_what_sb3_refuses_in_words_of_its_own_is_named(algorithm, named):
-    """Whatever SB3, gymnasium, torch or Python raises of it."""
+    """Whatever SB3 or torch raises of it."""
     assert error_of(lambda: WRONG_ARGUMENTS[named](A2C), "") is not None
     with pytest.raises(ValueError, match=named):
         WRONG_ARGUMENTS[named](algorithm)
@@ -220,9 +226,7 @@ class Trunk(SharedTrunk):
         return self.scale * super().forward(observations)
 
 
-@every_algorithm
-@pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize("policy", POLICIES)
+@in_turn("policy, share", [(policy, share) for share in (True, False) for policy in POLICIES])
 def test_features_extractors(algorithm, share, policy):
     """Of the user's own where there is nothing to learn otherwise. One trunk or two: all of it learns."""
     kwargs = {"share_features_extractor": share}
@@ -238,7 +242,7 @@ def test_features_extractors(algorithm, share, policy):
     assert_learns_and_predicts(model)
 
 
-@every_algorithm
+@each_of_ours
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policies_are_sb3s(algorithm, policy):
     """The same class, filled with the same numbers by a seed."""
@@ -251,8 +255,7 @@ def test_policies_are_sb3s(algorithm, policy):
 NET_ARCHS = [None, [], [8], [8, 4], {"pi": [8], "vf": []}, {"pi": [8, 8]}, {"vf": [4]}, [{"pi": [4], "vf": [8]}]]
 
 
-@every_algorithm
-@pytest.mark.parametrize("net_arch", NET_ARCHS, ids=repr)
+@in_turn("net_arch", NET_ARCHS)
 def test_net_arch(algorithm, net_arch):
     """The layers are SB3's, and a seed fills them with the same numbers."""
     kwargs = {"net_arch": net_arch, "activation_fn": th.nn.ReLU}
@@ -311,7 +314,7 @@ def test_an_optimizer_of_the_users_own(algorithm):
     assert len(model.policy.optimizer.state) > 0, "it has taken steps"
 
 
-@every_algorithm
+@pytest.mark.parametrize("algorithm", [NPG, ISPG])
 def test_a_policy_compiled_by_torch(algorithm, tmp_path):
     """It learns the same, and is saved by the names that it has uncompiled."""
     expected = vector_of(small(algorithm).learn(2 * UPDATE))
@@ -325,18 +328,17 @@ def test_a_policy_compiled_by_torch(algorithm, tmp_path):
 # --- generalized state-dependent exploration -------------------------------------------------------------------------
 
 
-@every_algorithm
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {},
-        {"squash_output": True},
-        {"full_std": False},
-        {"use_expln": True, "log_std_init": -1.0},
-        {"net_arch": [], "features_extractor_class": SharedTrunk},
-    ],
-    ids=repr,
-)
+GSDE = [
+    {},
+    {"squash_output": True},
+    {"full_std": False},
+    {"use_expln": True, "log_std_init": -1.0},
+    {"net_arch": [], "features_extractor_class": SharedTrunk},
+    {"squash_output": True, "full_std": False},
+]
+
+
+@in_turn("kwargs", GSDE)
 def test_gsde(algorithm, kwargs):
     env = make_env(action_space=ACTIONS["box"])
     model = small(algorithm, env, use_sde=True, ent_coef=0.01, policy_kwargs=kwargs)
@@ -365,9 +367,7 @@ def test_gsde_draws_noise_as_often_as_asked(algorithm, sde_sample_freq, expected
 # --- prediction ------------------------------------------------------------------------------------------------------
 
 
-@every_algorithm
-@pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize("deterministic", [True, False])
+@in_turn("action, deterministic", [(action, deterministic) for action in ACTIONS for deterministic in (True, False)])
 def test_the_same_networks_predict_the_same_actions(algorithm, action, deterministic):
     """As A2C to the bit, drawn from the same random numbers."""
     actions, observations = [], sampled(VECTOR, 50)
@@ -399,8 +399,7 @@ UNPREDICTABLE = {
 }
 
 
-@every_algorithm
-@pytest.mark.parametrize("case", UNPREDICTABLE)
+@in_turn("case", UNPREDICTABLE)
 def test_observations_of_another_shape_raise_what_sb3_raises(algorithm, case):
     space, observation = UNPREDICTABLE[case]
     found, expected = (

@@ -1,6 +1,7 @@
-"""Claim: parameters, files and environments go in and out of each algorithm as they do of SB3's PPO and A2C."""
+"""Claim: parameters, files and environments go in and out of each algorithm as they do of SB3's."""
 
 import base64
+import functools
 import inspect
 import io
 import json
@@ -19,8 +20,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormali
 from tests.conformance.models import (
     UPDATE,
     collected,
+    each_of_ours,
     error_of,
     every_algorithm,
+    in_turn,
     make_env,
     sampled,
     small,
@@ -31,6 +34,12 @@ from tests.environments import ACTIONS, DICT, IMAGE_LAST, VECTOR, AnySpaces
 
 def trained(algorithm, env=None, policy="MlpPolicy", **arguments):
     return small(algorithm, env, policy, **arguments).learn(2 * UPDATE)
+
+
+@functools.cache
+def trained_once(algorithm):
+    """A trained model that nobody may train further."""
+    return trained(algorithm)
 
 
 def assert_same(model, other):
@@ -70,7 +79,7 @@ def constant(value):
 # --- parameters ------------------------------------------------------------------------------------------------------
 
 
-@every_algorithm
+@each_of_ours
 def test_parameters_have_the_names_of_sb3(algorithm):
     ours, theirs = (small(cls).get_parameters() for cls in (algorithm, A2C))
     assert ours.keys() == theirs.keys() == {"policy", "policy.optimizer"}
@@ -80,7 +89,7 @@ def test_parameters_have_the_names_of_sb3(algorithm):
 @every_algorithm
 @pytest.mark.parametrize("where", ["memory", "file"])
 def test_parameters_are_handed_to_another_model(algorithm, where, tmp_path):
-    model, other = trained(algorithm), small(algorithm, seed=1)
+    model, other = trained_once(algorithm), small(algorithm, seed=1)
     before = vector_of(other)
     parameters = {name: {**part} for name, part in model.get_parameters().items()}
     if where == "file":
@@ -104,9 +113,7 @@ WRONG_PARAMETERS = {
 }
 
 
-@every_algorithm
-@pytest.mark.parametrize("exact_match", [True, False])
-@pytest.mark.parametrize("case", WRONG_PARAMETERS)
+@in_turn("exact_match, case", [(exact_match, case) for case in WRONG_PARAMETERS for exact_match in (True, False)])
 def test_parameters_that_do_not_match(algorithm, exact_match, case):
     """What raises with SB3 raises the same, and what it accepts without ``exact_match`` is accepted."""
 
@@ -132,7 +139,7 @@ def test_some_of_the_parameters_are_set(algorithm):
 
 @every_algorithm
 def test_a_policy_is_saved_by_itself(algorithm, tmp_path):
-    model = trained(algorithm)
+    model = trained_once(algorithm)
     model.policy.save(tmp_path / "policy")
     policy, observations = ActorCriticPolicy.load(tmp_path / "policy", device="cpu"), sampled(VECTOR, 50)
     expected, _ = model.predict(observations, deterministic=True)
@@ -143,10 +150,9 @@ def test_a_policy_is_saved_by_itself(algorithm, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Path .*new' does not exist. Will create it")
-@every_algorithm
-@pytest.mark.parametrize("where", ["name", "path", "with_ending", "new_folder", "open_file", "memory"])
+@in_turn("where", ["name", "path", "with_ending", "new_folder", "open_file", "memory"])
 def test_saved_and_loaded(algorithm, where, tmp_path):
-    model, path = trained(algorithm), tmp_path / "model"
+    model, path = trained_once(algorithm), tmp_path / "model"
     if where in ("open_file", "memory"):
         with io.BytesIO() if where == "memory" else open(path, "w+b") as file:
             model.save(file)
@@ -168,11 +174,11 @@ def test_saved_and_loaded(algorithm, where, tmp_path):
     assert not th.equal(vector_of(loaded), before)
 
 
-@every_algorithm
+@each_of_ours
 def test_a_file_has_the_parts_of_sb3s(algorithm, tmp_path):
     parts = []
     for cls in (algorithm, A2C):
-        trained(cls).save(tmp_path / cls.__name__)
+        trained_once(cls).save(tmp_path / cls.__name__)
         with zipfile.ZipFile(tmp_path / f"{cls.__name__}.zip") as file:
             parts.append(sorted(file.namelist()))
     assert parts[0] == parts[1]
@@ -190,8 +196,7 @@ def test_a_file_holds_nothing_of_the_last_rollout(algorithm):
     assert sizes[1] == pytest.approx(sizes[0], abs=100)
 
 
-@every_algorithm
-@pytest.mark.parametrize("policy", ["CnnPolicy", "MultiInputPolicy", "gSDE"])
+@in_turn("policy", ["CnnPolicy", "MultiInputPolicy", "gSDE"])
 def test_other_policies_are_saved(algorithm, policy, tmp_path):
     env = {
         "CnnPolicy": lambda: VecTransposeImage(make_env(IMAGE_LAST)),
@@ -212,7 +217,7 @@ def test_other_policies_are_saved(algorithm, policy, tmp_path):
 @every_algorithm
 def test_a_file_without_an_environment(algorithm, tmp_path):
     """It predicts, and learns when it has got one."""
-    model = trained(algorithm)
+    model = trained_once(algorithm)
     model.save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model")
     assert loaded.get_env() is None
@@ -227,7 +232,7 @@ def a2c_file(folder):
     return folder / "a2c"
 
 
-@every_algorithm
+@each_of_ours
 def test_files_that_are_none(algorithm, tmp_path):
     (tmp_path / "text.zip").write_text("no model")
     for path in (tmp_path / "missing", tmp_path / "text.zip"):
@@ -236,10 +241,9 @@ def test_files_that_are_none(algorithm, tmp_path):
         assert expected is not None
 
 
-@every_algorithm
-@pytest.mark.parametrize("device", ["auto", "cpu", th.device("cpu")], ids=str)
+@in_turn("device", ["auto", "cpu", th.device("cpu")])
 def test_the_device_is_chosen_when_loading(algorithm, device, tmp_path):
-    trained(algorithm).save(tmp_path / "model")
+    trained_once(algorithm).save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model", env=make_env(), device=device)
     expected = "cuda" if device == "auto" and th.cuda.is_available() else "cpu"
     assert loaded.device.type == loaded.policy.device.type == expected
@@ -275,7 +279,7 @@ def with_unreadable(path, name):
 @every_algorithm
 def test_custom_objects_take_the_place_of_what_was_saved(algorithm, tmp_path):
     """Which is not even read; what the file does not have is not added."""
-    trained(algorithm).save(tmp_path / "model")
+    trained_once(algorithm).save(tmp_path / "model")
     with_unreadable(tmp_path / "model.zip", "learning_rate")
     with pytest.warns(UserWarning, match="Could not deserialize object learning_rate"):
         loaded = algorithm.load(tmp_path / "model")
@@ -323,14 +327,14 @@ def test_a_file_of_a_version_before_or_after(algorithm, tmp_path):
 
 @every_algorithm
 def test_arguments_are_changed_when_loading(algorithm, tmp_path):
-    trained(algorithm).save(tmp_path / "model")
+    trained_once(algorithm).save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model", env=make_env(), gamma=0.5, learning_rate=0.125)
     assert loaded.gamma == 0.5
     loaded.learn(UPDATE)
     assert loaded.logger.name_to_value["train/learning_rate"] == 0.125
 
 
-@every_algorithm
+@each_of_ours
 def test_other_networks_are_refused_when_loading(algorithm, tmp_path):
     kwargs = {"net_arch": [4]}
     for cls in (algorithm, A2C):
@@ -346,11 +350,11 @@ def test_other_networks_are_refused_when_loading(algorithm, tmp_path):
 # --- environments ----------------------------------------------------------------------------------------------------
 
 
-@every_algorithm
+@each_of_ours
 @pytest.mark.parametrize("n_envs", [1, 2, 3])
 def test_another_number_of_environments(algorithm, n_envs, tmp_path):
     """``load`` takes one, ``set_env`` does not."""
-    model = trained(algorithm)
+    model = trained_once(algorithm)
     model.save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model", env=make_env(n_envs=n_envs), device="cpu")
     assert loaded.n_envs == loaded.rollout_buffer.n_envs == n_envs
@@ -358,13 +362,14 @@ def test_another_number_of_environments(algorithm, n_envs, tmp_path):
     assert loaded.num_timesteps % n_envs == 0
     assert loaded._n_updates > model._n_updates
     found, expected = (
-        error_of(lambda m=m: m.set_env(make_env(n_envs=n_envs)), type(m).__name__) for m in (model, small(A2C))
+        error_of(lambda m=m: m.set_env(make_env(n_envs=n_envs)), type(m).__name__)
+        for m in (small(algorithm), small(A2C))
     )
     assert found == expected
     assert (found is None) == (n_envs == 2)
 
 
-@every_algorithm
+@each_of_ours
 @pytest.mark.parametrize("other", [(DICT, ACTIONS["discrete"]), (VECTOR, ACTIONS["box"])], ids=["observed", "done"])
 def test_an_environment_of_other_spaces(algorithm, other, tmp_path):
     model = small(algorithm)
@@ -385,9 +390,7 @@ class CountsResets(AnySpaces):
         return super().reset(seed=seed, options=options)
 
 
-@every_algorithm
-@pytest.mark.parametrize("how", ["set_env", "load"])
-@pytest.mark.parametrize("force_reset", [True, False])
+@in_turn("how, force_reset", [("set_env", True), ("set_env", False), ("load", True), ("load", False)])
 def test_the_environment_is_reset_before_training_where_that_is_asked_for(algorithm, how, force_reset, tmp_path):
     """Between two rollouts, which end with an episode."""
     env = DummyVecEnv([CountsResets])
