@@ -10,7 +10,8 @@ from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.td3.policies import MlpPolicy, MultiInputPolicy
 from torch.nn import functional as F
 
-from sb3_pgext.algorithms.base import PolicyGradientAlgorithm, given
+from sb3_pgext.algorithms.base import PolicyGradientAlgorithm
+from sb3_pgext.algorithms.constructor import given
 from sb3_pgext.engine import require_finite_losses, whole_update
 
 __all__ = ["ToyOffPolicy", "gaussian_noise"]

@@ -1,8 +1,6 @@
 """The base of every algorithm of the family, over SB3's on-policy and off-policy algorithms alike."""
 
 import inspect
-import math
-import os
 from collections.abc import Hashable, Mapping
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -12,34 +10,23 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.utils import get_device
 
+from sb3_pgext.algorithms.constructor import check_sb3_arguments, sb3_class
 from sb3_pgext.arguments import (
     python_number,
     require,
     require_bool,
-    require_count,
     require_effective,
     require_one_of,
     require_schedule,
 )
 from sb3_pgext.engine import CompiledEngine, Engine
 
-__all__ = ["ACTION_SPACES", "PolicyGradientAlgorithm", "given"]
+__all__ = ["ACTION_SPACES", "PolicyGradientAlgorithm"]
 
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 Self = TypeVar("Self", bound="PolicyGradientAlgorithm")
-
-
-def given(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    The arguments of a constructor.
-
-    :param variables: its ``locals()``, before it has any others
-    :return: name → value
-    """
-    return {name: value for name, value in variables.items() if name not in ("self", "__class__")}
 
 
 class PolicyGradientAlgorithm(BaseAlgorithm):
@@ -71,9 +58,9 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         require(isinstance(policy, (str, type)), "policy", name, "a name or a policy class")
         if isinstance(policy, str):
             require_one_of("policy", policy, self.policy_aliases)
-        _check_unchecked(arguments)
+        check_sb3_arguments(arguments)
         arguments = {name: python_number(value) for name, value in arguments.items()}
-        sb3s = inspect.signature(_sb3_class(type(self))).parameters
+        sb3s = inspect.signature(sb3_class(type(self))).parameters
         of_sb3 = {name: value for name, value in arguments.items() if name in sb3s}
         later = {"_init_setup_model": False} if "_init_setup_model" in sb3s else {}
         try:
@@ -174,37 +161,3 @@ _NEVER_TRACED = {
     *("_excluded_save_params", "_get_torch_save_params", "_setup_learn", "_on_step"),
 }
 """Methods that call losses, or have nothing to do with them."""
-
-
-def _sb3_class(algorithm: type) -> type:
-    """The class of SB3's whose constructor comes next."""
-    package = BaseAlgorithm.__module__.partition(".")[0]
-    return next(c for c in algorithm.__mro__ if c.__module__.partition(".")[0] == package and "__init__" in vars(c))
-
-
-def _check_unchecked(arguments: Mapping[str, Any]) -> None:
-    """
-    Check the arguments that SB3's constructors use, or keep, without looking at them.
-
-    :param arguments: name → value
-    :raises ValueError: naming the argument, its value and what is allowed
-    """
-    device, seed, log = (arguments.get(name, default) for name, default in _DEFAULTS)
-    try:
-        suitable = isinstance(device, (str, th.device)) and math.isfinite(th.zeros(1, device=get_device(device)).item())
-    except (RuntimeError, NotImplementedError, AssertionError) as error:
-        raise ValueError(f"device={device!r}: allowed is one that torch finds here, or 'auto'. {error}") from error
-    require(suitable, "device", device, "one of torch's, or 'auto'")
-    if seed is not None:
-        require_count("seed", seed, at_least=0, at_most=2**32 - 1)
-    require(log is None or isinstance(log, (str, os.PathLike)), "tensorboard_log", log, "None or a folder")
-    require_count("verbose", arguments.get("verbose", 0), at_least=0)
-    require_count("stats_window_size", arguments.get("stats_window_size", 100))
-    require_bool("use_sde", arguments.get("use_sde", False))
-    for argument in ("policy_kwargs", "rollout_buffer_kwargs"):
-        value = arguments.get(argument)
-        named = isinstance(value, dict) and all(isinstance(name, str) for name in value)
-        require(value is None or named, argument, value, "None or a dict of arguments by name")
-
-
-_DEFAULTS = (("device", "auto"), ("seed", None), ("tensorboard_log", None))

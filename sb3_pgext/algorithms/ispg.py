@@ -13,7 +13,8 @@ from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pgext.algorithms.base import ACTION_SPACES, given
+from sb3_pgext.algorithms.base import ACTION_SPACES
+from sb3_pgext.algorithms.constructor import given
 from sb3_pgext.algorithms.episodic import Baseline, EpisodicAlgorithm
 from sb3_pgext.algorithms.parameters import critic_parameters, policy_parameters
 from sb3_pgext.arguments import (
@@ -164,12 +165,8 @@ class ISPG(EpisodicAlgorithm):
         replay.keep(replay.batches[-replay.n_batches :])
         self.replay_buffer = replay
 
-    def collect_rollouts(
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        rollout_buffer: EpisodeBuffer,  # type: ignore[override]
-        n_rollout_steps: int,
+    def collect_rollouts(  # type: ignore[override]
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: EpisodeBuffer, n_rollout_steps: int
     ) -> bool:
         """Play whole episodes; the new batch also enters ``self.replay_buffer``."""
         finished = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
@@ -196,8 +193,8 @@ class ISPG(EpisodicAlgorithm):
 
         :param batch: the episodes to take steps with
         :param new: those to fit the baseline to afterwards
-        :param at_least: gradient steps that are taken whatever the effective sample size
-        :return: whether the effective sample size allowed all of them
+        :param at_least: gradient steps that are taken in any case
+        :return: whether all of them were allowed
         """
         self._begin_update()
         parameters = list(policy_parameters(self.policy).values())
@@ -257,13 +254,9 @@ class ISPG(EpisodicAlgorithm):
         """
         Learn from recorded episodes, without playing any.
 
-        An update is what :meth:`train` does with a batch: ``gradient_steps`` steps, each episode weighted by the
-        policy that played it, then the fit of the baseline. It all ends when the effective sample size of the episodes
-        is below ``min_ess``. The schedule of the learning rate runs over the updates. The critic's values are its own
-        at the start of each update; fitted to the same episodes before, they are not independent of them.
-
-        Where an episode was cut, V(s_T) is what the dataset says, for the states s_T are not in it, or 0 with
-        ``truncation="terminal"``. An episode that was recorded without V(s_T) ends with the cut in any case.
+        Each update takes ``gradient_steps`` steps, each episode weighted by the policy that played it, and fits the
+        baseline. Learning ends when the effective sample size of the episodes is below ``min_ess``. Where an episode
+        was cut, V(s_T) is what the dataset says, or 0 with ``truncation="terminal"``.
 
         :param dataset: the episodes
         :param n_updates: how many updates
@@ -292,11 +285,7 @@ class ISPG(EpisodicAlgorithm):
         return self
 
     def _log_weights(self, log_prob: th.Tensor, batch: OffPolicyBatch) -> th.Tensor:
-        """
-        :param log_prob: log π_θ(a_t|s_t), ``(M,)``
-        :param batch: the steps
-        :return: logarithms of the weights, neither truncated nor normalised, ``(M,)``
-        """
+        """The logarithms of the weights, neither truncated nor normalised, from log π_θ(a_t|s_t), ``(M,)``."""
         return log_weights(self.weights, log_prob - batch.log_prob, batch.episodes.episode) - batch.log_mixture
 
     def _clipped(self, log_w: th.Tensor) -> th.Tensor:
@@ -342,14 +331,8 @@ class ISPG(EpisodicAlgorithm):
 
     def _log_mixture(self, batch: ReplayedBatch, batches: list[ReplayedBatch]) -> th.Tensor:
         """How much more likely the mixture of all policies makes a batch's steps than its own, ``(M,)``."""
-        log_w = [
-            log_weights(
-                self.weights,
-                self.replay_buffer.log_prob(batch, other, self._log_prob_under) - batch.log_prob,
-                batch.episodes.episode,
-            )
-            for other in batches
-        ]
+        of_others = (self.replay_buffer.log_prob(batch, other, self._log_prob_under) for other in batches)
+        log_w = [log_weights(self.weights, x - batch.log_prob, batch.episodes.episode) for x in of_others]
         n_episodes = th.tensor([other.episodes.n_episodes for other in batches], device=self.device)
         return log_mixture(th.stack(log_w), n_episodes / n_episodes.sum())
 

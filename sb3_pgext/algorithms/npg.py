@@ -10,7 +10,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 
-from sb3_pgext.algorithms.base import ACTION_SPACES, given
+from sb3_pgext.algorithms.base import ACTION_SPACES
+from sb3_pgext.algorithms.constructor import given
 from sb3_pgext.algorithms.distributions import (
     any_distribution,
     distribution_parameters,

@@ -10,7 +10,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 
-from sb3_pgext.algorithms.base import given
+from sb3_pgext.algorithms.constructor import given
 from sb3_pgext.algorithms.distributions import any_distribution, distribution_parameters, kl_divergence
 from sb3_pgext.algorithms.fixed_length import FixedLengthAlgorithm
 from sb3_pgext.algorithms.parameters import critic_parameters, forget_dependencies, policy_parameters
@@ -120,8 +120,8 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
     :param desired_kl: the mean divergence per update that ``"adaptive_kl"`` aims at
     :param kl_direction: ``"old_new"`` for KL(π_old ‖ π_θ), as in the paper, or ``"new_old"`` for KL(π_θ ‖ π_old), as in
         lecture 004 (for ``"kl"`` and ``"adaptive_kl"``)
-    :param recompute_advantage: compute advantages and targets anew with the current critic before each epoch but the
-        first (Andrychowicz et al. 2021); V_old stays
+    :param recompute_advantage: compute advantages and targets anew from the rewards, with the current critic, before
+        each epoch but the first (Andrychowicz et al. 2021); V_old stays, a callback's advantages do not
     :param compile: compile acting, the update of a minibatch of ``batch_size`` steps, and what the divergence is
         measured by (some seconds, once): the same results up to rounding, in less time. Where that is not possible, a
         warning says why, and it runs as it is

@@ -6,7 +6,8 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_pgext.algorithms.base import ACTION_SPACES, given
+from sb3_pgext.algorithms.base import ACTION_SPACES
+from sb3_pgext.algorithms.constructor import given
 from sb3_pgext.algorithms.episodic import Baseline, EpisodicAlgorithm
 from sb3_pgext.algorithms.parameters import policy_parameters
 from sb3_pgext.engine import whole_update

@@ -9,7 +9,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_pgext.algorithms.base import ACTION_SPACES, given
+from sb3_pgext.algorithms.base import ACTION_SPACES
+from sb3_pgext.algorithms.constructor import given
 from sb3_pgext.algorithms.fixed_length import FixedLengthAlgorithm, by_step
 from sb3_pgext.algorithms.parameters import policy_parameters
 from sb3_pgext.arguments import require_bool, require_count, require_one_of

@@ -1,0 +1,55 @@
+"""Arguments of constructors: which are SB3's, and the checks that SB3 leaves out."""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import get_device
+
+from sb3_pgext.arguments import require, require_bool, require_count
+
+__all__ = ["check_sb3_arguments", "given", "sb3_class"]
+
+
+def given(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    The arguments of a constructor.
+
+    :param variables: its ``locals()``, before it has any others
+    :return: name → value
+    """
+    return {name: value for name, value in variables.items() if name not in ("self", "__class__")}
+
+
+def sb3_class(algorithm: type) -> type:
+    """The class of SB3's whose constructor comes next."""
+    package = BaseAlgorithm.__module__.partition(".")[0]
+    return next(c for c in algorithm.__mro__ if c.__module__.partition(".")[0] == package and "__init__" in vars(c))
+
+
+def check_sb3_arguments(arguments: Mapping[str, Any]) -> None:
+    """
+    Check the arguments that SB3's constructors use, or keep, without looking at them.
+
+    :param arguments: name → value
+    :raises ValueError: naming the argument, its value and what is allowed
+    """
+    device, seed, log = arguments.get("device", "auto"), arguments.get("seed"), arguments.get("tensorboard_log")
+    try:
+        suitable = isinstance(device, (str, th.device)) and math.isfinite(th.zeros(1, device=get_device(device)).item())
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise ValueError(f"device={device!r}: allowed is one that torch finds here, or 'auto'. {error}") from error
+    require(suitable, "device", device, "one of torch's, or 'auto'")
+    if seed is not None:
+        require_count("seed", seed, at_least=0, at_most=2**32 - 1)
+    require(log is None or isinstance(log, (str, os.PathLike)), "tensorboard_log", log, "None or a folder")
+    require_count("verbose", arguments.get("verbose", 0), at_least=0)
+    require_count("stats_window_size", arguments.get("stats_window_size", 100))
+    require_bool("use_sde", arguments.get("use_sde", False))
+    for argument in ("policy_kwargs", "rollout_buffer_kwargs"):
+        value = arguments.get(argument)
+        named = isinstance(value, dict) and all(isinstance(name, str) for name in value)
+        require(value is None or named, argument, value, "None or a dict of arguments by name")
