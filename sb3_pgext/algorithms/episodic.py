@@ -1,6 +1,6 @@
 """Algorithms that learn from whole episodes: their baselines, and the score-function gradient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -76,7 +76,10 @@ class EpisodicAlgorithm(OnPolicyGradientAlgorithm):
     """Whole episodes, ``n_episodes`` per update; after a collection they lie in ``episodes``."""
 
     batch_argument: ClassVar[str] = "n_episodes"
-    bypassed_methods: ClassVar[tuple[str, ...]] = ("forward", "evaluate_actions")
+    overridden_together: ClassVar[Mapping[str, str]] = {
+        **OnPolicyGradientAlgorithm.overridden_together,
+        "forward": "get_distribution",
+    }
     estimate_options: ClassVar[tuple[str, ...]] = (
         "n_episodes",
         "gamma",

@@ -1,6 +1,7 @@
 """The two gradient steps of on-policy methods: along the policy gradient, and by regression with the critic."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch as th
@@ -40,8 +41,11 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         "MultiInputPolicy": MultiInputActorCriticPolicy,
     }
 
-    bypassed_methods: ClassVar[tuple[str, ...]] = ("evaluate_actions",)
-    """Methods of the policy in whose place ``get_distribution`` is called."""
+    overridden_together: ClassVar[Mapping[str, str]] = {
+        "evaluate_actions": "get_distribution",
+        "get_distribution": "forward",
+    }
+    """Methods of the policy → the one that acts or learns in its place."""
 
     max_grad_norm: float | None  # type: ignore[assignment]
     n_critic_updates: int
@@ -57,10 +61,9 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         suitable = suitable and not issubclass(policy, RecurrentActorCriticPolicy)
         name = getattr(policy, "__name__", policy)
         require(suitable, "policy", name, "an ActorCriticPolicy class that is not recurrent")
-        methods = (*self.bypassed_methods, "get_distribution")
-        own = [method for method in methods if getattr(policy, method) is not getattr(ActorCriticPolicy, method)]
-        allowed = f"one that overrides get_distribution too, which is called in the place of {', '.join(own)}"
-        require(not own or "get_distribution" in own, "policy", name, allowed)
+        for method, other in self.overridden_together.items():
+            alone = _overrides(policy, method) and not _overrides(policy, other)
+            require(not alone, "policy", name, f"one that overrides {other} beside {method}: both are called")
         require_count(self.batch_argument, getattr(self, self.batch_argument))
         require_fraction("gamma", self.gamma)
         require_fraction("gae_lambda", self.gae_lambda)
@@ -74,7 +77,7 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
 
     def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
         """SB3's, which resets the environment."""
-        assert self.env is not None, "no environment: see set_env()"
+        assert self.env is not None
         with fresh_after_failure(self):
             try:
                 begun = super()._setup_learn(*arguments, **options)
@@ -154,3 +157,7 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         require_finite_losses("value loss", losses, self._n_updates)
         self.logger.record("train/value_loss", losses.mean().item())
         self.logger.record("train/explained_variance", explained_variance(values, targets).item())
+
+
+def _overrides(policy: type, method: str) -> bool:
+    return getattr(policy, method) is not getattr(ActorCriticPolicy, method)

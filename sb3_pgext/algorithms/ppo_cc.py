@@ -1,6 +1,7 @@
 """PPO with a clipped critic: SB3's PPO, and the other surrogates of its paper."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -128,7 +129,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
     :raises ValueError: an argument is not allowed, or would have no effect beside the others
     """
 
-    bypassed_methods: ClassVar[tuple[str, ...]] = ()
+    overridden_together: ClassVar[Mapping[str, str]] = {}
     passed_to_losses: ClassVar[tuple[str, ...]] = ("learning_rate", "clip_range", "clip_range_vf", "kl_coef")
 
     clip_range: Any

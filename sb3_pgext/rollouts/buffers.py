@@ -158,13 +158,7 @@ class StepBuffer(_Storage, RolloutBuffer):
     """
     The ``rollout_buffer`` of algorithms that learn from a fixed number of steps: SB3's, with the same arrays.
 
-    :param buffer_size: number of vector steps of a rollout, T
-    :param observation_space: Observation space
-    :param action_space: Action space
-    :param device: PyTorch device
-    :param gae_lambda: λ of the generalised advantages
-    :param gamma: discount
-    :param n_envs: Number of parallel environments, E
+    Its constructor is that of SB3's ``RolloutBuffer``.
     """
 
 

@@ -9,7 +9,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_pgext import REINFORCE
+from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
 from sb3_pgext.algorithms.parameters import critic_parameters, policy_parameters
 from tests.algorithms.policies import SharedTrunk, moved_parameters
 from tests.environments import ACTIONS, DICT, IMAGE, IMAGE_LAST, VECTOR, ActionIsReward, AnySpaces, Countdown, Scripted
@@ -425,10 +425,25 @@ class DistributionOnly(ActorCriticPolicy):
         return super().get_distribution(obs)
 
 
-@pytest.mark.parametrize("policy", [ForwardOnly, DistributionOnly])
-def test_policies_that_would_act_and_learn_by_different_methods_are_refused(policy):
-    with pytest.raises(ValueError, match=rf"policy='{policy.__name__}'.*all of forward, evaluate_actions, get_dist"):
-        model_on(policy=policy)
+class EvaluationOnly(ActorCriticPolicy):
+    def evaluate_actions(self, obs, actions):
+        return super().evaluate_actions(obs, actions)
+
+
+@pytest.mark.parametrize(
+    ("policy", "algorithms", "missing"),
+    [
+        (ForwardOnly, [REINFORCE, ISPG], "get_distribution"),
+        (DistributionOnly, [REINFORCE, ISPG, VPG, NPG], "forward"),
+        (EvaluationOnly, [REINFORCE, ISPG, VPG, NPG], "get_distribution"),
+    ],
+)
+def test_policies_that_would_act_and_learn_by_different_methods_are_refused(policy, algorithms, missing):
+    for algorithm in algorithms:
+        with pytest.raises(ValueError, match=rf"policy='{policy.__name__}'.*one that overrides {missing} beside"):
+            algorithm(policy, "CartPole-v1", device="cpu")
+    for algorithm in {REINFORCE, ISPG, VPG, NPG, ClippedCriticPPO} - set(algorithms):
+        algorithm(policy, "CartPole-v1", device="cpu")
 
 
 def test_recurrent_policies_are_refused():

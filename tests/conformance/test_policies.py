@@ -182,15 +182,15 @@ UNSUITABLE = {
     "multi_discrete_2d": lambda cls: small(cls, make_env(action_space=spaces.MultiDiscrete([[2, 3], [3, 2]]))),
     "gsde for choices": lambda cls: small(cls, use_sde=True),
     "unknown argument": lambda cls: small(cls, no_such_argument=1),
-    "unknown environment": lambda cls: small(cls, "NoEnv-v0"),
     "unknown argument of the policy": lambda cls: small(cls, policy_kwargs={"no_such_argument": 1}),
     "squashed without gsde": lambda cls: small(
         cls, make_env(action_space=ACTIONS["box"]), policy_kwargs={"squash_output": True}
     ),
 }
-"""What SB3, gymnasium and Python refuse of spaces, environments, and arguments that nobody has."""
+"""What SB3, gymnasium and Python refuse of spaces, and arguments that nobody has."""
 
 WRONG_ARGUMENTS = {
+    "env='NoEnv-v0'": lambda cls: small(cls, "NoEnv-v0"),
     "policy='NoPolicy'": lambda cls: small(cls, policy="NoPolicy"),
     "device='no_such_device'": lambda cls: small(cls, device="no_such_device"),
 }
