@@ -11,7 +11,6 @@ from sb3_pgext.algorithms.constructor import given
 from sb3_pgext.algorithms.episodic import Baseline, EpisodicAlgorithm
 from sb3_pgext.algorithms.parameters import policy_parameters
 from sb3_pgext.engine import whole_update
-from sb3_pgext.rollouts import EpisodeBatch
 
 __all__ = ["REINFORCE"]
 
@@ -111,16 +110,11 @@ class REINFORCE(EpisodicAlgorithm):
 
         parameters = list(policy_parameters(self.policy).values())
         if parameters:  # not all frozen
-            self._ascend(self._policy_gradient(episodes, returns, parameters), parameters)
+            advantages = self._advantages(episodes, returns)  # G_t - b_t
+            gradient = self._score_function_gradient(episodes, advantages, parameters)  # Σ_t ∇log π_t (G_t - b_t)
+            self._ascend(gradient, parameters)
 
         self._fit_baseline(episodes, returns)
-
-    def _policy_gradient(
-        self, episodes: EpisodeBatch, returns: th.Tensor, parameters: list[th.nn.Parameter]
-    ) -> th.Tensor:
-        """ĝ, the mean over episodes of Σ_t w_t ∇log π(a_t|s_t) (G_t - b_t), ``(P,)``."""
-        advantages = self._advantages(episodes, returns)  # G_t - b_t
-        return self._score_function_gradient(episodes, advantages, parameters)
 
     def estimate_gradient(self) -> th.Tensor:
         r"""
@@ -130,5 +124,6 @@ class REINFORCE(EpisodicAlgorithm):
             :func:`~sb3_pgext.algorithms.parameters.policy_parameters`
         """
         self.policy.set_training_mode(True)
+        advantages = self._advantages(self.episodes, self._returns(self.episodes))
         parameters = list(policy_parameters(self.policy).values())
-        return self._policy_gradient(self.episodes, self._returns(self.episodes), parameters)
+        return self._score_function_gradient(self.episodes, advantages, parameters)
