@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from sb3_pgext.algorithms.constructor import check_sb3_arguments, sb3_class
+from sb3_pgext.algorithms.constructor import argument_names, check_sb3_arguments, sb3_class
 from sb3_pgext.arguments import (
     python_number,
     require,
@@ -107,10 +107,8 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
 
     def _graph_key(self) -> Hashable:
         """The constructors' numbers and choices as they are now; of those passed to losses, whether there are any."""
-        constructors = [vars(c)["__init__"] for c in type(self).__mro__ if "__init__" in vars(c)]
-        names = {name for constructor in constructors[:-1] for name in inspect.signature(constructor).parameters}
         key: list[Hashable] = [type(self)]
-        for name in sorted(names):
+        for name in argument_names(type(self)):
             value = getattr(self, name, None)
             if name in self.passed_to_losses:
                 key.append((name, value is None))

@@ -1,5 +1,7 @@
 """Arguments of constructors: which are SB3's, and the checks that SB3 leaves out."""
 
+import functools
+import inspect
 import math
 import os
 from collections.abc import Mapping
@@ -11,7 +13,7 @@ from stable_baselines3.common.utils import get_device
 
 from sb3_pgext.arguments import require, require_bool, require_count
 
-__all__ = ["check_sb3_arguments", "given", "sb3_class"]
+__all__ = ["argument_names", "check_sb3_arguments", "given", "sb3_class"]
 
 
 def given(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,6 +24,13 @@ def given(variables: Mapping[str, Any]) -> dict[str, Any]:
     :return: name → value
     """
     return {name: value for name, value in variables.items() if name not in ("self", "__class__")}
+
+
+@functools.cache
+def argument_names(algorithm: type) -> list[str]:
+    """The names of the arguments of all constructors that an algorithm inherits, sorted."""
+    constructors = [vars(c)["__init__"] for c in algorithm.__mro__[:-1] if "__init__" in vars(c)]
+    return sorted({name for constructor in constructors for name in inspect.signature(constructor).parameters})
 
 
 def sb3_class(algorithm: type) -> type:

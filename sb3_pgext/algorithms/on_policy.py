@@ -20,7 +20,7 @@ from sb3_pgext.algorithms.base import PolicyGradientAlgorithm
 from sb3_pgext.algorithms.distributions import log_prob_and_entropy
 from sb3_pgext.algorithms.parameters import critic_parameters, forget_dependencies
 from sb3_pgext.arguments import require, require_count, require_fraction, require_number
-from sb3_pgext.engine import regress, require_finite_losses
+from sb3_pgext.engine import Engine, regress, require_finite_losses
 from sb3_pgext.estimators.statistics import explained_variance
 from sb3_pgext.rollouts.acting import explain, fresh_after_failure
 from sb3_pgext.rollouts.checks import require_observations
@@ -89,7 +89,7 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
 
     def _values(self, observations: PyTorchObs) -> th.Tensor:
         """V of the current critic, ``(K,)``, in single precision as SB3's buffers keep it, constant."""
-        return self.engine.evaluate(self.policy.predict_values, (observations,)).flatten().float()
+        return Engine(self.policy).evaluate(self.policy.predict_values, (observations,)).flatten().float()
 
     def _begin_update(self) -> None:
         """Training mode and learning rate, as SB3's algorithms do first of all."""
