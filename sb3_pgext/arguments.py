@@ -106,8 +106,12 @@ def require_effective(owner: Any, arguments: Mapping[str, tuple[Any, str]]) -> N
 
 
 def python_number(value: Any) -> Any:
-    """A number of numpy's as one of Python's, which SB3 and gymnasium ask for; anything else as it is."""
-    return value.item() if isinstance(value, (np.integer, np.floating)) else value
+    """
+    A number as SB3, gymnasium and torch take it: Python's instead of numpy's, a float instead of an int of more than 64
+    bits; anything else as it is.
+    """
+    value = value.item() if isinstance(value, (np.integer, np.floating)) else value
+    return float(value) if isinstance(value, int) and abs(value) >= 2**63 and abs(value) <= MAX_NUMBER else value
 
 
 def _is_number(value: Any) -> bool:

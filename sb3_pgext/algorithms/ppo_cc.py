@@ -183,6 +183,11 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         if _init_setup_model:
             self._setup_model()
 
+    def _setup_model(self) -> None:
+        if isinstance(self.clip_range_vf, (float, int)):  # as SB3 says it, before our checks
+            assert self.clip_range_vf > 0, "`clip_range_vf` must be positive, pass `None` to deactivate vf clipping"
+        super()._setup_model()
+
     @property
     def penalizes_kl(self) -> bool:
         """Whether the surrogate contains a divergence."""
@@ -372,8 +377,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         require_number("vf_coef", self.vf_coef, "a finite number")
         require_bool("recompute_advantage", self.recompute_advantage)
         require_schedule("clip_range", self.clip_range, above_0=True)
-        not_positive = isinstance(self.clip_range_vf, (int, float)) and self.clip_range_vf <= 0  # SB3 says so
-        if self.clip_range_vf is not None and not not_positive:
+        if self.clip_range_vf is not None:
             require_schedule("clip_range_vf", self.clip_range_vf, above_0=True)
         require_positive("kl_coef", self.kl_coef)
         require_positive("desired_kl", self.desired_kl)
