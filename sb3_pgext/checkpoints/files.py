@@ -8,9 +8,11 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -71,10 +73,7 @@ def write(path: Path, files: Mapping[str, bytes]) -> None:
     temporary.mkdir()
     try:
         for name, content in {**files, MANIFEST: _manifest(files)}.items():
-            with (temporary / name).open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            _write_durably(temporary / name, content)
         _sync(temporary)
         temporary.rename(path)
     except BaseException:
@@ -91,15 +90,13 @@ def read(path: Path) -> Stored:
     :return: its files
     :raises Damaged: one of them is not what was written; the message names it
     """
-    raw = _content(path / MANIFEST)
-    try:
+    raw, intact = _content(path / MANIFEST), False
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
         manifest = json.loads(raw)
         listed = manifest["files"]
-        intact = raw == _sealed({key: manifest[key] for key in (*FORMAT, "files", "signature")})
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise Damaged(f"{path / MANIFEST} is torn or altered ({error!r})") from error
-    required, known = {MODEL, TENSORS}, {MODEL, TENSORS, CUSTOM, ENVIRONMENT}
-    if not intact or not isinstance(listed, dict) or not required <= listed.keys() <= known:
+        known = {MODEL, TENSORS} <= listed.keys() <= {MODEL, TENSORS, CUSTOM, ENVIRONMENT}
+        intact = known and raw == _sealed({key: manifest[key] for key in (*FORMAT, "files", "signature")})
+    if not intact:
         raise Damaged(f"{path / MANIFEST} is torn or altered")
     if {key: manifest[key] for key in FORMAT} != FORMAT:
         raise Damaged(f"{path / MANIFEST}: version={manifest['version']!r}: allowed is {FORMAT['version']}")
@@ -107,8 +104,8 @@ def read(path: Path) -> Stored:
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != listed[name]:
             raise Damaged(f"{path / name} is torn or altered: its checksum is not that of {MANIFEST}")
-    signature, expected = manifest["signature"], _signature(listed)
-    own = isinstance(signature, str) and expected is not None and _same(signature, expected)
+    signature = _signature(listed)
+    own = signature is not None and hmac.compare_digest(_spelled(signature), _spelled(manifest["signature"]))
     return Stored(path, files, own)
 
 
@@ -177,11 +174,10 @@ def has_checkpoint(path: str | Path) -> bool:
 
 
 def _is_good(checkpoint: Path) -> bool:
-    try:
+    with contextlib.suppress(Damaged, OSError):
         read(checkpoint)
-    except Damaged:
-        return False
-    return True
+        return True
+    return False
 
 
 def num_timesteps_at(path: Path) -> int:
@@ -207,7 +203,7 @@ def _sealed(manifest: dict[str, Any]) -> bytes:
     return _spelled({**manifest, "sha256": checksum}) + b"\n"
 
 
-def _spelled(content: Mapping[str, Any]) -> bytes:
+def _spelled(content: Any) -> bytes:
     return json.dumps(content, indent=1, sort_keys=True).encode()
 
 
@@ -215,10 +211,6 @@ def _signature(checksums: Mapping[str, str]) -> str | None:
     """The signature that only this user can give; None where there is no place for a key."""
     key = _own_key()
     return None if key is None else hmac.new(key, _spelled(checksums), "sha256").hexdigest()
-
-
-def _same(signature: str, expected: str) -> bool:
-    return hmac.compare_digest(signature.encode(errors="replace"), expected.encode())
 
 
 def _own_key() -> bytes | None:
@@ -237,42 +229,37 @@ def _own_key() -> bytes | None:
 def _make_key(path: Path) -> None:
     """Write a new key, as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(uuid.uuid4().hex)
-    with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-        file.write(secrets.token_bytes(_KEY_LENGTH))
-        file.flush()
-        os.fsync(file.fileno())
-    try:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        _write_durably(temporary, secrets.token_bytes(_KEY_LENGTH), mode=0o600)
         with contextlib.suppress(FileExistsError):  # of another process, which was faster
             os.link(temporary, path)
-    finally:
-        temporary.unlink()
     _sync(path.parent)
 
 
 def _is_for_nobody_else(path: Path) -> bool:
     """Windows keeps the folders of a user for that user."""
-    if os.name == "nt":
-        return True
     status = path.stat()
-    return status.st_uid == os.getuid() and status.st_mode & 0o077 == 0
+    return os.name == "nt" or (status.st_uid == os.getuid() and status.st_mode & 0o077 == 0)
 
 
 def _content(path: Path) -> bytes:
     if not path.is_file():
         raise Damaged(f"{path} is missing")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Damaged(f"{path} cannot be read ({error})") from error
+    return path.read_bytes()
+
+
+def _write_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write a new file, whose content is on the disk afterwards."""
+    with open(path, "xb", opener=partial(os.open, mode=mode)) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync(folder: Path) -> None:
     """Also the names of the files are on the disk then; Windows cannot, and need not."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    if os.name != "nt":
+        descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)
-    finally:
         os.close(descriptor)

@@ -11,7 +11,6 @@ from typing import Any
 import cloudpickle
 import safetensors.torch
 import torch as th
-from safetensors import SafetensorError
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv
@@ -21,7 +20,6 @@ from sb3_pgext.checkpoints import files
 from sb3_pgext.checkpoints.encoding import Decoder, Encoder
 from sb3_pgext.checkpoints.environments import adopt, pickled
 from sb3_pgext.checkpoints.files import Damaged, Stored
-from sb3_pgext.checkpoints.replay import end_trajectory
 from sb3_pgext.checkpoints.state import model_of, restore_generators, restore_normalization, state_of
 
 __all__ = ["contents", "load", "resume", "save"]
@@ -99,7 +97,7 @@ def resume(
             model.tensorboard_log = None
         assert model.env is not None
         if saved_env is not None and env is not None and not adopt(model.env, saved_env):
-            saved_env, reason = None, "is, or may be, of another make than the one given"
+            saved_env, reason = None, "is of another make than the one given"
         if saved_env is None:
             restore_normalization(model, decoder.decode(state["normalization"]))
             _restart_episodes(model)
@@ -137,7 +135,7 @@ def contents(model: BaseAlgorithm) -> dict[str, bytes]:
             written[files.CUSTOM] = cloudpickle.dumps(encoder.custom)
         except Exception as error:  # whatever a class of the user may raise
             raise ValueError(f"one of {sorted(encoder.custom)} cannot be pickled: {error}") from error
-    written[files.MODEL] = json.dumps(state, allow_nan=False).encode()
+    written[files.MODEL] = json.dumps(state).encode()
     written[files.TENSORS] = safetensors.torch.save(encoder.tensors)
     return written
 
@@ -153,7 +151,7 @@ def _last_good(path: Path) -> Stored:
     for candidate in candidates:
         try:
             return files.read(candidate)
-        except Damaged as error:
+        except (Damaged, OSError) as error:
             warnings.warn(f"{error}: the checkpoint before it is taken", stacklevel=3)
     raise Damaged(f"path={str(path)!r}: none of its {len(candidates)} checkpoints is good")
 
@@ -164,19 +162,14 @@ def _naming(stored: Stored) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever a constructor may raise that is given something else
-        what = error if type(error) is ValueError else f"not of a known schema ({error!r})"
+        what = error if type(error) is ValueError else f"{files.MODEL} is not of a known schema ({error!r})"
         raise ValueError(f"{stored.path}: {what}") from error
 
 
 def _opened(stored: Stored, trusted: bool) -> tuple[dict[str, Any], Decoder]:
     """The state as JSON, and what makes values of it."""
-    try:
-        state = json.loads(stored.files[files.MODEL])
-        tensors = safetensors.torch.load(stored.files[files.TENSORS])
-    except (ValueError, SafetensorError) as error:
-        raise ValueError(f"{files.MODEL} or {files.TENSORS} is of another format ({error!r})") from error
     custom = pickle.loads(stored.files.get(files.CUSTOM, pickle.dumps({}))) if trusted else None
-    return state, Decoder(tensors, custom)
+    return json.loads(stored.files[files.MODEL]), Decoder(safetensors.torch.load(stored.files[files.TENSORS]), custom)
 
 
 def _saved_env(stored: Stored, state: Mapping[str, Any], trusted: bool) -> tuple[VecEnv | None, str]:
@@ -195,7 +188,6 @@ def _restart_episodes(model: BaseAlgorithm) -> None:
     """Begin new episodes, not with the seed of the first ones, which would be played again."""
     assert model.env is not None
     model._last_obs = None
-    end_trajectory(getattr(model, "replay_buffer", None))
     if model.seed is not None:
         model.env.seed((model.seed + model.num_timesteps) % 2**32)
 
