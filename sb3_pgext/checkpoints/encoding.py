@@ -21,7 +21,10 @@ from torch.nn.modules import activation
 from sb3_pgext import algorithms, rollouts
 from sb3_pgext.rollouts import EpisodeBatch, ReplayedBatch
 
-__all__ = ["ALGORITHMS", "CLASSES", "RECORDS", "Decoder", "Encoder", "qualified_name"]
+__all__ = ["ALGORITHMS", "CLASSES", "NEEDS_TRUST", "RECORDS", "Decoder", "Encoder", "qualified_name"]
+
+
+NEEDS_TRUST = "is pickled, which runs code of whoever wrote it, and may be opened with trust=True only"
 
 
 def qualified_name(cls: type) -> str:
@@ -189,10 +192,7 @@ class Decoder:
 
     def _custom_value(self, entry: str, type_name: str) -> Any:
         if self._custom is None:
-            raise ValueError(
-                f"{entry} ({type_name}) is pickled, which runs code of whoever wrote it, and may be opened with "
-                "trust=True only"
-            )
+            raise ValueError(f"{entry} ({type_name}) {NEEDS_TRUST}")
         return self._custom[entry]
 
 

@@ -17,23 +17,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "Damaged",
-    "Stored",
-    "add_checkpoint",
-    "found",
-    "good_checkpoints",
-    "has_checkpoint",
-    "prune",
-    "read",
-    "write",
-]
+from sb3_pgext.arguments import require
+
+__all__ = ["Damaged", "Stored", "add_checkpoint", "found", "good_checkpoints", "has_checkpoint", "read", "write"]
 
 MODEL, TENSORS, CUSTOM, ENVIRONMENT = "model.json", "tensors.safetensors", "custom.pkl", "environment.pkl"
 MANIFEST, LOCK = "manifest.json", ".lock"
 FORMAT = {"format": "sb3-pgext checkpoint", "version": 1}
 
-_NAME = re.compile(r"(\d{6,})-step-(\d+)")
+_NAME = re.compile(r"\d{6}-step-\d+")
 """Checkpoints of a training: how many were written before, and at which step."""
 _TEMPORARY = ".writing-"
 _KEY_LENGTH = 32
@@ -66,8 +58,7 @@ def write(path: Path, files: Mapping[str, bytes]) -> None:
     :param files: their contents, by name
     :raises ValueError: something is there
     """
-    if path.exists():
-        raise ValueError(f"path={str(path)!r}: allowed is one where nothing is yet")
+    require(not path.exists(), "path", str(path), "one where nothing is yet")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
     temporary.mkdir()
@@ -116,40 +107,31 @@ def found(folder: Path) -> list[Path]:
     :param folder: where it writes them
     :return: those in it, good or not, the last one first
     """
-    names = [name for name in os.listdir(folder) if _NAME.fullmatch(name)] if folder.is_dir() else []
-    return [folder / name for name in sorted(names, key=_serial, reverse=True)]
+    return [path for path in sorted(folder.glob("*-step-*"), reverse=True) if _NAME.fullmatch(path.name)]
 
 
-def add_checkpoint(folder: Path, num_timesteps: int, files: Mapping[str, bytes]) -> Path:
+def add_checkpoint(folder: Path, num_timesteps: int, files: Mapping[str, bytes], keep: int) -> Path:
     """
-    Write the next checkpoint of a training, see :func:`write`.
+    Write the next checkpoint of a training, see :func:`write`, and delete what nobody needs any more: those older than
+    the last good ones, and what a killed process has left.
 
     :param folder: where its checkpoints are
     :param num_timesteps: environment steps so far
     :param files: their contents, by name
+    :param keep: how many good ones stay
     :return: its path
     """
     before = found(folder)
-    serial = _serial(before[0].name) + 1 if before else 0
+    serial = int(before[0].name.partition("-")[0]) + 1 if before else 0
     path = folder / f"{serial:06d}-step-{num_timesteps}"
     write(path, files)
-    return path
-
-
-def prune(folder: Path, keep: int) -> None:
-    """
-    Delete what nobody needs: checkpoints older than the last good ones, and what a killed process has left.
-
-    :param folder: where a training writes its checkpoints
-    :param keep: how many good ones stay
-    """
-    paths = found(folder)
     kept = list(islice(good_checkpoints(folder), keep))
-    for path in paths[paths.index(kept[-1]) + 1 :] if len(kept) == keep else []:
+    for older in [other for other in before if len(kept) == keep and other < kept[-1]]:
         # Renamed first, so that none is ever seen with a part of its files.
-        path.rename(path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}"))
+        older.rename(older.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}"))
     for leftover in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    return path
 
 
 def good_checkpoints(folder: Path) -> Iterator[Path]:
@@ -186,10 +168,6 @@ def num_timesteps_at(path: Path) -> int:
     :return: environment steps until then, by its name
     """
     return int(path.name.rpartition("-")[2])
-
-
-def _serial(name: str) -> int:
-    return int(name.partition("-")[0])
 
 
 def _manifest(files: Mapping[str, bytes]) -> bytes:

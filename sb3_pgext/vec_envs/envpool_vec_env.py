@@ -73,14 +73,9 @@ class EnvPool(VectorEnv):
         self.render_mode = config.get("render_mode")
         self.metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP}
 
-    def reset(
-        self,
-        *,
-        seed: list[int] | None = None,  # type: ignore[override]
-        options: dict[str, Any] | None = None,
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """
-        :param seed: for each sub-environment; None to go on with their random numbers
+        :param seed: a list with one for each sub-environment; None to go on with their random numbers
         :param options: none
         :return: first observations of all sub-environments, and infos
         :raises ValueError: options: envpool takes none

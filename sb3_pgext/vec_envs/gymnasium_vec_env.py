@@ -58,24 +58,16 @@ class GymnasiumVecEnv(VecEnv):
             raise AttributeError(f"{self.env}, the attribute env, has no sub-environments in this process")
         return base.envs
 
-    def set_options(self, options: list[dict] | dict | None = None) -> None:
-        """
-        Set the options of the next reset.
-
-        :param options: for all sub-environments, or a list with one and the same for each
-        :raises ValueError: different options for different sub-environments
-        """
-        same = not isinstance(options, list) or all(of_one == options[0] for of_one in options)
-        require(same, "options", options, "the same for all sub-environments")
-        super().set_options(options)
-
     def reset(self) -> VecEnvObs:
         """
         Begin an episode in every sub-environment, with the seeds and options that have been set.
 
         :return: first observations, ``(E, *observation shape)``; a dict of such arrays for a dict space
+        :raises ValueError: different options have been set for different sub-environments
         """
-        observations, infos = self.env.reset(seed=self._next_seed(), options=self._options[0] or None)
+        options = self._options[0]
+        require(self._options == [options] * self.num_envs, "options", self._options, "the same for all")
+        observations, infos = self.env.reset(seed=self._next_seed(), options=options or None)
         self.reset_infos = infos_of_each(infos, self.num_envs)
         self._reset_seeds()
         self._reset_options()

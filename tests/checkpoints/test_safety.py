@@ -309,7 +309,7 @@ def test_none_is_left(tmp_path):
 def test_where_there_is_nothing(tmp_path):
     with pytest.raises(ValueError, match="allowed is a checkpoint, or a folder of checkpoints"):
         resume(tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"there is no checkpoint, for manifest\.json is missing"):
+    with pytest.raises(ValueError, match=r"manifest\.json is missing"):
         resume(tmp_path)
 
 

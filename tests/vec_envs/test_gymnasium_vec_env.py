@@ -407,8 +407,9 @@ def test_options_are_those_of_the_next_reset():
     assert env.get_attr("options") == [{"a": 2}] * 2
     env.reset()
     assert env.get_attr("options") == [None, None]
-    with pytest.raises(ValueError, match=r"options=.*: allowed is the same for all sub-environments"):
-        env.set_options([{"a": 2}, {"a": 3}])
+    env.set_options([{"a": 2}, {"a": 3}])
+    with pytest.raises(ValueError, match=r"options=.*: allowed is the same for all"):
+        env.reset()
 
 
 # The sub-environments
