@@ -1,5 +1,6 @@
 """Claim: EnvPoolVecEnv plays what envpool plays, with episodes that end as in SB3 and seeds that count as in SB3."""
 
+import gc
 import sys
 
 import numpy as np
@@ -13,6 +14,13 @@ envpool = pytest.importorskip("envpool")
 
 # envpool gives Box bounds as doubles.
 pytestmark = pytest.mark.filterwarnings("ignore:.*precision lowered by casting")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_pool_is_left():
+    """The workers of AsyncVectorEnv in later tests are forks, which crash when they collect a pool of their parent."""
+    yield
+    gc.collect()
 
 
 class Single:
