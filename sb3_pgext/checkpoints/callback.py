@@ -8,8 +8,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_pgext.arguments import require_count
-from sb3_pgext.checkpoints.files import LOCK, add_checkpoint, good_checkpoints, num_timesteps_at, prune
+from sb3_pgext.arguments import require, require_count
+from sb3_pgext.checkpoints.files import LOCK, add_checkpoint, good_checkpoints, num_timesteps_at
 from sb3_pgext.checkpoints.saving import contents
 
 __all__ = ["CheckpointCallback"]
@@ -45,27 +45,21 @@ class CheckpointCallback(BaseCallback):
         """
         self._written_at: int | None = None
         furthest = max(map(num_timesteps_at, good_checkpoints(self.path)), default=0)
-        if furthest > self.model.num_timesteps:
-            raise ValueError(
-                f"path={str(self.path)!r}: there is a checkpoint of step {furthest}, and this training is at step "
-                f"{self.model.num_timesteps}: allowed is a folder of its own, or to resume that one"
-            )
+        there = f"there is a checkpoint of step {furthest}, and this training is at step {self.model.num_timesteps}"
+        fits = furthest <= self.model.num_timesteps
+        require(fits, "path", str(self.path), f"a folder of its own, or to resume: {there}")
         if type(self.model).collect_rollouts in _DRAW_NOISE_FIRST and self.model.use_sde:  # type: ignore[attr-defined]
-            warnings.warn(
-                f"a resumed training will draw other noise than the uninterrupted one: {type(self.model).__name__} "
-                "draws that of gSDE at the start of a rollout, before a checkpoint can be written",
-                stacklevel=2,
-            )
+            why = f"{type(self.model).__name__} draws that of gSDE before a checkpoint can be written"
+            message = f"a resumed training will draw other noise than the uninterrupted one: {why}"
+            warnings.warn(message, stacklevel=2)
         self.path.mkdir(parents=True, exist_ok=True)
         # One for each thread: a training that was interrupted has not let go of its lock, and may be resumed there.
         self._lock = FileLock(self.path / LOCK, is_singleton=True)
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise ValueError(
-                f"path={str(self.path)!r}: another training is writing its checkpoints there: allowed is a folder of "
-                "its own, or to wait for its end"
-            ) from error
+            message = "another training is writing its checkpoints there: allowed is a folder of its own"
+            raise ValueError(f"path={str(self.path)!r}: {message}") from error
 
     def _on_rollout_start(self) -> None:
         # Between two updates: the rollout's actions are drawn, and its environments are reset, afterwards.
@@ -82,8 +76,7 @@ class CheckpointCallback(BaseCallback):
         self._lock.release(force=True)
 
     def _write(self) -> None:
-        written = add_checkpoint(self.path, self.model.num_timesteps, contents(self.model))
-        prune(self.path, self.keep)
+        written = add_checkpoint(self.path, self.model.num_timesteps, contents(self.model), self.keep)
         self._written_at = self.model.num_timesteps
         if self.verbose > 0:
             print(f"Checkpoint: {written}")

@@ -1,11 +1,8 @@
 """Values as JSON, with arrays and tensors apart, and back. Nothing that is read can name code to import or to run."""
 
 import importlib
-import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import fields
-from itertools import chain, count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +21,10 @@ from torch.nn.modules import activation
 from sb3_pgext import algorithms, rollouts
 from sb3_pgext.rollouts import EpisodeBatch, ReplayedBatch
 
-__all__ = ["ALGORITHMS", "CLASSES", "RECORDS", "Decoder", "Encoder", "qualified_name"]
+__all__ = ["ALGORITHMS", "CLASSES", "NEEDS_TRUST", "RECORDS", "Decoder", "Encoder", "qualified_name"]
+
+
+NEEDS_TRUST = "is pickled, which runs code of whoever wrote it, and may be opened with trust=True only"
 
 
 def qualified_name(cls: type) -> str:
@@ -59,10 +59,6 @@ CLASSES = _named(
 """The classes that a checkpoint may name."""
 
 
-def _field_names(cls: Any) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(cls))
-
-
 RECORDS: dict[str, tuple[str, ...]] = {
     "stable_baselines3.common.utils.ConstantSchedule": ("val",),
     "stable_baselines3.common.utils.LinearSchedule": ("start", "end", "end_fraction"),
@@ -74,24 +70,28 @@ RECORDS: dict[str, tuple[str, ...]] = {
     ),
     "stable_baselines3.common.noise.VectorizedActionNoise": ("n_envs", "_base_noise", "_noises"),
     "rl_zoo3.utils.SimpleLinearSchedule": ("initial_value",),
-    "sb3_pgext.rollouts.buffers.EpisodeBatch": _field_names(EpisodeBatch),
-    "sb3_pgext.rollouts.replay.ReplayedBatch": _field_names(ReplayedBatch),
+    "sb3_pgext.rollouts.buffers.EpisodeBatch": tuple(EpisodeBatch.__dataclass_fields__),
+    "sb3_pgext.rollouts.replay.ReplayedBatch": tuple(ReplayedBatch.__dataclass_fields__),
     "sb3_pgext.rollouts.replay.EpisodeReplay": ("n_batches", "batches", "_n_added", "_cache"),
 }
 """The classes that a checkpoint may hold objects of, and their attributes, which are all that there is to them."""
 
-_ARGUMENTS: dict[type, Callable[[Any], dict[str, Any]]] = {
-    spaces.Box: lambda space: {"low": space.low, "high": space.high, "dtype": str(space.dtype)},
-    spaces.Discrete: lambda space: {"n": int(space.n), "start": int(space.start)},
-    spaces.MultiDiscrete: lambda space: {"nvec": space.nvec, "dtype": str(space.dtype), "start": space.start},
-    spaces.MultiBinary: lambda space: {"n": space.n},
-    spaces.Dict: lambda space: {"spaces": list(space.spaces.items())},  # a mapping would be sorted
-    TrainFreq: lambda train_freq: train_freq._asdict(),
-    TrainFrequencyUnit: lambda unit: {"value": unit.value},
+_ARGUMENTS: dict[type, Callable[[Any], list[Any]]] = {
+    spaces.Box: lambda space: [space.low, space.high, space.shape, str(space.dtype)],
+    spaces.Discrete: lambda space: [int(space.n), None, int(space.start)],
+    spaces.MultiDiscrete: lambda space: [space.nvec, str(space.dtype), None, space.start],
+    spaces.MultiBinary: lambda space: [space.n],
+    spaces.Dict: lambda space: [[[key, part] for key, part in space.items()]],  # a mapping would be sorted
+    TrainFreq: list,
+    TrainFrequencyUnit: lambda unit: [unit.value],
+    dict: lambda values: [[[key, value] for key, value in values.items()]],
+    tuple: lambda values: [list(values)],
+    deque: lambda values: [list(values), values.maxlen],
+    type(Path()): lambda path: [str(path)],
 }
 """Class → the arguments that make an equal object."""
 
-_MADE = {kind.__name__: kind for kind in _ARGUMENTS}
+_MADE = {kind.__name__: kind for kind in _ARGUMENTS} | dict.fromkeys(["PosixPath", "WindowsPath"], Path)
 
 _KIND, _CONTENT = "is", "of"
 """The keys of what is no plain JSON."""
@@ -102,8 +102,7 @@ class Encoder:
     Values as JSON.
 
     The tensors of the values encoded so far lie in ``tensors``, and the values that need pickle in ``custom``, both by
-    their entry: the path to them, such as ``"attributes/policy_kwargs/features_extractor_class"``, and a number where
-    two keys are spelled alike.
+    their entry: the path to them, such as ``"attributes/policy_kwargs/features_extractor_class"``.
     """
 
     def __init__(self) -> None:
@@ -118,57 +117,28 @@ class Encoder:
         :param entry: where it stands
         :return: a value that :mod:`json` takes
         """
-        kind = type(value)
-        if kind is float and not math.isfinite(value):
-            return _tagged("float", str(value))
+        kind: type = dict if type(value) is OrderedDict else type(value)
         if value is None or kind in (bool, int, float, str):
             return value
         if kind is list:
-            return self._items(value, entry)
-        if kind is tuple:
-            return _tagged("tuple", self._items(value, entry))
-        if kind is deque:
-            return _tagged("deque", self._items(value, entry)) | {"maxlen": value.maxlen}
-        if kind in (dict, OrderedDict):
-            return self._mapping(value, entry)
-        if isinstance(value, th.Tensor):
-            return self._tensor("tensor", value, entry)
-        if (kind is np.ndarray or isinstance(value, np.generic)) and _fits_a_tensor(value.dtype):
-            name = "array" if kind is np.ndarray else "scalar"
-            native = np.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")
-            native = native if native.flags.writeable else native.copy()
-            return self._tensor(name, th.as_tensor(native), entry)
-        if isinstance(value, Path):
-            return _tagged("path", str(value))
-        if isinstance(value, type) and CLASSES.get(qualified_name(value)) is value:
-            return _tagged("class", qualified_name(value))
+            return [self.encode(item, f"{entry}/{i}") for i, item in enumerate(value)]
+        if kind is dict and _KIND not in value and all(type(key) is str for key in value):
+            return {key: self.encode(part, f"{entry}/{_escaped(key)}") for key, part in value.items()}
         if kind in _ARGUMENTS:
-            arguments = self._mapping(_ARGUMENTS[kind](value), entry)
-            return _tagged("made", kind.__name__) | {"arguments": arguments}
+            return _tagged("made", kind.__name__) | {"arguments": self.encode(_ARGUMENTS[kind](value), entry)}
         if (name := qualified_name(kind)) in RECORDS:
             attributes = {attribute: getattr(value, attribute) for attribute in RECORDS[name]}
-            return _tagged("record", name) | {"attributes": self._mapping(attributes, entry)}
-        entry = self._free(entry)
+            return _tagged("record", name) | {"attributes": self.encode(attributes, entry)}
+        if isinstance(value, type) and CLASSES.get(qualified_name(value)) is value:
+            return _tagged("class", qualified_name(value))
+        if isinstance(value, th.Tensor):
+            self.tensors[entry] = value.detach().cpu().clone(memory_format=th.contiguous_format)
+            return _tagged("tensor", entry)
+        if (kind is np.ndarray or isinstance(value, np.generic)) and _fits_a_tensor(value.dtype):
+            self.tensors[entry] = th.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))
+            return _tagged("array" if kind is np.ndarray else "scalar", entry)
         self.custom[entry] = value
         return _tagged("custom", entry) | {"type": qualified_name(value if isinstance(value, type) else kind)}
-
-    def _free(self, entry: str) -> str:
-        """The entry, numbered if there is one of this name: that of another key that is spelled like this one."""
-        numbered = (f"{entry} ({n})" for n in count(2))
-        return next(name for name in chain([entry], numbered) if name not in self.tensors and name not in self.custom)
-
-    def _items(self, values: Any, entry: str) -> list[Any]:
-        return [self.encode(value, f"{entry}/{i}") for i, value in enumerate(values)]
-
-    def _mapping(self, values: Mapping[Any, Any], entry: str) -> Any:
-        if all(type(key) is str for key in values) and _KIND not in values:
-            return {key: self.encode(value, f"{entry}/{key}") for key, value in values.items()}
-        return _tagged("dict", [self._items(pair, f"{entry}/{pair[0]}") for pair in values.items()])
-
-    def _tensor(self, kind: str, tensor: th.Tensor, entry: str) -> dict[str, Any]:
-        entry = self._free(entry)
-        self.tensors[entry] = tensor.detach().cpu().clone(memory_format=th.contiguous_format)
-        return _tagged(kind, entry)
 
 
 class Decoder:
@@ -200,18 +170,13 @@ class Decoder:
             return {key: self.decode(value, device) for key, value in encoded.items()}
         kind, content = encoded[_KIND], encoded[_CONTENT]
         decoders: dict[str, Callable[[], Any]] = {
-            "float": lambda: float(content),
-            "path": lambda: Path(content),
-            "tuple": lambda: tuple(self.decode(content, device)),
-            "deque": lambda: deque(self.decode(content, device), maxlen=encoded["maxlen"]),
-            "dict": lambda: dict(self.decode(pair, device) for pair in content),
+            "made": lambda: _MADE[content](*self.decode(encoded["arguments"], device)),
+            "record": lambda: self._record(content, self.decode(encoded["attributes"], device)),
+            "class": lambda: CLASSES[content],
             # A copy, at the alignment of torch's own memory: a matrix product may round by where its operands lie.
             "tensor": lambda: self._tensors[content].clone().to(device),
             "array": lambda: self._tensors[content].clone().numpy(),
             "scalar": lambda: self._tensors[content].numpy()[()],
-            "class": lambda: CLASSES[content],
-            "made": lambda: _MADE[content](**self.decode(encoded["arguments"])),
-            "record": lambda: self._record(content, self.decode(encoded["attributes"], device)),
             "custom": lambda: self._custom_value(content, encoded["type"]),
         }
         return decoders[kind]()
@@ -227,15 +192,17 @@ class Decoder:
 
     def _custom_value(self, entry: str, type_name: str) -> Any:
         if self._custom is None:
-            raise ValueError(
-                f"{entry} ({type_name}) is pickled, which runs code of whoever wrote it, and may be opened with "
-                "trust=True only"
-            )
+            raise ValueError(f"{entry} ({type_name}) {NEEDS_TRUST}")
         return self._custom[entry]
 
 
 def _fits_a_tensor(dtype: np.dtype) -> bool:
     return dtype.kind in "biuf" and dtype.itemsize <= 8
+
+
+def _escaped(key: str) -> str:
+    """The key as one step of a path, as JSON pointers have it (RFC 6901): no two paths are spelled alike."""
+    return key.replace("~", "~0").replace("/", "~1")
 
 
 def _tagged(kind: str, content: Any) -> dict[str, Any]:

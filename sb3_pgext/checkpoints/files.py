@@ -8,30 +8,24 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "Damaged",
-    "Stored",
-    "add_checkpoint",
-    "found",
-    "good_checkpoints",
-    "has_checkpoint",
-    "prune",
-    "read",
-    "write",
-]
+from sb3_pgext.arguments import require
+
+__all__ = ["Damaged", "Stored", "add_checkpoint", "found", "good_checkpoints", "has_checkpoint", "read", "write"]
 
 MODEL, TENSORS, CUSTOM, ENVIRONMENT = "model.json", "tensors.safetensors", "custom.pkl", "environment.pkl"
 MANIFEST, LOCK = "manifest.json", ".lock"
 FORMAT = {"format": "sb3-pgext checkpoint", "version": 1}
 
-_NAME = re.compile(r"(\d{6,})-step-(\d+)")
+_NAME = re.compile(r"\d{6}-step-\d+")
 """Checkpoints of a training: how many were written before, and at which step."""
 _TEMPORARY = ".writing-"
 _KEY_LENGTH = 32
@@ -64,17 +58,13 @@ def write(path: Path, files: Mapping[str, bytes]) -> None:
     :param files: their contents, by name
     :raises ValueError: something is there
     """
-    if path.exists():
-        raise ValueError(f"path={str(path)!r}: allowed is one where nothing is yet")
+    require(not path.exists(), "path", str(path), "one where nothing is yet")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
     temporary.mkdir()
     try:
         for name, content in {**files, MANIFEST: _manifest(files)}.items():
-            with (temporary / name).open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            _write_durably(temporary / name, content)
         _sync(temporary)
         temporary.rename(path)
     except BaseException:
@@ -91,15 +81,13 @@ def read(path: Path) -> Stored:
     :return: its files
     :raises Damaged: one of them is not what was written; the message names it
     """
-    raw = _content(path / MANIFEST)
-    try:
+    raw, intact = _content(path / MANIFEST), False
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
         manifest = json.loads(raw)
         listed = manifest["files"]
-        intact = raw == _sealed({key: manifest[key] for key in (*FORMAT, "files", "signature")})
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise Damaged(f"{path / MANIFEST} is torn or altered ({error!r})") from error
-    required, known = {MODEL, TENSORS}, {MODEL, TENSORS, CUSTOM, ENVIRONMENT}
-    if not intact or not isinstance(listed, dict) or not required <= listed.keys() <= known:
+        known = {MODEL, TENSORS} <= listed.keys() <= {MODEL, TENSORS, CUSTOM, ENVIRONMENT}
+        intact = known and raw == _sealed({key: manifest[key] for key in (*FORMAT, "files", "signature")})
+    if not intact:
         raise Damaged(f"{path / MANIFEST} is torn or altered")
     if {key: manifest[key] for key in FORMAT} != FORMAT:
         raise Damaged(f"{path / MANIFEST}: version={manifest['version']!r}: allowed is {FORMAT['version']}")
@@ -107,8 +95,8 @@ def read(path: Path) -> Stored:
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != listed[name]:
             raise Damaged(f"{path / name} is torn or altered: its checksum is not that of {MANIFEST}")
-    signature, expected = manifest["signature"], _signature(listed)
-    own = isinstance(signature, str) and expected is not None and _same(signature, expected)
+    signature = _signature(listed)
+    own = signature is not None and hmac.compare_digest(_spelled(signature), _spelled(manifest["signature"]))
     return Stored(path, files, own)
 
 
@@ -119,40 +107,31 @@ def found(folder: Path) -> list[Path]:
     :param folder: where it writes them
     :return: those in it, good or not, the last one first
     """
-    names = [name for name in os.listdir(folder) if _NAME.fullmatch(name)] if folder.is_dir() else []
-    return [folder / name for name in sorted(names, key=_serial, reverse=True)]
+    return [path for path in sorted(folder.glob("*-step-*"), reverse=True) if _NAME.fullmatch(path.name)]
 
 
-def add_checkpoint(folder: Path, num_timesteps: int, files: Mapping[str, bytes]) -> Path:
+def add_checkpoint(folder: Path, num_timesteps: int, files: Mapping[str, bytes], keep: int) -> Path:
     """
-    Write the next checkpoint of a training, see :func:`write`.
+    Write the next checkpoint of a training, see :func:`write`, and delete what nobody needs any more: those older than
+    the last good ones, and what a killed process has left.
 
     :param folder: where its checkpoints are
     :param num_timesteps: environment steps so far
     :param files: their contents, by name
+    :param keep: how many good ones stay
     :return: its path
     """
     before = found(folder)
-    serial = _serial(before[0].name) + 1 if before else 0
+    serial = int(before[0].name.partition("-")[0]) + 1 if before else 0
     path = folder / f"{serial:06d}-step-{num_timesteps}"
     write(path, files)
-    return path
-
-
-def prune(folder: Path, keep: int) -> None:
-    """
-    Delete what nobody needs: checkpoints older than the last good ones, and what a killed process has left.
-
-    :param folder: where a training writes its checkpoints
-    :param keep: how many good ones stay
-    """
-    paths = found(folder)
     kept = list(islice(good_checkpoints(folder), keep))
-    for path in paths[paths.index(kept[-1]) + 1 :] if len(kept) == keep else []:
+    for older in [other for other in before if len(kept) == keep and other < kept[-1]]:
         # Renamed first, so that none is ever seen with a part of its files.
-        path.rename(path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}"))
+        older.rename(older.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}"))
     for leftover in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    return path
 
 
 def good_checkpoints(folder: Path) -> Iterator[Path]:
@@ -177,11 +156,10 @@ def has_checkpoint(path: str | Path) -> bool:
 
 
 def _is_good(checkpoint: Path) -> bool:
-    try:
+    with contextlib.suppress(Damaged, OSError):
         read(checkpoint)
-    except Damaged:
-        return False
-    return True
+        return True
+    return False
 
 
 def num_timesteps_at(path: Path) -> int:
@@ -190,10 +168,6 @@ def num_timesteps_at(path: Path) -> int:
     :return: environment steps until then, by its name
     """
     return int(path.name.rpartition("-")[2])
-
-
-def _serial(name: str) -> int:
-    return int(name.partition("-")[0])
 
 
 def _manifest(files: Mapping[str, bytes]) -> bytes:
@@ -207,7 +181,7 @@ def _sealed(manifest: dict[str, Any]) -> bytes:
     return _spelled({**manifest, "sha256": checksum}) + b"\n"
 
 
-def _spelled(content: Mapping[str, Any]) -> bytes:
+def _spelled(content: Any) -> bytes:
     return json.dumps(content, indent=1, sort_keys=True).encode()
 
 
@@ -215,10 +189,6 @@ def _signature(checksums: Mapping[str, str]) -> str | None:
     """The signature that only this user can give; None where there is no place for a key."""
     key = _own_key()
     return None if key is None else hmac.new(key, _spelled(checksums), "sha256").hexdigest()
-
-
-def _same(signature: str, expected: str) -> bool:
-    return hmac.compare_digest(signature.encode(errors="replace"), expected.encode())
 
 
 def _own_key() -> bytes | None:
@@ -237,42 +207,37 @@ def _own_key() -> bytes | None:
 def _make_key(path: Path) -> None:
     """Write a new key, as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(uuid.uuid4().hex)
-    with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-        file.write(secrets.token_bytes(_KEY_LENGTH))
-        file.flush()
-        os.fsync(file.fileno())
-    try:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        _write_durably(temporary, secrets.token_bytes(_KEY_LENGTH), mode=0o600)
         with contextlib.suppress(FileExistsError):  # of another process, which was faster
             os.link(temporary, path)
-    finally:
-        temporary.unlink()
     _sync(path.parent)
 
 
 def _is_for_nobody_else(path: Path) -> bool:
     """Windows keeps the folders of a user for that user."""
-    if os.name == "nt":
-        return True
     status = path.stat()
-    return status.st_uid == os.getuid() and status.st_mode & 0o077 == 0
+    return os.name == "nt" or (status.st_uid == os.getuid() and status.st_mode & 0o077 == 0)
 
 
 def _content(path: Path) -> bytes:
     if not path.is_file():
         raise Damaged(f"{path} is missing")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Damaged(f"{path} cannot be read ({error})") from error
+    return path.read_bytes()
+
+
+def _write_durably(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write a new file, whose content is on the disk afterwards."""
+    with open(path, "xb", opener=partial(os.open, mode=mode)) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync(folder: Path) -> None:
     """Also the names of the files are on the disk then; Windows cannot, and need not."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    if os.name != "nt":
+        descriptor = os.open(folder, os.O_RDONLY)
         os.fsync(descriptor)
-    finally:
         os.close(descriptor)

@@ -5,9 +5,8 @@ from typing import Any
 
 import torch as th
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
-from stable_baselines3.her import HerReplayBuffer
 
-__all__ = ["end_trajectory", "replay_of", "restored_replay"]
+__all__ = ["replay_of", "restored_replay"]
 
 _BUFFERS = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)
 _ARGUMENTS = (
@@ -56,19 +55,6 @@ def restored_replay(saved: Any, device: th.device) -> Any:
             _fill(getattr(buffer, name), saved["arrays"][name])
     buffer.pos, buffer.full = saved["pos"], saved["full"]
     return buffer
-
-
-def end_trajectory(buffer: Any) -> None:
-    """
-    Mark the newest transition as the last one before the environment was reset, for buffers that chain transitions.
-
-    :param buffer: a replay buffer of any class; None for none
-    """
-    if isinstance(buffer, HerReplayBuffer):
-        buffer.truncate_last_trajectory()
-    elif isinstance(buffer, ReplayBuffer) and buffer.size() > 0:
-        buffer.dones[buffer.pos - 1] = True
-        buffer.timeouts[buffer.pos - 1] = buffer.handle_timeout_termination
 
 
 def _first(array: Any, n_rows: int) -> Any:

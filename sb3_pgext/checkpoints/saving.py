@@ -3,7 +3,7 @@
 import json
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,16 @@ from typing import Any
 import cloudpickle
 import safetensors.torch
 import torch as th
-from safetensors import SafetensorError
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_pgext.arguments import require
 from sb3_pgext.checkpoints import files
-from sb3_pgext.checkpoints.encoding import Decoder, Encoder
+from sb3_pgext.checkpoints.encoding import NEEDS_TRUST, Decoder, Encoder
 from sb3_pgext.checkpoints.environments import adopt, pickled
 from sb3_pgext.checkpoints.files import Damaged, Stored
-from sb3_pgext.checkpoints.replay import end_trajectory
 from sb3_pgext.checkpoints.state import model_of, restore_generators, restore_normalization, state_of
 
 __all__ = ["contents", "load", "resume", "save"]
@@ -59,8 +58,6 @@ def load(
     with _naming(stored):
         state, decoder = _opened(stored, trust)
         model = model_of(state, decoder, env, device)
-        if not trust:
-            model.tensorboard_log = None
         if env is not None:
             restore_normalization(model, decoder.decode(state["normalization"]))
             model._last_obs = None
@@ -90,24 +87,21 @@ def resume(
     trusted = stored.own if trust is None else trust
     with _naming(stored):
         state, decoder = _opened(stored, trusted)
-        saved_env, reason = _saved_env(stored, state, trusted)
+        saved_env, reason = _saved_env(stored, trusted)
         if env is None and saved_env is None:
             raise ValueError(f"env=None: allowed is an environment, for the saved one {reason}")
-        device = decoder.decode(state["device"]) if device is None else device
-        model = model_of(state, decoder, saved_env if env is None else env, device)
-        if not trusted:
-            model.tensorboard_log = None
+        env_of_model = saved_env if env is None else env
+        model = model_of(state, decoder, env_of_model, state["device"] if device is None else device)
         assert model.env is not None
         if saved_env is not None and env is not None and not adopt(model.env, saved_env):
-            saved_env, reason = None, "is, or may be, of another make than the one given"
+            saved_env, reason = None, "is of another make than the one given"
         if saved_env is None:
             restore_normalization(model, decoder.decode(state["normalization"]))
-            _restart_episodes(model)
-            warnings.warn(
-                f"the episodes restart, and this will not be the uninterrupted run: the environment in {stored.path} "
-                f"{reason}",
-                stacklevel=2,
-            )
+            model._last_obs = None
+            if model.seed is not None:  # not with that of the first episodes, which would be played again
+                model.env.seed((model.seed + model.num_timesteps) % 2**32)
+            why = f"the environment in {stored.path} {reason}"
+            warnings.warn(f"the episodes restart, and this will not be the uninterrupted run: {why}", stacklevel=2)
         elif model.action_noise is not None:
             _keep_through_next_reset(model.action_noise)
         restore_generators(model, decoder.decode(state["generators"]))
@@ -128,32 +122,27 @@ def contents(model: BaseAlgorithm) -> dict[str, bytes]:
         try:
             written[files.ENVIRONMENT] = pickled(model.env)
         except TypeError as error:
-            state["environment"] = f"cannot be pickled ({error})"
-            warnings.warn(
-                f"a resumed training will restart its episodes: this environment {state['environment']}", stacklevel=2
-            )
+            why = f"this environment cannot be pickled ({error})"
+            warnings.warn(f"a resumed training will restart its episodes: {why}", stacklevel=2)
     if encoder.custom:
         try:
             written[files.CUSTOM] = cloudpickle.dumps(encoder.custom)
         except Exception as error:  # whatever a class of the user may raise
             raise ValueError(f"one of {sorted(encoder.custom)} cannot be pickled: {error}") from error
-    written[files.MODEL] = json.dumps(state, allow_nan=False).encode()
+    written[files.MODEL] = json.dumps(state).encode()
     written[files.TENSORS] = safetensors.torch.save(encoder.tensors)
     return written
 
 
 def _last_good(path: Path) -> Stored:
-    if not path.is_dir():
-        raise ValueError(f"path={str(path)!r}: allowed is a checkpoint, or a folder of checkpoints")
     candidates = files.found(path)
     if not candidates:
-        if not (path / files.MANIFEST).is_file():
-            raise Damaged(f"path={str(path)!r}: there is no checkpoint, for {files.MANIFEST} is missing")
+        require(path.is_dir(), "path", str(path), "a checkpoint, or a folder of checkpoints")
         return files.read(path)
     for candidate in candidates:
         try:
             return files.read(candidate)
-        except Damaged as error:
+        except (Damaged, OSError) as error:
             warnings.warn(f"{error}: the checkpoint before it is taken", stacklevel=3)
     raise Damaged(f"path={str(path)!r}: none of its {len(candidates)} checkpoints is good")
 
@@ -164,40 +153,29 @@ def _naming(stored: Stored) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever a constructor may raise that is given something else
-        what = error if type(error) is ValueError else f"not of a known schema ({error!r})"
+        what = error if type(error) is ValueError else f"{files.MODEL} is not of a known schema ({error!r})"
         raise ValueError(f"{stored.path}: {what}") from error
 
 
 def _opened(stored: Stored, trusted: bool) -> tuple[dict[str, Any], Decoder]:
     """The state as JSON, and what makes values of it."""
-    try:
-        state = json.loads(stored.files[files.MODEL])
-        tensors = safetensors.torch.load(stored.files[files.TENSORS])
-    except (ValueError, SafetensorError) as error:
-        raise ValueError(f"{files.MODEL} or {files.TENSORS} is of another format ({error!r})") from error
-    custom = pickle.loads(stored.files.get(files.CUSTOM, pickle.dumps({}))) if trusted else None
-    return state, Decoder(tensors, custom)
+    state, tensors = json.loads(stored.files[files.MODEL]), safetensors.torch.load(stored.files[files.TENSORS])
+    if trusted:
+        return state, Decoder(tensors, pickle.loads(stored.files.get(files.CUSTOM, pickle.dumps({}))))
+    state["attributes"]["tensorboard_log"] = None  # a stranger does not say where logs are written
+    return state, Decoder(tensors, None)
 
 
-def _saved_env(stored: Stored, state: Mapping[str, Any], trusted: bool) -> tuple[VecEnv | None, str]:
+def _saved_env(stored: Stored, trusted: bool) -> tuple[VecEnv | None, str]:
     """The environment in the checkpoint, or None and the reason."""
     if files.ENVIRONMENT not in stored.files:
-        return None, str(state.get("environment", "is not there"))
+        return None, "is not there: there was none, or it cannot be pickled"
     if not trusted:
-        return None, "is pickled, which runs code of whoever wrote it, and may be opened with trust=True only"
+        return None, NEEDS_TRUST
     try:
         return pickle.loads(stored.files[files.ENVIRONMENT]), ""
     except Exception as error:  # whatever an environment may raise
         return None, f"cannot be opened ({error!r})"
-
-
-def _restart_episodes(model: BaseAlgorithm) -> None:
-    """Begin new episodes, not with the seed of the first ones, which would be played again."""
-    assert model.env is not None
-    model._last_obs = None
-    end_trajectory(getattr(model, "replay_buffer", None))
-    if model.seed is not None:
-        model.env.seed((model.seed + model.num_timesteps) % 2**32)
 
 
 def _keep_through_next_reset(noise: ActionNoise) -> None:

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import check_for_correct_spaces
-from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her import HerReplayBuffer
 
 from sb3_pgext.checkpoints.encoding import ALGORITHMS, Decoder, Encoder, qualified_name
@@ -19,8 +17,8 @@ from sb3_pgext.checkpoints.replay import replay_of, restored_replay
 
 __all__ = ["generators_of", "model_of", "restore_generators", "restore_normalization", "state_of"]
 
-_RECREATED = ("lr_schedule",)
-"""Attributes that ``_setup_model`` makes from others."""
+_STATISTICS = ("obs_rms", "ret_rms")
+"""Attributes of VecNormalize; the first one is missing without ``norm_obs``."""
 
 _NOISE = ("exploration_mat", "exploration_matrices")
 """Attributes of a distribution that hold the noise drawn for gSDE."""
@@ -52,7 +50,7 @@ def state_of(model: BaseAlgorithm, encoder: Encoder) -> dict[str, Any]:
         "frozen": [name for name, parameter in model.policy.named_parameters() if not parameter.requires_grad],
         "noise": {name: _noise_of(module) for name, module in model.policy.named_modules() if _noise_of(module)},
         "replay_buffer": replay_of(getattr(model, "replay_buffer", None)),
-        "normalization": None if normalizer is None else _statistics(normalizer),
+        "normalization": normalizer and {name: part for name, part in vars(normalizer).items() if name in _STATISTICS},
         "generators": generators_of(model),
     }
     return {name: encoder.encode(part, name) for name, part in parts.items()}
@@ -75,7 +73,7 @@ def model_of(
     algorithm: Any = ALGORITHMS[name] if isinstance(name, str) else decoder.decode(name)
     attributes = decoder.decode(state["attributes"])
     for name in attributes:
-        if callable(getattr(algorithm, name, None)) or isinstance(getattr(algorithm, name, None), property):
+        if callable(defined := getattr(algorithm, name, None)) or isinstance(defined, property):
             raise ValueError(f"attributes/{name}: allowed are attributes, not methods, of {algorithm.__name__}")
     if env is not None:
         env = algorithm._wrap_env(env, attributes["verbose"])
@@ -112,27 +110,18 @@ def _noise_of(module: th.nn.Module) -> dict[str, th.Tensor]:
 def _restore_replay(model: Any, saved: Any) -> None:
     """Give a model its replay buffer, before its ``_setup_model`` would make one."""
     replay_buffer = restored_replay(saved, model.device)
-    if replay_buffer is None:
-        return
     if getattr(replay_buffer, "n_envs", model.n_envs) != model.n_envs:
-        warnings.warn(
-            f"env has num_envs={model.n_envs}, the replay buffer is one of {replay_buffer.n_envs}: it starts empty",
-            stacklevel=2,
-        )
-        return
-    if isinstance(replay_buffer, HerReplayBuffer) and model.env is not None:
-        replay_buffer.set_env(model.env)
-    model.replay_buffer = replay_buffer
+        sizes = f"it has n_envs={replay_buffer.n_envs}, env has {model.n_envs}"
+        warnings.warn(f"the replay buffer starts empty: {sizes}", stacklevel=2)
+    elif replay_buffer is not None:
+        model.replay_buffer = replay_buffer
+        if isinstance(replay_buffer, HerReplayBuffer) and model.env is not None:
+            replay_buffer.set_env(model.env)
 
 
 def _left_out(model: BaseAlgorithm) -> set[str]:
-    """The attributes that SB3 does not save either, and those that are made from others."""
-    return {*model._excluded_save_params(), *_RECREATED}
-
-
-def _statistics(normalizer: VecNormalize) -> dict[str, Any]:
-    observations = normalizer.obs_rms if normalizer.norm_obs else None
-    return {"observations": observations, "returns": normalizer.ret_rms}
+    """The attributes that SB3 does not save either, and the one that ``_setup_model`` makes from others."""
+    return {*model._excluded_save_params(), "lr_schedule"}
 
 
 def restore_normalization(model: BaseAlgorithm, statistics: Mapping[str, Any] | None) -> None:
@@ -147,10 +136,9 @@ def restore_normalization(model: BaseAlgorithm, statistics: Mapping[str, Any] | 
     if (normalizer is None) != (statistics is None):
         allowed = "one without VecNormalize" if statistics is None else "one in a VecNormalize"
         raise ValueError(f"env={model.env}: allowed is {allowed}, as the model was trained with")
-    if normalizer is not None and statistics is not None:
-        normalizer.ret_rms = statistics["returns"]
-        if statistics["observations"] is not None:
-            normalizer.obs_rms = statistics["observations"]
+    for name in _STATISTICS:
+        if statistics is not None and name in statistics:
+            setattr(normalizer, name, statistics[name])
 
 
 def generators_of(model: BaseAlgorithm) -> dict[str, Any]:
@@ -165,7 +153,7 @@ def generators_of(model: BaseAlgorithm) -> dict[str, Any]:
         "numpy": np.random.get_state(legacy=False),  # noqa: NPY002  the generator that SB3 draws from
         "torch": th.get_rng_state().numpy(),
         "cuda": [state.numpy() for state in th.cuda.get_rng_state_all()] if th.cuda.is_initialized() else [],
-        "action_space": _generator_of(model.action_space),
+        "action_space": model.action_space.np_random.bit_generator.state,
     }
 
 
@@ -181,10 +169,4 @@ def restore_generators(model: BaseAlgorithm, states: Mapping[str, Any]) -> None:
     th.set_rng_state(th.from_numpy(states["torch"]))
     if len(states["cuda"]) == th.cuda.device_count():
         th.cuda.set_rng_state_all([th.from_numpy(state) for state in states["cuda"]])
-    if states["action_space"] is not None:
-        model.action_space.np_random.bit_generator.state = states["action_space"]
-
-
-def _generator_of(space: spaces.Space) -> dict[str, Any] | None:
-    """The state of a space's generator; None where nothing has been drawn, or seeded, yet."""
-    return None if space._np_random is None else dict(space.np_random.bit_generator.state)
+    model.action_space.np_random.bit_generator.state = states["action_space"]

@@ -6,7 +6,6 @@ differentiable in θ, so the gradient of J is exact by automatic differentiation
 """
 
 from copy import copy, deepcopy
-from typing import Any
 
 import gymnasium as gym
 import torch as th
@@ -77,11 +76,11 @@ def exact_policy_gradient(
         return flat_gradient(model.initial @ model.values(probabilities)[0], parameters)
     values = model.values(probabilities.detach())
     visits = model.visits(probabilities.detach(), discount=1.0)
-    surrogate = probabilities.new_zeros(())
-    for t, at_time_t in enumerate(visits):
-        following = values[min(t + 1, len(values) - 1)]
-        surrogate = surrogate + at_time_t @ (probabilities * model.action_values(following)).sum(1)
-    return flat_gradient(surrogate, parameters)
+    surrogates = [
+        at_time_t @ (probabilities * model.action_values(following)).sum(1)
+        for at_time_t, following in zip(visits, values[1:], strict=True)
+    ]
+    return flat_gradient(th.stack(surrogates).sum(), parameters)
 
 
 def exact_fisher(policy: ActorCriticPolicy, mdp: gym.Env, gamma: float) -> th.Tensor:
@@ -176,10 +175,7 @@ def _in_float64(policy: ActorCriticPolicy) -> ActorCriticPolicy:
     policy = deepcopy(policy, {id(policy.action_dist): copy(policy.action_dist)}).to("cpu").double()
     policy.set_training_mode(False)
 
-    def to_float64(_module: th.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(x.double() for x in inputs)
-
-    policy.pi_features_extractor.register_forward_pre_hook(to_float64)
+    policy.pi_features_extractor.register_forward_pre_hook(lambda _, inputs: tuple(x.double() for x in inputs))
     return policy
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import gymnasium as gym
@@ -19,6 +20,8 @@ from sb3_pgext.envs import TabularMDP
 
 __all__ = ["estimated_gradient", "gradient_samples", "set_options"]
 
+_LOGGING = ("tensorboard_log", "verbose", "_logger", "_custom_logger")
+
 
 def set_options(model: EpisodicAlgorithm | VPG, **options: Any) -> dict[str, Any]:
     """
@@ -31,19 +34,13 @@ def set_options(model: EpisodicAlgorithm | VPG, **options: Any) -> dict[str, Any
     """
     for name in options:
         require_one_of("option", name, type(model).estimate_options)
-    before = {name: getattr(model, name) for name in type(model).estimate_options}
-    try:
-        for name, value in options.items():
-            setattr(model, name, value)
-        ineffective = {name: only for name, (only, _) in model.ineffective_arguments().items() if name not in options}
-        changed = {name: only for name, only in ineffective.items() if getattr(model, name) != only}
-        for name, only in changed.items():
-            setattr(model, name, only)
-        model._check_arguments()
-    except ValueError:
-        for name, value in before.items():
-            setattr(model, name, value)
-        raise
+    trial = copy(model)
+    vars(trial).update(options)
+    ineffective = {name: only for name, (only, _) in trial.ineffective_arguments().items() if name not in options}
+    changed = {name: only for name, only in ineffective.items() if getattr(trial, name) != only}
+    vars(trial).update(changed)
+    trial._check_arguments()
+    vars(model).update(options | changed)
     if isinstance(model, FixedLengthAlgorithm) and model.rollout_buffer.full:
         model.collector.compute_advantages(model, model.rollout_buffer)
     return changed
@@ -130,17 +127,12 @@ def gradient_samples(
 @contextmanager
 def _no_log(model: EpisodicAlgorithm | VPG) -> Iterator[None]:
     """Without a run of its own in the log, and with the model's logger in place afterwards."""
-    own = {
-        name: getattr(model, name)
-        for name in ("tensorboard_log", "verbose", "_logger", "_custom_logger")
-        if hasattr(model, name)
-    }
+    own = {name: value for name, value in vars(model).items() if name in _LOGGING}
     model.tensorboard_log, model.verbose = None, 0
     model.set_logger(Logger(folder=None, output_formats=[]))
     try:
         yield
     finally:
-        for name, value in own.items():
-            setattr(model, name, value)
-        if "_logger" not in own:
-            del model._logger
+        for name in _LOGGING:
+            vars(model).pop(name, None)
+        vars(model).update(own)

@@ -51,17 +51,14 @@ class TabularMDP(gym.Env[np.int64, np.int64]):
         # Tables in float32 sum to 1 within rounding only; what is missing would be taken for the end of the episode.
         self.initial = self.initial / self.initial.sum()
         sums = self.transitions.sum(axis=2, keepdims=True)
-        self.transitions = np.where(
-            np.abs(sums - 1) < TOLERANCE, self.transitions / np.maximum(sums, 0.5), self.transitions
-        )
+        self.transitions = self.transitions / np.where(np.abs(sums - 1) < TOLERANCE, sums, 1)
 
         n_states, n_actions, _ = self.transitions.shape
         self.observation_space = spaces.Discrete(n_states)
         self.action_space = spaces.Discrete(n_actions)
-        self._next_rewards = np.broadcast_to(
-            rewards[..., None] if rewards.ndim == 2 else rewards, self.transitions.shape
-        )
-        self._end_rewards = rewards if rewards.ndim == 2 else np.zeros((n_states, n_actions))
+        by_action = rewards.ndim == 2
+        self._next_rewards = np.broadcast_to(rewards[..., None] if by_action else rewards, self.transitions.shape)
+        self._end_rewards = rewards if by_action else np.zeros((n_states, n_actions))
         # Drawing the next state is one comparison with these; the last column is the end of the episode.
         self._cumulative = np.cumsum(self.transitions, axis=2)
         self._cumulative_initial = np.cumsum(self.initial)
@@ -193,15 +190,8 @@ def chain(
     transitions = np.zeros((n_states, 2, n_states))
     rewards = np.zeros((n_states, 2))
     for action, right in ((0, slip), (1, 1 - slip)):
-        for state in range(n_states):
-            if state + 1 < n_states:
-                transitions[state, action, state + 1] += right
-            else:
-                rewards[state, action] += right
-            if state > 0:
-                transitions[state, action, state - 1] += 1 - right
-            else:
-                rewards[state, action] += 0.1 * (1 - right)
+        transitions[:, action] = right * np.eye(n_states, k=1) + (1 - right) * np.eye(n_states, k=-1)
+        rewards[-1, action], rewards[0, action] = right, 0.1 * (1 - right)
     return TabularMDP(transitions, rewards, np.eye(n_states)[0], horizon, at_horizon)
 
 

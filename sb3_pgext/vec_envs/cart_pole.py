@@ -37,7 +37,7 @@ class SameStepCartPole(VectorWrapper):
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         ended = terminated | truncated
         if ended.any():
-            infos = {**infos, "final_obs": observations.copy()}
+            infos = {**infos, "final_obs": observations.copy(), "_final_obs": ended}
             cart_poles: Any = self.env  # its state is typed as None, which it is before the first reset
             cart_poles.state[:, ended] = cart_poles.np_random.uniform(-_BOUND, _BOUND, size=(4, ended.sum()))
             cart_poles.steps[ended] = 0

@@ -1,6 +1,5 @@
 """SB3's ``VecEnv`` over envpool, whose environments run in C++ threads."""
 
-import difflib
 from types import ModuleType
 from typing import Any
 
@@ -32,7 +31,7 @@ class EnvPoolVecEnv(GymnasiumVecEnv):
     :param num_envs: number of sub-environments, E
     :param seed: of the first sub-environment; None for random ones
     :param config: what else ``envpool.make`` takes: ``max_episode_steps``, ``num_threads``, settings of the task
-    :raises ValueError: there is no such task, or the settings are of a kind that SB3 has no place for
+    :raises ValueError: there is no such task
     :raises ModuleNotFoundError: envpool is not installed
     """
 
@@ -60,10 +59,9 @@ class EnvPool(VectorEnv):
 
     def __init__(self, task_id: str, num_envs: int, config: dict[str, Any]):
         envpool = import_envpool()
-        _check(envpool, task_id, num_envs, config)
+        require(task_id in envpool.list_all_envs(), "task_id", task_id, "a task of envpool.list_all_envs()")
+        require_count("num_envs", num_envs)
         spec = envpool.make_spec(task_id, num_envs=num_envs, **config)
-        if spec.config.max_num_players != 1:
-            raise ValueError(f"task_id={task_id!r} has several players: allowed are tasks with one")
         self._make = lambda seeds: envpool.make_gymnasium(task_id, num_envs=num_envs, seed=seeds, **config)
         self._pool: Any = None
         self._name = f"envpool {task_id}"
@@ -73,22 +71,16 @@ class EnvPool(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.render_mode = config.get("render_mode")
-        self.metadata = {"render_modes": ["rgb_array", "human"], "autoreset_mode": AutoresetMode.SAME_STEP}
+        self.metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP}
 
-    def reset(
-        self,
-        *,
-        seed: list[int] | None = None,  # type: ignore[override]
-        options: dict[str, Any] | None = None,
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """
-        :param seed: for each sub-environment; None to go on with their random numbers
+        :param seed: a list with one for each sub-environment; None to go on with their random numbers
         :param options: none
         :return: first observations of all sub-environments, and infos
         :raises ValueError: options: envpool takes none
         """
-        if options:
-            raise ValueError(f"options={options!r}: envpool takes none at a reset")
+        require(not options, "options", options, "none: envpool takes none at a reset")
         if seed is not None or self._pool is None:
             if seed is None:
                 seed = np.random.default_rng().integers(_N_SEEDS, size=self.num_envs).tolist()
@@ -108,17 +100,17 @@ class EnvPool(VectorEnv):
         infos, ended = _without_bookkeeping(infos), np.flatnonzero(terminated | truncated).astype(np.int32)
         if len(ended):
             final = {"final_obs": observations, "final_info": infos}
+            final |= {f"_{key}": terminated | truncated for key in final}
             of_reset, infos_of_reset = self._pool.reset(ended)
             observations = _replaced(observations, ended, of_reset)
             infos = _replaced(infos, ended, infos_of_reset) | final
         return observations, rewards, terminated, truncated, infos
 
-    def render(self) -> tuple[np.ndarray, ...] | None:
+    def render(self) -> tuple[np.ndarray, ...]:
         """
         :return: an image of each sub-environment
         """
-        images = self._pool.render(env_ids=np.arange(self.num_envs, dtype=np.int32))
-        return None if images is None else tuple(images)
+        return tuple(self._pool.render(env_ids=np.arange(self.num_envs, dtype=np.int32)))
 
     def close_extras(self) -> None:
         """Let go of the pool, which ends its threads."""
@@ -136,25 +128,9 @@ def import_envpool() -> ModuleType:
     try:
         import envpool
     except ModuleNotFoundError as error:
-        if error.name != "envpool":
-            raise
-        raise ModuleNotFoundError(
-            'EnvPoolVecEnv needs envpool: pip install "sb3-pgext[envpool]"', name="envpool"
-        ) from error
+        message = 'EnvPoolVecEnv needs envpool: pip install "sb3-pgext[envpool]"'
+        raise ModuleNotFoundError(message, name=error.name) from error
     return envpool
-
-
-def _check(envpool: ModuleType, task_id: str, num_envs: int, config: dict[str, Any]) -> None:
-    """Refuse arguments for which envpool would fail an assertion, or SB3 has no place."""
-    tasks = envpool.list_all_envs()
-    if task_id not in tasks:
-        matches = difflib.get_close_matches(task_id, tasks, n=1)
-        hint = f", did you mean {matches[0]!r}?" if matches else ""
-        raise ValueError(f"task_id={task_id!r}{hint} allowed is a task of envpool.list_all_envs()")
-    require_count("num_envs", num_envs)
-    batch_size = config.get("batch_size", num_envs)
-    only = f"num_envs={num_envs} only, since SB3 steps all sub-environments together"
-    require(batch_size == num_envs, "batch_size", batch_size, only)
 
 
 def _without_bookkeeping(infos: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Claim: EnvPoolVecEnv plays what envpool plays, with episodes that end as in SB3 and seeds that count as in SB3."""
 
+import gc
 import sys
 
 import numpy as np
@@ -13,6 +14,13 @@ envpool = pytest.importorskip("envpool")
 
 # envpool gives Box bounds as doubles.
 pytestmark = pytest.mark.filterwarnings("ignore:.*precision lowered by casting")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_pool_is_left():
+    """The workers of AsyncVectorEnv in later tests are forks, which crash when they collect a pool of their parent."""
+    yield
+    gc.collect()
 
 
 class Single:
@@ -138,7 +146,7 @@ def test_images():
 def test_it_has_no_sub_environments_to_ask():
     env = EnvPoolVecEnv("CartPole-v1", 2)
     assert env.get_attr("render_mode") == [None, None]
-    with pytest.raises(AttributeError, match=r"envpool CartPole-v1\(num_envs=2\) has no sub-environments"):
+    with pytest.raises(AttributeError, match=r"envpool CartPole-v1\(num_envs=2\), the attribute env, has no sub-env"):
         env.env_method("render")
     env.close()
     assert env.env.closed
@@ -147,9 +155,8 @@ def test_it_has_no_sub_environments_to_ask():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task_id": "CartPol-v1"}, r"task_id='CartPol-v1', did you mean 'CartPole-v1'\? allowed is a task of envpool"),
+        ({"task_id": "CartPol-v1"}, r"task_id='CartPol-v1': allowed is a task of envpool"),
         ({"num_envs": 0}, "num_envs=0: allowed is a whole number >= 1"),
-        ({"batch_size": 1}, "batch_size=1: allowed is num_envs=2 only"),
     ],
 )
 def test_what_is_refused(arguments, message):
@@ -160,7 +167,7 @@ def test_what_is_refused(arguments, message):
 def test_options_are_refused_at_the_reset():
     env = EnvPoolVecEnv("CartPole-v1", 2)
     env.set_options({"low": 0})
-    with pytest.raises(ValueError, match=r"options=\{'low': 0\}: envpool takes none"):
+    with pytest.raises(ValueError, match=r"options=\{'low': 0\}: allowed is none"):
         env.reset()
 
 

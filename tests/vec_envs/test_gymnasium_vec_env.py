@@ -8,12 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from gymnasium.wrappers.vector import (
-    DictInfoToList,
-    NormalizeReward,
-    RecordEpisodeStatistics,
-    TransformReward,
-)
+from gymnasium.wrappers.vector import NormalizeReward, RecordEpisodeStatistics, TransformReward
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -134,7 +129,6 @@ def test_the_trajectories_are_those_of_dummy_vec_env(vector_env):
         spaces.MultiDiscrete([2, 3]),
         spaces.MultiBinary(3),
         DICT,
-        spaces.Tuple([spaces.Discrete(4), VECTOR]),
     ],
     ids=lambda space: type(space).__name__,
 )
@@ -275,7 +269,7 @@ def test_wrappers_of_gymnasium_go_around_the_vectorised_cart_pole_in_the_same_st
 
 
 class Mine(VectorEnv):
-    """Two sub-environments that count; each ends at 2. It returns the arrays and lists that it goes on writing to."""
+    """Two sub-environments that count; each ends at 2. It returns the arrays that it goes on writing to."""
 
     num_envs = 2
     single_observation_space = spaces.Box(0, 9, (1,), np.float32)
@@ -283,9 +277,8 @@ class Mine(VectorEnv):
     observation_space = spaces.Box(0, 9, (2, 1), np.float32)
     action_space = spaces.MultiDiscrete([2, 2])
 
-    def __init__(self, mode, keeps_the_last=True):
-        self.metadata, self.keeps_the_last = {"autoreset_mode": mode}, keeps_the_last
-        self.log = []
+    def __init__(self, mode):
+        self.metadata = {"autoreset_mode": mode}
 
     def reset(self, *, seed=None, options=None):
         self.t = np.array([0.0, 1.0], np.float32)
@@ -295,11 +288,11 @@ class Mine(VectorEnv):
     def step(self, actions):
         self.t += 1
         self.rewards[:] = self.t
-        self.log.append(int(self.t[0]))
-        infos = {"limit": 2, "t": self.t, "row": self.t[:, None], "logs": [self.log] * 2, "log": {"log": self.log}}
+        infos = {"limit": 2, "t": self.t, "row": self.t[:, None]}
         ended = self.t == 2
-        if ended.any() and self.keeps_the_last:
-            infos = deepcopy(infos) | {"final_obs": self.t[:, None].copy(), "final_info": deepcopy(infos)}
+        if ended.any():
+            final = {"final_obs": self.t[:, None].copy(), "final_info": deepcopy(infos)}
+            infos = deepcopy(infos) | final | {f"_{key}": ended for key in final}
         self.t[ended] = 0
         return self.t[:, None], self.rewards, ended, np.zeros(2, bool), infos
 
@@ -307,26 +300,15 @@ class Mine(VectorEnv):
 def test_a_vector_environment_of_ones_own():
     env = GymnasiumVecEnv(Mine(SAME_STEP))
     first = env.reset()
-    env.env.log += [7, 8]  # now its length is not that of the sub-environments
     observations, rewards, dones, infos = env.step(np.zeros(2))
     env.step(np.zeros(2))
     assert first.tolist() == [[0], [1]]
     assert observations.tolist() == [[1], [0]]
     assert rewards.tolist() == [1, 2]
     assert dones.tolist() == [False, True]
-    common = {"TimeLimit.truncated": False, "limit": 2, "logs": [7, 8, 1], "log": {"log": [7, 8, 1]}}
+    common = {"TimeLimit.truncated": False, "limit": 2}
     assert infos[0] == common | {"t": 1, "row": np.array([1.0])}
     assert infos[1] == common | {"t": 2, "row": np.array([2.0]), "terminal_observation": np.array([2.0])}
-    infos[0]["log"]["log"].append(9)
-    infos[0]["logs"].append(9)
-    assert infos[1]["log"]["log"] == infos[1]["logs"] == [7, 8, 1]
-
-
-def test_one_that_does_not_keep_the_last_observations_is_found_out():
-    env = GymnasiumVecEnv(Mine(SAME_STEP, keeps_the_last=False))
-    env.reset()
-    with pytest.raises(ValueError, match=r"no 'final_obs' in the infos .*SAME_STEP"):
-        env.step(np.zeros(2))
 
 
 @pytest.mark.parametrize(
@@ -342,8 +324,7 @@ def test_one_that_does_not_keep_the_last_observations_is_found_out():
     ids=str,
 )
 def test_other_autoreset_modes_are_refused(env):
-    message = r"env=.* has metadata\['autoreset_mode'\]=.*: allowed is AutoresetMode.SAME_STEP, .*EnvPoolVecEnv"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"autoreset_mode of .*=.*: allowed is AutoresetMode.SAME_STEP, as with"):
         GymnasiumVecEnv(env)
 
 
@@ -358,11 +339,6 @@ def test_the_way_that_the_message_names():
 def test_what_is_no_vector_environment_is_refused(env):
     with pytest.raises(ValueError, match=r"env=.*: allowed is a gymnasium.vector.VectorEnv"):
         GymnasiumVecEnv(env)
-
-
-def test_infos_that_are_lists_already_are_refused():
-    with pytest.raises(ValueError, match="without DictInfoToList"):
-        GymnasiumVecEnv(DictInfoToList(sync(talkative(2))))
 
 
 # What is handed out belongs to the caller
@@ -431,8 +407,9 @@ def test_options_are_those_of_the_next_reset():
     assert env.get_attr("options") == [{"a": 2}] * 2
     env.reset()
     assert env.get_attr("options") == [None, None]
-    with pytest.raises(ValueError, match="a vector environment takes the same options for all"):
-        env.set_options([{"a": 2}, {"a": 3}])
+    env.set_options([{"a": 2}, {"a": 3}])
+    with pytest.raises(ValueError, match=r"options=.*: allowed is the same for all"):
+        env.reset()
 
 
 # The sub-environments
@@ -468,12 +445,8 @@ def test_sub_environments_of_async_vector_env():
     assert not env.has_attr("triple")
     with pytest.raises(AttributeError, match="have no attribute 'triple'"):
         env.get_attr("triple")
-    with pytest.raises(AttributeError, match="have no method 'triple'"):
-        env.env_method("triple")
-    with pytest.raises(ValueError, match=r"method_name='reset': AsyncVectorEnv allows any but"):
-        env.env_method("reset")
     for of_some in (lambda: env.env_method("double", 3, indices=[0]), lambda: env.set_attr("t", 1, indices=0)):
-        with pytest.raises(ValueError, match=r"indices=\[0\]: allowed is None, which is all sub-environments"):
+        with pytest.raises(ValueError, match=r"indices=.*0.*: allowed is None, which is all sub-environments"):
             of_some()
     assert not hasattr(env, "envs")
     env.step(np.zeros((2, 2), np.float32))
@@ -483,8 +456,6 @@ def test_sub_environments_of_async_vector_env():
 def test_episodes_of_async_vector_env_are_evaluated_behind_a_monitor():
     env = GymnasiumVecEnv(async_(cart_poles(2)))
     model = PPO("MlpPolicy", env, device="cpu", seed=0)
-    with pytest.raises(AttributeError, match="wrap the GymnasiumVecEnv in VecMonitor"):
-        evaluate_policy(model, env, 2)
     mean, _ = evaluate_policy(model, VecMonitor(env), 2)
     assert 5 < mean <= 30
     env.close()
@@ -495,14 +466,14 @@ def test_a_vector_environment_without_sub_environments_says_so():
     assert env.get_attr("render_mode") == ["rgb_array"] * 3
     assert env.get_attr("spec", indices=0)[0].id == "CartPole-v1"
     assert env.env_is_wrapped(Monitor) == [False] * 3
-    assert not env.has_attr("gravity")
+    assert env.get_attr("length") == [env.env.unwrapped.length] * 3, "that of all"
+    assert not env.has_attr("triple")
     for asked in (
-        lambda: env.get_attr("gravity"),
         lambda: env.set_attr("gravity", 1),
         lambda: env.env_method("step"),
         lambda: env.envs,
     ):
-        with pytest.raises(AttributeError, match=r"CartPoleVectorEnv.* has no sub-environments in this process"):
+        with pytest.raises(AttributeError, match=r"CartPoleVectorEnv.*, has no sub-environments in this process"):
             asked()
 
 
@@ -535,8 +506,6 @@ def test_a_window_is_drawn_by_the_environment():
     assert env.render() is None
     assert env.render("human") is None
     assert env.get_attr("rendered") == [2, 2]
-    with pytest.warns(UserWarning, match="render_mode='human' gives no images"):
-        assert env.get_images() == [None, None]
 
 
 def test_closing():
