@@ -123,9 +123,8 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         lecture 004 (for ``"kl"`` and ``"adaptive_kl"``)
     :param recompute_advantage: compute advantages and targets anew from the rewards, with the current critic, before
         each epoch but the first (Andrychowicz et al. 2021); V_old stays, a callback's advantages do not
-    :param compile: compile acting, the update of a minibatch of ``batch_size`` steps, and what the divergence is
-        measured by (some seconds, once): the same results up to rounding, in less time. Where that is not possible, a
-        warning says why, and it runs as it is
+    :param compile: compile acting and the update of a minibatch of ``batch_size`` steps (some seconds, once): the same
+        results up to rounding, in less time
     :raises ValueError: an argument is not allowed, or would have no effect beside the others
     """
 
