@@ -144,7 +144,7 @@ class EpisodicAlgorithm(OnPolicyGradientAlgorithm):
     def collect_rollouts(  # type: ignore[override]
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: EpisodeBuffer, n_rollout_steps: int
     ) -> bool:
-        """See :meth:`EpisodeCollector.collect <sb3_pgext.rollouts.EpisodeCollector.collect>`."""
+        """See :meth:`Collector.collect <sb3_pgext.rollouts.collector.Collector.collect>`."""
         return self.collector.collect(self, env, callback, rollout_buffer, n_rollout_steps)
 
     def _returns(self, episodes: EpisodeBatch) -> th.Tensor:

@@ -10,7 +10,20 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-__all__ = ["DictStepBuffer", "EpisodeBatch", "EpisodeBuffer", "Rollout", "StepBuffer"]
+__all__ = ["DictStepBuffer", "EpisodeBatch", "EpisodeBuffer", "Rollout", "StepBuffer", "each"]
+
+
+def each(function: Callable[..., Any], *observations: Any) -> Any:
+    """
+    Apply a function to observations, or to the entries of each key where they are dicts.
+
+    :param function: arrays or tensors, one of each of the observations → any
+    :param observations: arrays or tensors, or dicts of them with the same keys
+    :return: the function's result, or a dict of its results
+    """
+    if isinstance(observations[0], dict):
+        return {key: each(function, *(data[key] for data in observations)) for key in observations[0]}
+    return function(*observations)
 
 
 @dataclass(frozen=True)
@@ -49,16 +62,10 @@ class Rollout:
             # SB3's get(), which a callback may have called, leaves flat arrays behind.
             return th.as_tensor(array if buffer.generator_ready else buffer.swap_and_flatten(array), device=device)
 
-        observations: Any = buffer.observations
-        observations = (
-            {key: flat(array) for key, array in observations.items()}
-            if isinstance(observations, dict)
-            else flat(observations)
-        )
         actions = flat(buffer.actions)
         columns = (buffer.values, buffer.log_probs, buffer.advantages, buffer.returns)
         return cls(
-            observations,
+            each(flat, buffer.observations),
             actions.long().flatten() if isinstance(buffer.action_space, spaces.Discrete) else actions.float(),
             *(flat(column).flatten() for column in columns),
         )
@@ -79,9 +86,8 @@ class _Storage(RolloutBuffer):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        observations: Any = self.observations
-        if isinstance(observations, dict):
-            self.observations = {key: _by_environment(array) for key, array in observations.items()}  # type: ignore
+        if isinstance(self.observations, dict):
+            self.observations = each(_by_environment, self.observations)
         for name, array in list(vars(self).items()):
             if isinstance(array, np.ndarray):
                 setattr(self, name, _by_environment(array))
@@ -338,7 +344,7 @@ class EpisodeBuffer(BaseBuffer):
         if bootstrap and self._final_observations:
             assert value_function is not None
             final = [self._final_observations[key] for key in sorted(self._final_observations)]
-            final_observations = _stacked(final, self.device)
+            final_observations = each(lambda *rows: self._tensor(np.stack(rows)), *final)
             bootstrap_values[of_truncated] = value_function(final_observations)
         values = th.zeros(len(last), dtype=th.float32, device=self.device)
         if self._values:
@@ -358,7 +364,7 @@ class EpisodeBuffer(BaseBuffer):
             final_observations=final_observations,
         )
         for name in ("observations", "actions", "rewards", "values"):
-            setattr(self, name, _arrays(getattr(batch, name)))
+            setattr(self, name, each(lambda x: x.numpy(force=True), getattr(batch, name)))
         self.episode_starts = (time == 0).astype(np.float32)
         return batch
 
@@ -369,19 +375,6 @@ class EpisodeBuffer(BaseBuffer):
         raise NotImplementedError("EpisodeBuffer hands out whole batches: use episodes()")
 
 
-def _arrays(tensors: Any) -> Any:
-    if isinstance(tensors, dict):
-        return {key: tensor.numpy(force=True) for key, tensor in tensors.items()}
-    return tensors.numpy(force=True)
-
-
-def _stacked(observations: list[Any], device: th.device) -> PyTorchObs:
-    """Single observations as a batch."""
-    if isinstance(observations[0], dict):
-        return {key: _stacked([obs[key] for obs in observations], device) for key in observations[0]}  # type: ignore[misc]
-    return th.as_tensor(np.stack(observations), device=device)
-
-
 def _gather(steps: tuple[Any, ...], selected: th.Tensor) -> Any:
     """
     The selected rows of all vector steps, flat and sorted by sub-environment, then time.
@@ -390,9 +383,7 @@ def _gather(steps: tuple[Any, ...], selected: th.Tensor) -> Any:
     :param selected: ``(E, T)``, bool
     :return: ``(M, …)``
     """
-    if isinstance(steps[0], dict):
-        return {key: _gather(tuple(step[key] for step in steps), selected) for key in steps[0]}
-    return th.stack(steps, dim=1)[selected]
+    return each(lambda *columns: th.stack(columns, dim=1)[selected], *steps)
 
 
 def _flat_actions(actions: th.Tensor, space: spaces.Space) -> th.Tensor:
