@@ -47,9 +47,10 @@ def package_of(
     digest = _digest(traced, arguments)
     with _lock:
         run = _loaded.get((folder, digest)) or _found(folder, digest)
-    if run is None:
-        _make_private(folder)
-        run = _run_of(_compile_elsewhere(traced, arguments, folder, digest))
+        if run is not None:
+            return _loaded.setdefault((folder, digest), run)
+    _make_private(folder)
+    run = _run_of(_compile_elsewhere(traced, arguments, folder, digest))
     with _lock:
         return _loaded.setdefault((folder, digest), run)
 
