@@ -115,12 +115,12 @@ class EpisodicAlgorithm(OnPolicyGradientAlgorithm):
 
     @property
     def has_critic(self) -> bool:
-        """Whether V is learnt and used."""
+        """True if V is learnt and used."""
         return isinstance(self.baseline, str) and self.baseline == "state"
 
     @property
     def bootstraps(self) -> bool:
-        """Whether an episode cut by a time limit is continued by V(s_T)."""
+        """True if an episode cut by a time limit is continued by V(s_T)."""
         return self.has_critic if self.truncation is None else self.truncation == "bootstrap"
 
     @property

@@ -67,7 +67,7 @@ def draw_actions(model: Any, act: Act, n_steps: int) -> Actions:
     :raises ValueError: naming the first sub-environment whose log-probabilities or actions are not finite
     """
     if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
-        model.policy.reset_noise(_n_rows(model._last_obs))
+        model.policy.reset_noise(model.n_envs)
     obs = copied(model._last_obs, model.observation_space)
     observations = obs_as_tensor(obs, model.device)
     try:
@@ -95,10 +95,6 @@ def copied(observations: Any, space: spaces.Space) -> Any:
     if isinstance(space, spaces.Dict):
         return {key: np.array(observations[key], dtype=part.dtype) for key, part in space.spaces.items()}
     return np.array(observations, dtype=space.dtype)
-
-
-def _n_rows(observations: Any) -> int:
-    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
 
 
 def _environment_actions(model: Any, actions: np.ndarray) -> np.ndarray:

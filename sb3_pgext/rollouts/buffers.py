@@ -275,6 +275,7 @@ class EpisodeBuffer(BaseBuffer):
         original_rewards: np.ndarray,
         recording: np.ndarray,
         ended: np.ndarray,
+        values: th.Tensor | None = None,
     ) -> None:
         """
         Record one vector step. The caller hands over what is not written to again.
@@ -285,18 +286,13 @@ class EpisodeBuffer(BaseBuffer):
         :param original_rewards: the same before any normalisation, ``(E,)``
         :param recording: which sub-environments are playing an episode of the batch, ``(E,)``, bool
         :param ended: which of those episodes ended with this step, ``(E,)``, bool
+        :param values: V, ``(E, 1)``; None where it is computed at once for the whole batch
         """
         self._steps.append((observations, actions))
         self._outcomes.append((rewards, recording, ended))
         self._original_rewards.append(original_rewards)
-
-    def add_values(self, values: th.Tensor) -> None:
-        """
-        Record the values of the step just added, where they are not computed at once for the whole batch.
-
-        :param values: ``(E, 1)``
-        """
-        self._values.append(values.flatten().float())
+        if values is not None:
+            self._values.append(values.flatten().float())
 
     def add_final_observation(self, env_index: int, observation: Any) -> None:
         """

@@ -70,7 +70,7 @@ _GIVEN = {"observation": "old_obs", "reward": "old_reward"}
 
 
 def normalizers_of(env: VecEnv) -> list[VecNormalize]:
-    """Those around an environment, the outermost first."""
+    """The VecNormalize around an environment, the outermost first."""
     found = []
     while isinstance(env, VecEnvWrapper):
         if isinstance(env, VecNormalize):

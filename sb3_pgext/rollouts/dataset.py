@@ -207,7 +207,7 @@ def _arrays_in(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _parsed(header: str) -> Any:
-    """What JSON has in it; None for what is no JSON."""
+    """The contents of a JSON text; None where it is none."""
     try:
         return json.loads(header)
     except ValueError:

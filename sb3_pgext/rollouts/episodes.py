@@ -33,7 +33,7 @@ WARN_AFTER = 10_000
 
 class EpisodeSchedule:
     """
-    Which sub-environments are playing an episode of the batch, and when the batch is complete.
+    Keeps account of who plays an episode of the batch, and of when the batch is complete.
 
     Sub-environment e plays ⌈(N - e) / E⌉ episodes, one after the other.
 
@@ -61,12 +61,12 @@ class EpisodeSchedule:
 
     @property
     def complete(self) -> bool:
-        """Whether every episode of the batch is finished."""
+        """True when every episode of the batch is finished."""
         return not self._remaining.any()
 
     @property
     def stalled(self) -> bool:
-        """Whether episodes are left, but nobody plays one: all wait in an episode that was cut."""
+        """True when episodes are left, but nobody plays one: all wait in an episode that was cut."""
         return not self.recording.any() and not self.complete
 
     def step(self, dones: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -147,9 +147,8 @@ class EpisodeCollector(Collector):
             ended, cut = schedule.step(dones)
             rewards = rewards.copy()
             original_rewards = rewards if normalizer is None else normalizer.get_original_reward()
-            rollout_buffer.add(actions.observations, actions.tensor, rewards, original_rewards, recording, ended)
-            if with_values:
-                rollout_buffer.add_values(actions.values)
+            outcome = rewards, original_rewards, recording, ended
+            rollout_buffer.add(actions.observations, actions.tensor, *outcome, actions.values if with_values else None)
             if ended.any():
                 self._finish_episodes(model, rollout_buffer, ended, cut, new_obs, infos)
             n_steps += 1

@@ -116,7 +116,7 @@ class EpisodeReplay:
         evaluate: Callable[[EpisodeBatch, dict[str, th.Tensor]], th.Tensor],
     ) -> th.Tensor:
         """
-        What one batch's policy makes of another's steps; computed once, as long as there is room for it.
+        Log-probabilities of one batch's steps under another's policy; computed once, as long as there is room for it.
 
         :param batch: whose steps
         :param other: whose policy
