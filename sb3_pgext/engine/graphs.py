@@ -242,7 +242,7 @@ def _mm(a: th.Tensor, b: th.Tensor) -> th.Tensor:
 
 
 def _decompositions(policy: th.nn.Module) -> dict[Any, Callable[..., Any]]:
-    """Operations that are traced as others. The density of a squashed action is sensitive to the last bit of its tanh."""
+    """Operations that are traced as others; the density of a squashed action hangs on the last bit of its tanh."""
     distribution = getattr(policy, "action_dist", None)
     squashes = getattr(policy, "squash_output", False) or isinstance(distribution, SquashedDiagGaussianDistribution)
     own: dict[Any, Callable[..., Any]] = {th.ops.aten.multinomial.default: _multinomial, th.ops.aten.mm.default: _mm}
