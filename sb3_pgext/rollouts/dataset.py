@@ -1,6 +1,5 @@
 """Recorded episodes with the log-probabilities of whoever played them, in memory and in a file."""
 
-import io
 import json
 import math
 import zipfile
@@ -81,10 +80,8 @@ class EpisodeDataset:
         else:
             tensors["observations"] = observations
         arrays = {name: tensor.numpy(force=True) for name, tensor in tensors.items()}
-        content = io.BytesIO()
-        np.savez_compressed(content, header=np.array(json.dumps(_FORMAT)), **arrays)
         with replacing(Path(path)) as file:
-            file.write(content.getbuffer())
+            np.savez_compressed(file, header=np.array(json.dumps(_FORMAT)), **arrays)
 
     @classmethod
     def load(cls, path: str | Path, device: th.device | str = "cpu") -> "EpisodeDataset":
