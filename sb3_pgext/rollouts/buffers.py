@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-__all__ = ["DictStepBuffer", "EpisodeBatch", "EpisodeBuffer", "Rollout", "StepBuffer", "each"]
+__all__ = ["DictStepBuffer", "EpisodeBatch", "EpisodeBuffer", "Rollout", "StepBuffer", "each", "episode_indices"]
 
 
 def each(function: Callable[..., Any], *observations: Any) -> Any:
@@ -217,6 +217,18 @@ class EpisodeBatch:
         return len(self.rewards)
 
 
+def episode_indices(lengths: th.Tensor) -> dict[str, th.Tensor]:
+    """
+    Numbers of the steps of whole episodes, one after the other.
+
+    :param lengths: number of steps of each episode, ``(N,)``, int64
+    :return: ``episode`` and ``time`` of each step, ``(M,)`` each
+    """
+    episode = th.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    time = th.arange(len(episode), device=lengths.device) - (lengths.cumsum(0) - lengths)[episode]
+    return {"episode": episode, "time": time}
+
+
 class EpisodeBuffer(BaseBuffer):
     """
     Records vector steps and cuts the whole episodes of a batch out of them.
@@ -322,12 +334,9 @@ class EpisodeBuffer(BaseBuffer):
         :return: the batch
         """
         rewards, recording, ended = (np.stack(column, axis=1) for column in zip(*self._outcomes, strict=True))  # (E, T)
-        # A sub-environment's recorded steps end with the end of an episode, so counting ends numbers the episodes.
+        # A sub-environment's recorded steps end with the end of an episode, so the distances of ends are the lengths.
         last = ended[recording]
-        episode = np.cumsum(last) - last
-        ends = np.flatnonzero(last) + 1
-        lengths = np.diff(ends, prepend=0)
-        time = np.arange(len(last)) - (ends - lengths)[episode]
+        lengths = self._tensor(np.diff(np.flatnonzero(last), prepend=-1))
         truncated = np.zeros_like(recording)
         for key in self._final_observations:
             truncated[key] = True
@@ -336,7 +345,7 @@ class EpisodeBuffer(BaseBuffer):
         all_observations, all_actions = zip(*self._steps, strict=True)
         observations = _gather(all_observations, selected)
         of_truncated = self._tensor(truncated[recording][last])
-        bootstrap_values, final_observations = th.zeros(len(ends), dtype=th.float32, device=self.device), None
+        bootstrap_values, final_observations = th.zeros(len(lengths), dtype=th.float32, device=self.device), None
         if bootstrap and self._final_observations:
             assert value_function is not None
             final = [self._final_observations[key] for key in sorted(self._final_observations)]
@@ -352,16 +361,15 @@ class EpisodeBuffer(BaseBuffer):
             actions=_flat_actions(_gather(all_actions, selected), self.action_space),
             rewards=self._tensor(rewards[recording].astype(np.float32)),
             values=values,
-            episode=self._tensor(episode),
-            time=self._tensor(time),
-            lengths=self._tensor(lengths),
+            **episode_indices(lengths),
+            lengths=lengths,
             truncated=of_truncated,
             bootstrap_values=bootstrap_values,
             final_observations=final_observations,
         )
         for name in ("observations", "actions", "rewards", "values"):
             setattr(self, name, each(lambda x: x.numpy(force=True), getattr(batch, name)))
-        self.episode_starts = (time == 0).astype(np.float32)
+        self.episode_starts = (batch.time == 0).float().numpy(force=True)
         return batch
 
     def _tensor(self, array: np.ndarray) -> th.Tensor:

@@ -16,7 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_pgext.arguments import require
-from sb3_pgext.rollouts.buffers import EpisodeBatch, each
+from sb3_pgext.rollouts.buffers import EpisodeBatch, each, episode_indices
 from sb3_pgext.rollouts.files import replacing
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class EpisodeDataset:
         return cls(
             EpisodeBatch(
                 observations=observations.get("", observations),
-                **_indices(tensors["lengths"].long(), len(log_prob)),
+                **episode_indices(tensors["lengths"].long()),
                 **{name: tensors[name] for name in tensors if name not in of_observations},
             ),
             log_prob,
@@ -169,20 +169,13 @@ class EpisodeDataset:
             actions=actions,
             rewards=joined([episode.rewards for episode in recorded]),
             values=th.zeros(len(actions), device=device),
-            **_indices(lengths, len(actions)),
+            **episode_indices(lengths),
             lengths=lengths,
             truncated=th.tensor([not episode.terminations[-1] for episode in recorded], device=device),
             bootstrap_values=th.zeros(len(recorded), device=device),
         )
         with th.no_grad():
             return cls(episodes, log_prob(observations, actions))
-
-
-def _indices(lengths: th.Tensor, n_steps: int) -> dict[str, th.Tensor]:
-    """Episode and time of each step, ``(M,)`` each."""
-    episode = th.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-    time = th.arange(n_steps, device=lengths.device) - (lengths.cumsum(0) - lengths)[episode]
-    return {"episode": episode, "time": time}
 
 
 def _arrays_in(path: str | Path) -> dict[str, np.ndarray]:
@@ -242,7 +235,7 @@ def require_suitable(dataset: EpisodeDataset, model: BaseAlgorithm) -> EpisodeDa
     whole = lengths.dim() == 1 and not lengths.is_floating_point() and len(lengths) > 0 and bool((lengths > 0).all())
     require(whole, "lengths", lengths.tolist(), "whole numbers >= 1, one per episode")
     require(int(lengths.sum()) == n_steps, "sum of the lengths", int(lengths.sum()), f"{n_steps}, the number of steps")
-    for name, indices in _indices(lengths, n_steps).items():
+    for name, indices in episode_indices(lengths).items():
         given = getattr(episodes, name)
         same = given.shape == indices.shape and bool((given == indices).all())
         require(same, name, given.tolist(), "what the lengths say: whole episodes, one after the other")
