@@ -155,12 +155,9 @@ class CompiledEngine(Engine):
         Minibatches of other shapes, such as a shorter last one, take the eager step.
         """
         policy = self.policy
-        if adam is None:
+        if adam is None or self.foreign is not None:
             only = "Adam and AdamW with one group of parameters, default implementation and no hooks"
-            warn_once(policy, "an update", f"Compiled are {only}, not this optimizer")
-            return step
-        if self.foreign is not None:
-            warn_once(policy, "an update", self.foreign)
+            warn_once(policy, "an update", self.foreign or f"Compiled are {only}, not this optimizer")
             return step
         moved = {id(p) for p in parameters}
         # Not moved, but not constant either: the policy's while the critic is fitted, or what is frozen for some time.
