@@ -115,7 +115,7 @@ def python_number(value: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a finite number, and no more than a float can hold; numpy's too."""
+    """True for a finite number, no more than a float can hold; numpy's too."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         return False
     # Of numpy's, a small type would round the limits to its own.
@@ -127,7 +127,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _same(value: Any, other: Any) -> bool:
-    """Whether both are equal, and of one kind: a comparison with an array is an array, and 1 equals True."""
+    """True if both are equal, and of one kind: a comparison with an array is an array, and 1 equals True."""
     if _is_number(value) and _is_number(other):
         return bool(value == other)
     return isinstance(value, type(other)) and bool(value == other)

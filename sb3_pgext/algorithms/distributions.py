@@ -28,7 +28,7 @@ def any_distribution(policy: ActorCriticPolicy, observations: PyTorchObs) -> Dis
 
 def distribution_parameters(distribution: Distribution) -> tuple[th.Tensor, ...]:
     """
-    What determines the distributions of a batch: log-probabilities, or means and standard deviations.
+    The numbers that determine the distributions of a batch: log-probabilities, or means and standard deviations.
 
     SB3's policies return the same object each time, with other contents; these tensors stay as they are.
 

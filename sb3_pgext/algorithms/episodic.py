@@ -118,12 +118,12 @@ class EpisodicAlgorithm(OnPolicyGradientAlgorithm):
 
     @property
     def has_critic(self) -> bool:
-        """Whether V is learnt and used."""
+        """True if V is learnt and used."""
         return isinstance(self.baseline, str) and self.baseline == "state"
 
     @property
     def bootstraps(self) -> bool:
-        """Whether an episode cut by a time limit is continued by V(s_T)."""
+        """True if an episode cut by a time limit is continued by V(s_T)."""
         return self.has_critic if self.truncation is None else self.truncation == "bootstrap"
 
     @property
@@ -147,7 +147,7 @@ class EpisodicAlgorithm(OnPolicyGradientAlgorithm):
     def collect_rollouts(  # type: ignore[override]
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: EpisodeBuffer, n_rollout_steps: int
     ) -> bool:
-        """See :meth:`EpisodeCollector.collect <sb3_pgext.rollouts.EpisodeCollector.collect>`."""
+        """See :meth:`Collector.collect <sb3_pgext.rollouts.collector.Collector.collect>`."""
         return self.collector.collect(self, env, callback, rollout_buffer, n_rollout_steps)
 
     def _returns(self, episodes: EpisodeBatch) -> th.Tensor:

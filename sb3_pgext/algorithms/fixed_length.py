@@ -31,7 +31,7 @@ class FixedLengthAlgorithm(OnPolicyGradientAlgorithm):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """See :meth:`StepCollector.collect <sb3_pgext.rollouts.StepCollector.collect>`."""
+        """See :meth:`Collector.collect <sb3_pgext.rollouts.collector.Collector.collect>`."""
         return self.collector.collect(self, env, callback, rollout_buffer, n_rollout_steps)
 
     @property

@@ -45,7 +45,7 @@ MAX_TRIES = 10
 
 class Steps(NamedTuple):
     """
-    What the policy's step needs to know of the M steps that it looks at.
+    The M steps that the policy's step looks at.
 
     :param observations: ``(M, *observation shape)``, or a dict of such tensors
     :param actions: ``(M, …)``
@@ -270,7 +270,7 @@ class NPG(FixedLengthAlgorithm):
 
     def _shortening(self, kl: float) -> float:
         """
-        What to multiply a step with that will not do. Where the policy is nearly deterministic, F is far below the
+        The factor by which a refused step is shortened. Where the policy is nearly deterministic, F is far below the
         damping, x is no longer F⁻¹g, and the quadratic model leads much too far; the divergence says how much.
         """
         if self.step_rule == "fixed" and not self.line_search:

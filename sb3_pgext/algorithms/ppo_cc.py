@@ -189,7 +189,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
 
     @property
     def penalizes_kl(self) -> bool:
-        """Whether the surrogate contains a divergence."""
+        """True if the surrogate contains a divergence."""
         return self.surrogate in ("kl", "adaptive_kl")
 
     @whole_update
@@ -294,7 +294,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         return "none" if self.clip_range_vf is None else self.value_clip
 
     def _is_near(self, terms: th.Tensor) -> th.Tensor:
-        """Whether the estimated divergence from the policy that acted is within ``target_kl``."""
+        """True if the estimated divergence from the policy that acted is within ``target_kl``."""
         assert self.target_kl is not None
         return ~(terms[APPROX_KL] > 1.5 * self.target_kl)  # SB3 goes on with a NaN
 

@@ -40,19 +40,9 @@ class FlatAdam:
     @th.no_grad()
     def step(self) -> None:
         """One step of torch's own function."""
-        function = adamw if self.decoupled else adam
-        function(
-            [self.parameters],
-            [self.parameters.grad],  # type: ignore[list-item]
-            [self.exp_avg],
-            [self.exp_avg_sq],
-            [],
-            [self.count],
-            foreach=False,
-            fused=self.fused,
-            amsgrad=False,
-            **self.options,
-        )
+        function: Any = adamw if self.decoupled else adam
+        tensors: Any = [self.parameters], [self.parameters.grad], [self.exp_avg], [self.exp_avg_sq], [], [self.count]
+        function(*tensors, foreach=False, fused=self.fused, amsgrad=False, **self.options)
 
 
 @contextmanager
@@ -81,10 +71,12 @@ def flattened(
     count = count.to(flat.device) if fused else count
     options = {name: group[name] for name in ("lr", "eps", "weight_decay", "maximize")}
     options["beta1"], options["beta2"] = group["betas"]
+    # Adam can have AdamW's weight decay, in versions of torch that have a flag for it.
+    decoupled = bool(group.get("decoupled_weight_decay", isinstance(optimizer, th.optim.AdamW)))
     for p, values, gradient in zip(parameters, views(flat, parameters), views(flat.grad, parameters), strict=True):
         p.data, p.grad = values, gradient
     try:
-        yield FlatAdam(flat, exp_avg, exp_avg_sq, count, options, _is_decoupled(optimizer), fused)
+        yield FlatAdam(flat, exp_avg, exp_avg_sq, count, options, decoupled, fused)
     finally:
         count, columns = count.cpu(), [views(x, parameters) for x in (flat, exp_avg, exp_avg_sq)]
         for p, storage, values, first, second in zip(parameters, own_storage, *columns, strict=True):
@@ -111,12 +103,6 @@ def can_be_flattened(optimizer: th.optim.Optimizer, parameters: Sequence[th.nn.P
     counts = {float(optimizer.state[p]["step"]) if p in optimizer.state else 0.0 for p in parameters}
     of_one_kind = len({(p.device, p.dtype) for p in parameters}) == 1
     return not (chosen or special) and len(counts) == 1 and of_one_kind
-
-
-def _is_decoupled(optimizer: th.optim.Optimizer) -> bool:
-    """Adam can have AdamW's weight decay, in versions of torch that have a flag for it."""
-    (group,) = optimizer.param_groups
-    return bool(group.get("decoupled_weight_decay", isinstance(optimizer, th.optim.AdamW)))
 
 
 def concatenated(tensors: Sequence[th.Tensor]) -> th.Tensor:

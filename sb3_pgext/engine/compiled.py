@@ -12,10 +12,10 @@ from torch.nn.modules.module import (
 )
 
 from sb3_pgext.engine.adam import FlatAdam, concatenated, views
-from sb3_pgext.engine.eager import Engine, LossFunction, Proceed, Step
+from sb3_pgext.engine.eager import Engine, Geometry, LossFunction, Proceed, Product, Step
 from sb3_pgext.engine.graphs import Graph, graph_of, warn_once
 from sb3_pgext.engine.nested import leaves, rebuilding
-from sb3_pgext.estimators.natural import Metric, Tangents, fisher_vector_product
+from sb3_pgext.estimators.natural import fisher_vector_product
 from sb3_pgext.rollouts.acting import unvalidated_distributions
 
 __all__ = ["CompiledEngine"]
@@ -27,16 +27,15 @@ FISHER_ROWS = 2048
 class _Registrations:
     """Counts the modules and parameters that are set anywhere, so that acting notices those of its policy."""
 
-    def __init__(self) -> None:
-        self.n = 0
-        register_module_module_registration_hook(self.note)
-        register_module_parameter_registration_hook(self.note)
+    n = 0
 
-    def note(self, *_: Any) -> None:
-        self.n += 1
+    @classmethod
+    def note(cls, *_: Any) -> None:
+        cls.n += 1
 
 
-_registrations = _Registrations()
+register_module_module_registration_hook(_Registrations.note)
+register_module_parameter_registration_hook(_Registrations.note)
 
 
 class CompiledEngine(Engine):
@@ -60,30 +59,22 @@ class CompiledEngine(Engine):
         if not self.acts:
             return eagerly
         graphs: dict[Hashable, Graph | None] = {}
-        policy, n_registered = self.policy, _registrations.n
+        policy, n_registered = self.policy, _Registrations.n
         parameters = list(policy.parameters())
-
-        def graph_for(observations: PyTorchObs, arguments: list[th.Tensor]) -> Graph | None:
-            n, rebuild = len(arguments) - len(parameters), rebuilding(observations)
-            names = [name for name, _ in policy.named_parameters()]
-
-            def forward(*tensors: th.Tensor) -> Any:
-                return _call(policy, dict(zip(names, tensors[n:], strict=True)), rebuild(iter(tensors[:n])))
-
-            with th.no_grad(), unvalidated_distributions():
-                return graph_of(policy, None, forward, [x.detach() for x in arguments], "acting", draws=True)
 
         def act(observations: PyTorchObs) -> Sequence[th.Tensor]:
             nonlocal n_registered, parameters
-            if n_registered != _registrations.n:  # a callback may have set other modules or parameters
-                n_registered, parameters = _registrations.n, list(policy.parameters())
+            if n_registered != _Registrations.n:  # a callback may have set other modules or parameters
+                n_registered, parameters = _Registrations.n, list(policy.parameters())
                 graphs.clear()
             # Images may come transposed, and a graph is for one order in memory.
             given = [x.contiguous() for x in leaves(observations)]
-            arguments = [*given, *parameters]
+            arguments = [*parameters, *given]
             form = tuple([(x.shape, x.dtype) for x in given])
             if form not in graphs:
-                graphs[form] = graph_for(observations, arguments)
+                forward = _of_tensors(policy, (observations,))
+                with th.no_grad(), unvalidated_distributions():
+                    graphs[form] = graph_of(policy, None, forward, arguments, "acting", draws=True)
             graph = graphs[form]
             if graph is None:
                 return eagerly(observations)
@@ -98,27 +89,19 @@ class CompiledEngine(Engine):
         if key is None or self.foreign is not None:
             return function
         module = _FunctionOfPolicy(self.policy, function)
-        named = {name: p.detach() for name, p in module.named_parameters()}
-        rebuild = rebuilding(examples)
-
-        def of_tensors(*tensors: th.Tensor) -> Any:
-            own = dict(zip(named, tensors, strict=False))
-            return _call(module, own, *rebuild(iter(tensors[len(named) :])))
+        parameters = [p.detach() for p in module.parameters()]
 
         def arguments(batch: tuple[Any, ...]) -> list[th.Tensor]:
-            return [*named.values(), *(x.contiguous() for x in leaves(batch))]
+            return [*parameters, *(x.contiguous() for x in leaves(batch))]
 
         first = [x.clone() for x in arguments(examples)]  # which tracing may change in place
+        of_tensors = _of_tensors(module, examples)
         graph = graph_of(self.policy, (self.key, key), of_tensors, first, "an evaluation of the policy")
         return function if graph is None else lambda *batch: graph(arguments(batch))
 
     def fisher(
-        self,
-        parameters: Sequence[th.nn.Parameter],
-        geometry: Callable[..., tuple[Tangents, Metric]],
-        batch: tuple[Any, ...],
-        key: Hashable = None,
-    ) -> Callable[[th.Tensor], th.Tensor]:
+        self, parameters: Sequence[th.nn.Parameter], geometry: Geometry, batch: tuple[Any, ...], key: Hashable = None
+    ) -> Product:
         """See :meth:`~sb3_pgext.engine.eager.Engine.fisher`; the mean over equal parts of the steps."""
         n_steps = len(leaves(batch)[0])
         together = -(-n_steps // -(-n_steps // FISHER_ROWS))  # so that little is left over
@@ -131,12 +114,8 @@ class CompiledEngine(Engine):
         return lambda v: th.stack([share * f(v) for share, f in zip(shares, products, strict=True)]).sum(0)
 
     def _compiled_fisher(
-        self,
-        parameters: Sequence[th.nn.Parameter],
-        geometry: Callable[..., tuple[Tangents, Metric]],
-        batch: tuple[Any, ...],
-        key: Hashable,
-    ) -> Callable[[th.Tensor], th.Tensor] | None:
+        self, parameters: Sequence[th.nn.Parameter], geometry: Geometry, batch: tuple[Any, ...], key: Hashable
+    ) -> Product | None:
         """The product as one graph. All that products have in common, such as the forward pass, is computed once."""
         if self.foreign is not None:
             return None
@@ -176,12 +155,9 @@ class CompiledEngine(Engine):
         Minibatches of other shapes, such as a shorter last one, take the eager step.
         """
         policy = self.policy
-        if adam is None:
+        if adam is None or self.foreign is not None:
             only = "Adam and AdamW with one group of parameters, default implementation and no hooks"
-            warn_once(policy, "an update", f"Compiled are {only}, not this optimizer")
-            return step
-        if self.foreign is not None:
-            warn_once(policy, "an update", self.foreign)
+            warn_once(policy, "an update", self.foreign or f"Compiled are {only}, not this optimizer")
             return step
         moved = {id(p) for p in parameters}
         # Not moved, but not constant either: the policy's while the critic is fitted, or what is frozen for some time.
@@ -238,6 +214,17 @@ def _call(module: th.nn.Module, parameters: dict[str, th.Tensor], *arguments: An
     them; where ``functional_call`` looks for the others too, it leaves tensors in their place.
     """
     return functional_call(module, parameters, arguments, tie_weights=False)
+
+
+def _of_tensors(module: th.nn.Module, arguments: tuple[Any, ...]) -> Callable[..., Any]:
+    """A module as a function of its parameters and of the leaves of arguments like these."""
+    names, rebuild = [name for name, _ in module.named_parameters()], rebuilding(arguments)
+
+    def of_tensors(*tensors: th.Tensor) -> Any:
+        own = dict(zip(names, tensors, strict=False))
+        return _call(module, own, *rebuild(iter(tensors[len(names) :])))
+
+    return of_tensors
 
 
 def _as_tensors(device: th.device) -> Callable[[Any], list[th.Tensor]]:

@@ -1,7 +1,7 @@
 """Functions of a policy and gradient steps, computed as they are written."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch as th
@@ -25,6 +25,12 @@ Step = Callable[..., tuple[Any, th.Tensor | None, bool]]
 
 Proceed = Callable[[Any], th.Tensor]
 """The loss function's tensors for the log → whether the step is taken, a scalar."""
+
+Geometry = Callable[..., tuple[Tangents, Metric]]
+"""Steps → z and the metric, see :func:`~sb3_pgext.estimators.natural.fisher_vector_product`."""
+
+Product = Callable[[th.Tensor], th.Tensor]
+"""v → F v, ``(P,)`` each."""
 
 AT_ONCE = 1024
 """Rows that go through the networks together: what these keep of each takes more memory than the row itself."""
@@ -123,23 +129,17 @@ class Engine:
             may look at other rows while it is trained: with parts of a user's own, or running statistics
         """
         policy = self.policy
-        looks_at_others = any(True for _ in policy.buffers()) or any(
-            isinstance(m, _BatchNorm) for m in policy.modules()
-        )
+        looks_at_others = list(policy.buffers()) or any(isinstance(m, _BatchNorm) for m in policy.modules())
         return [batch] if looks_at_others or foreign_part(policy) else _parts(batch, n_rows)
 
     def fisher(
-        self,
-        parameters: Sequence[th.nn.Parameter],
-        geometry: Callable[..., tuple[Tangents, Metric]],
-        batch: tuple[Any, ...],
-        key: Hashable = None,
-    ) -> Callable[[th.Tensor], th.Tensor]:
+        self, parameters: Sequence[th.nn.Parameter], geometry: Geometry, batch: tuple[Any, ...], key: Hashable = None
+    ) -> Product:
         """
         Products with the Fisher matrix of the policy as it is now.
 
         :param parameters: θ, P numbers in all
-        :param geometry: batch → z and the metric, see :func:`~sb3_pgext.estimators.natural.fisher_vector_product`
+        :param geometry: batch → z and the metric
         :param batch: M steps
         :param key: what the geometry depends on beside its arguments and the policy
         :return: v ``(P,)`` → F v ``(P,)``, as long as the parameters are not moved
@@ -178,27 +178,23 @@ class Engine:
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
         parameters = [p for p in parameters if p.requires_grad and id(p) in known]
 
-        stepped: Sequence[th.Tensor]
-        move: Callable[[], object]
+        flat = flattened(optimizer, parameters, fused) if can_be_flattened(optimizer, parameters) else nullcontext()
+        with flat as adam:
+            stepped = parameters if adam is None else [adam.parameters]
+            move = optimizer.step if adam is None else adam.step
 
-        def step(*minibatch: Any) -> tuple[Any, th.Tensor | None, bool]:
-            loss, log = loss_function(*minibatch)
-            if proceed is not None and not proceed(log):
-                return log, None, False
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            if gradients:
-                th._foreach_zero_(gradients)
-            loss.backward(inputs=parameters)
-            norm = _clip(parameters, stepped, max_norm)
-            move()
-            return log, norm, True
+            def step(*minibatch: Any) -> tuple[Any, th.Tensor | None, bool]:
+                loss, log = loss_function(*minibatch)
+                if proceed is not None and not proceed(log):
+                    return log, None, False
+                gradients = [p.grad for p in parameters if p.grad is not None]
+                if gradients:
+                    th._foreach_zero_(gradients)
+                loss.backward(inputs=parameters)
+                norm = _clip(parameters, stepped, max_norm)
+                move()
+                return log, norm, True
 
-        if not can_be_flattened(optimizer, parameters):
-            stepped, move = parameters, optimizer.step
-            yield self._compiled_step(step, None, parameters, loss_function, max_norm, proceed, (key, batch_size))
-            return
-        with flattened(optimizer, parameters, fused) as adam:
-            stepped, move = [adam.parameters], adam.step
             yield self._compiled_step(step, adam, parameters, loss_function, max_norm, proceed, (key, batch_size))
 
     def _compiled_step(self, step: Step, *arguments: Any) -> Step:

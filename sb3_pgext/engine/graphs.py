@@ -68,11 +68,9 @@ def graph_of(
         else:
             try:
                 graphs[full_key] = _graph(policy, function, arguments, draws, n_first)
-            except _Untraceable as error:
-                cause = str(error)
             except Exception as error:  # whatever the tracer or a C++ compiler may raise: there is an eager way
-                cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            if cause is not None:
+                first_line = str(error).strip().partition("\n")[0]
+                cause = first_line if isinstance(error, _Untraceable) else f"{type(error).__name__}: {first_line}"
                 graphs[full_key] = None
     if cause is not None:
         warn_once(policy, what, cause)
@@ -101,9 +99,10 @@ class _Untraceable(Exception):
 def _hindrance(policy: th.nn.Module) -> str | None:
     """Why a graph of this policy would not do what the policy does; None if it may."""
     modules = list(policy.modules())
-    stateful = [type(m).__name__ for m in modules if any(isinstance(x, th.Tensor) for x in _state_of(m))]
+    # Buffers, and whatever else a module may change while it is evaluated.
+    stateful = [m for m in modules if any(isinstance(x, th.Tensor) for x in (*m._buffers.values(), *vars(m).values()))]
     if stateful:
-        return f"{stateful[0]} keeps tensors that are no parameters, such as running statistics"
+        return f"{type(stateful[0]).__name__} keeps tensors that are no parameters, such as running statistics"
     of_modules = [id(p) for m in modules for p in m._parameters.values() if p is not None]
     if len(of_modules) > len(set(of_modules)):
         return "two modules of the policy share a parameter"
@@ -158,9 +157,7 @@ def _graph(
 
 
 def _trace(
-    function: Callable[..., Any],
-    arguments: Sequence[th.Tensor],
-    decompositions: dict[Any, Callable[..., Any]] | None = None,
+    function: Callable[..., Any], arguments: Sequence[th.Tensor], decompositions: dict[Any, Any] | None = None
 ) -> th.fx.GraphModule:
     """One at a time: meanwhile torch replaces methods of all modules, and two threads would put back each other's."""
     with _tracing:
@@ -245,7 +242,7 @@ def _mm(a: th.Tensor, b: th.Tensor) -> th.Tensor:
 
 
 def _decompositions(policy: th.nn.Module) -> dict[Any, Callable[..., Any]]:
-    """What is traced as something else. The density of a squashed action is sensitive to the last bit of its tanh."""
+    """Operations that are traced as others; the density of a squashed action hangs on the last bit of its tanh."""
     distribution = getattr(policy, "action_dist", None)
     squashes = getattr(policy, "squash_output", False) or isinstance(distribution, SquashedDiagGaussianDistribution)
     own: dict[Any, Callable[..., Any]] = {th.ops.aten.multinomial.default: _multinomial, th.ops.aten.mm.default: _mm}
@@ -253,7 +250,7 @@ def _decompositions(policy: th.nn.Module) -> dict[Any, Callable[..., Any]]:
 
 
 def _is_constant(traced: th.fx.GraphModule, node: th.fx.Node) -> bool:
-    """Whether a node is a tensor from elsewhere, which would always be as it was while it was traced."""
+    """True for a tensor from elsewhere, which would always be as it was while it was traced."""
     if node.op != "get_attr" or not getattr(traced, str(node.target)).is_floating_point():
         return False
     literals = (th.ops.aten.lift_fresh.default, th.ops.aten.lift_fresh_copy.default)  # made in the function itself
@@ -266,11 +263,6 @@ def _draws(node: th.fx.Node) -> bool:
 
 def _changes_in_place(node: th.fx.Node) -> bool:
     return isinstance(node.target, th._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def _state_of(module: th.nn.Module) -> list[Any]:
-    """What a module may change while it is evaluated: buffers, and whatever else it has as an attribute."""
-    return [*module.buffers(recurse=False), *vars(module).values()]
 
 
 class _TraceableOneHot(TorchFunctionMode):

@@ -15,7 +15,7 @@ def leaves(data: Any) -> list[Any]:
         order of its keys, as the next one may have the same keys in another order
     """
     if isinstance(data, dict):
-        return [leaf for key in _sorted(data) for leaf in leaves(data[key])]
+        return [leaf for key in sorted(data, key=str) for leaf in leaves(data[key])]
     if isinstance(data, (tuple, list)):
         return [leaf for value in data for leaf in leaves(value)]
     return [data]
@@ -29,7 +29,7 @@ def rebuilding(data: Any) -> Callable[[Iterator[Any]], Any]:
     :return: a function of an iterator of leaves to such a structure
     """
     if isinstance(data, dict):
-        of_keys = {key: rebuilding(data[key]) for key in _sorted(data)}
+        of_keys = {key: rebuilding(data[key]) for key in sorted(data, key=str)}
         order = list(data)
         if order == list(of_keys):
             return lambda values: {key: rebuild(values) for key, rebuild in of_keys.items()}
@@ -44,10 +44,6 @@ def rebuilding(data: Any) -> Callable[[Iterator[Any]], Any]:
         make = getattr(data, "_make", list if isinstance(data, list) else tuple)  # of a named one
         return lambda values: make([rebuild(values) for rebuild in of_entries])
     return next
-
-
-def _sorted(data: dict[Any, Any]) -> list[Any]:
-    return sorted(data, key=str)
 
 
 def rows(data: Any, indices: th.Tensor | slice) -> Any:

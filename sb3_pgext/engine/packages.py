@@ -20,17 +20,17 @@ import torch as th
 
 __all__ = ["package_of"]
 
+Run = Callable[[list[th.Tensor]], list[th.Tensor]]
+
 _OPTIONS = {"fallback_random": True}
 """Of torch's compiler: random numbers are drawn as they are without it."""
 
 _PACKAGE = "compiled.pt2"
 
 
-def package_of(
-    traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]
-) -> Callable[[list[th.Tensor]], list[th.Tensor]]:
+def package_of(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> Run:
     """
-    What has been traced, compiled for arguments of these shapes and strides. It is kept in the folder of torch's
+    Compile a traced function for arguments of these shapes and strides. It is kept in the folder of torch's
     compiler, which the environment variable ``TORCHINDUCTOR_CACHE_DIR`` names, for the next process.
 
     A process loads a package once, also for several policies, which may be trained in threads: what it has loaded, it
@@ -47,20 +47,21 @@ def package_of(
     digest = _digest(traced, arguments)
     with _lock:
         run = _loaded.get((folder, digest)) or _found(folder, digest)
-    if run is None:
-        _make_private(folder)
-        run = _run_of(_compile_elsewhere(traced, arguments, folder, digest))
+        if run is not None:
+            return _loaded.setdefault((folder, digest), run)
+    _make_private(folder)
+    run = _run_of(_compile_elsewhere(traced, arguments, folder, digest))
     with _lock:
         return _loaded.setdefault((folder, digest), run)
 
 
-_loaded: dict[tuple[Path, str], Callable[[list[th.Tensor]], list[th.Tensor]]] = {}
+_loaded: dict[tuple[Path, str], Run] = {}
 """Folder and digest → what this process has loaded."""
 
 _lock = threading.Lock()
 
 
-def _found(folder: Path, digest: str) -> Callable[[list[th.Tensor]], list[th.Tensor]] | None:
+def _found(folder: Path, digest: str) -> Run | None:
     """The package on the disk; None if there is none. What is not as it was written, or does not load, is removed."""
     for package in sorted(folder.glob(f"{digest}.*.pt2")):
         _make_private(folder)
@@ -73,7 +74,7 @@ def _found(folder: Path, digest: str) -> Callable[[list[th.Tensor]], list[th.Ten
     return None
 
 
-def _run_of(package: Path) -> Callable[[list[th.Tensor]], list[th.Tensor]]:
+def _run_of(package: Path) -> Run:
     """The loader's own function: what is around it looks at the structure of the arguments at each call."""
     return th._inductor.aoti_load_package(str(package)).loader.run
 
@@ -99,7 +100,7 @@ def _make_private(folder: Path) -> None:
 
 
 def _digest(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> str:
-    """Of all that the compiled code depends on."""
+    """Hash of all that the compiled code depends on."""
     digest = hashlib.sha256(traced.code.encode())
     for name, constant in traced.named_buffers():
         digest.update(f"{name} {constant.dtype} {constant.tolist()}".encode())
@@ -110,7 +111,7 @@ def _digest(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> str:
 
 
 def _processor() -> str:
-    """What the processor can do: the compiler uses all of it, and the folder may be that of several machines."""
+    """The processor's abilities: the compiler uses all of them, and the folder may be that of several machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
@@ -144,13 +145,12 @@ def _module_folders() -> list[str]:
     Where this process finds modules. The standard library's come first: a script beside the user's that is called like
     one of them would otherwise be run by the compiler, which imports more of them than this process has.
     """
-    standard = [os.path.join(sysconfig.get_path("stdlib"), name) for name in ("", "lib-dynload")]
-    folders = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
-    return [*map(os.path.abspath, standard), *folders]
+    standard = sysconfig.get_path("stdlib")
+    return [standard, os.path.join(standard, "lib-dynload"), *map(os.path.abspath, sys.path)]
 
 
 def _compile(folder: Path, n_threads: int) -> None:
-    """What the other process does."""
+    """Compile in the other process."""
     import torch._inductor
 
     th.set_num_threads(n_threads)  # which loops are cut for

@@ -36,13 +36,13 @@ def foreign_part(policy: th.nn.Module) -> str | None:
 
 
 def has_own_methods(instance: Any) -> bool:
-    """Whether a method of its class has been replaced in an instance."""
+    """True if a method of its class has been replaced in an instance."""
     return any(callable(getattr(type(instance), name, None)) for name in vars(instance))
 
 
 def has_sb3s(policy: Any, sb3s: type, *methods: str) -> bool:
     """
-    Whether a policy has methods as SB3's class defines them, replaced neither by its class nor in it.
+    True if a policy has methods as SB3's class defines them, replaced neither by its class nor in it.
 
     :param policy: any; one that torch has compiled as a whole is of a class of torch's
     :param sb3s: the class of SB3's

@@ -1,7 +1,6 @@
 """An update happens as a whole or not at all."""
 
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -9,6 +8,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import recursive_getattr
 
+from sb3_pgext.engine.nested import leaves, rebuilding
 from sb3_pgext.rollouts.acting import unvalidated_distributions
 
 __all__ = ["require_finite_losses", "require_finite_state", "whole_update"]
@@ -51,29 +51,16 @@ def _trained_parts(model: BaseAlgorithm) -> Iterator[tuple[str, Any]]:
         yield name, recursive_getattr(model, name)
 
 
-def _restorer(part: Any) -> Callable[[], None]:
-    if isinstance(part, th.nn.Module):
-        tensors = {name: tensor.clone() for name, tensor in part.state_dict().items()}
-        return lambda: part.load_state_dict(tensors) and None
-    if isinstance(part, th.optim.Optimizer):
-        return _restorer_of_optimizer(part)
-    value = part.detach().clone()
-    return lambda: part.data.copy_(value) and None
-
-
-def _restorer_of_optimizer(optimizer: th.optim.Optimizer) -> Callable[[], None]:
-    state = {
-        p: {key: value.clone() if isinstance(value, th.Tensor) else deepcopy(value) for key, value in entries.items()}
-        for p, entries in optimizer.state.items()
-    }
-    groups = [dict(group) for group in optimizer.param_groups]
+def _restorer(part: Any) -> Callable[[], object]:
+    if isinstance(part, th.Tensor):
+        value = part.detach().clone()
+        return lambda: part.data.copy_(value)
+    state = part.state_dict()
+    copy = rebuilding(state)(x.clone() if isinstance(x, th.Tensor) else x for x in leaves(state))
 
     def put_back() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        optimizer.state.clear()
-        optimizer.state.update(state)
-        for group, before in zip(optimizer.param_groups, groups, strict=True):
-            group.update(before)
+        part.zero_grad()
+        part.load_state_dict(copy)
 
     return put_back
 
@@ -102,20 +89,20 @@ def require_finite_state(model: BaseAlgorithm) -> None:
     :param model: after an update
     :raises ValueError: naming a parameter that is NaN or infinite, or whose moments in the optimizer are
     """
-    tensors: dict[str, th.Tensor] = {}
     names: dict[th.Tensor, str] = {}
+    tensors: dict[str, th.Tensor] = {}
     for part_name, part in _trained_parts(model):
         if isinstance(part, th.nn.Module):
-            names |= {p: f"{name} of the {part_name}" for name, p in part.named_parameters()}
-            tensors |= {f"parameter {names[p]}": p.detach() for p in part.parameters()}
+            names |= {p: f"parameter {name} of the {part_name}" for name, p in part.named_parameters()}
+            tensors |= {names[p]: p for p in part.parameters()}
         elif isinstance(part, th.optim.Optimizer):
-            for p, entries in part.state.items():
-                moments = {key: x for key, x in entries.items() if isinstance(x, th.Tensor) and x.shape == p.shape}
-                name = names.get(p, "outside of the networks")
-                tensors |= {f"the optimizer's {key} of parameter {name}": x for key, x in moments.items()}
+            for p, state in part.state.items():
+                of_parameter = f"of {names.get(p, 'a parameter outside of the networks')}"
+                moments = {key: x for key, x in state.items() if isinstance(x, th.Tensor) and x.shape == p.shape}
+                tensors |= {f"the optimizer's {key} {of_parameter}": x for key, x in moments.items()}
         else:
-            tensors[part_name] = part.detach()
-    tensors = {name: x for name, x in tensors.items() if x.numel() > 0}
+            tensors[part_name] = part
+    tensors = {name: x.detach() for name, x in tensors.items() if x.numel() > 0}
     if not tensors:
         return
     # The largest entry of each: NaN or infinite if one is. Nothing leaves the device but the answer.

@@ -3,13 +3,12 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
@@ -21,32 +20,17 @@ from sb3_pgext.rollouts.checks import normalizers_of, require_finite, require_st
 __all__ = [
     "Act",
     "Actions",
-    "Actor",
     "checked_step",
     "copied",
     "draw_actions",
     "explain",
     "fresh_after_failure",
-    "observation_of",
     "require_finite_parameters",
     "unvalidated_distributions",
 ]
 
 Act = Callable[[PyTorchObs], Sequence[Any]]
 """Observations → actions, values and log-probabilities, as the policy's ``forward``."""
-
-
-class Actor(Protocol):
-    """The parts of an SB3 on-policy algorithm that acting needs."""
-
-    policy: ActorCriticPolicy
-    observation_space: spaces.Space
-    action_space: spaces.Space
-    device: th.device
-    use_sde: bool
-    sde_sample_freq: int
-    num_timesteps: int
-    _last_obs: Any
 
 
 class Actions(NamedTuple):
@@ -72,18 +56,18 @@ class Actions(NamedTuple):
     clipped: np.ndarray
 
 
-def draw_actions(model: Actor, act: Act, n_steps: int) -> Actions:
+def draw_actions(model: Any, act: Act, n_steps: int) -> Actions:
     """
     Let the policy act on the last observations.
 
-    :param model: whose policy
+    :param model: an SB3 algorithm with an actor-critic policy
     :param act: the policy's ``forward``, compiled or not
     :param n_steps: vector steps since the start of the rollout
     :return: the actions
     :raises ValueError: naming the first sub-environment whose log-probabilities or actions are not finite
     """
     if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
-        model.policy.reset_noise(_n_rows(model._last_obs))
+        model.policy.reset_noise(model.n_envs)
     obs = copied(model._last_obs, model.observation_space)
     observations = obs_as_tensor(obs, model.device)
     try:
@@ -94,7 +78,7 @@ def draw_actions(model: Actor, act: Act, n_steps: int) -> Actions:
             log_prob = distribution.log_prob(distribution.mode())
         require_finite("log-probability", log_prob.cpu().numpy(), n_steps)
         raise
-    tensor = tensor.reshape(-1, *model.action_space.shape)  # type: ignore[misc]
+    tensor = tensor.reshape(-1, *model.action_space.shape)
     drawn = tensor.cpu().numpy()
     require_finite("action", drawn, n_steps)
     return Actions(obs, observations, tensor, values, log_probs, drawn, _environment_actions(model, drawn))
@@ -113,11 +97,7 @@ def copied(observations: Any, space: spaces.Space) -> Any:
     return np.array(observations, dtype=space.dtype)
 
 
-def _n_rows(observations: Any) -> int:
-    return len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-
-
-def _environment_actions(model: Actor, actions: np.ndarray) -> np.ndarray:
+def _environment_actions(model: Any, actions: np.ndarray) -> np.ndarray:
     if not isinstance(model.action_space, spaces.Box):
         return actions
     if model.policy.squash_output:
@@ -125,7 +105,7 @@ def _environment_actions(model: Actor, actions: np.ndarray) -> np.ndarray:
     return np.clip(actions, model.action_space.low, model.action_space.high)
 
 
-def checked_step(model: Actor, env: VecEnv, actions: np.ndarray, n_steps: int) -> VecEnvStepReturn:
+def checked_step(model: Any, env: VecEnv, actions: np.ndarray, n_steps: int) -> VecEnvStepReturn:
     """
     Step the environment, and look at what it returns before anybody else does: who saves on a step must not save what
     a NaN has spoilt.
@@ -157,31 +137,12 @@ def explain(error: Exception, env: VecEnv, when: str) -> None:
     :param when: the time, in words
     :raises ValueError: the error is a VecEnv's that looks for a key of a Dict observation in vain
     """
-    space = env.observation_space
-    if (
-        isinstance(error, KeyError)
-        and isinstance(space, spaces.Dict)
-        and error.args[:1]
-        and error.args[0] in space.spaces
-    ):
-        raise ValueError(
-            f"keys of observation: {error.args[0]!r} is missing {when}: allowed are {list(space.spaces)}"
-        ) from error
+    keys = env.observation_space.spaces if isinstance(env.observation_space, spaces.Dict) else {}
+    if isinstance(error, KeyError) and error.args and error.args[0] in keys:
+        missing = f"keys of observation: {error.args[0]!r} is missing {when}"
+        raise ValueError(f"{missing}: allowed are {list(keys)}") from error
     if hasattr(error, "add_note"):
         error.add_note(f"(raised by the environment {when})")
-
-
-def observation_of(observations: Any, env_index: int) -> Any:
-    """
-    The observation of one sub-environment.
-
-    :param observations: ``(E, *observation shape)``, or a dict of such arrays
-    :param env_index: sub-environment
-    :return: a copy, not batched
-    """
-    if isinstance(observations, dict):
-        return {key: np.array(value[env_index]) for key, value in observations.items()}
-    return np.array(observations[env_index])
 
 
 def require_finite_parameters(policy: th.nn.Module) -> None:
@@ -220,40 +181,33 @@ def fresh_after_failure(model: BaseAlgorithm) -> Iterator[None]:
 
 def _statistics(normalizer: VecNormalize) -> list[RunningMeanStd]:
     of_observations: Any = normalizer.obs_rms if normalizer.norm_obs else {}
-    return [
-        normalizer.ret_rms,
-        *(of_observations.values() if isinstance(of_observations, dict) else [of_observations]),
-    ]
+    of_keys = of_observations if isinstance(of_observations, dict) else {None: of_observations}
+    return [normalizer.ret_rms, *of_keys.values()]
 
 
-class _Validation:
+class _Unvalidated:
     """torch's switch, which belongs to the process: the last thread that leaves puts back what the first one found."""
 
     def __init__(self) -> None:
-        self.lock, self.n_off, self.default = threading.Lock(), 0, True
+        self.lock, self.n_inside, self.default = threading.Lock(), 0, True
 
-    def off(self) -> None:
+    def __enter__(self) -> None:
         with self.lock:
-            if self.n_off == 0:
+            if self.n_inside == 0:
                 self.default = th.distributions.Distribution._validate_args
                 th.distributions.Distribution.set_default_validate_args(False)
-            self.n_off += 1
+            self.n_inside += 1
 
-    def on(self) -> None:
+    def __exit__(self, *_: object) -> None:
         with self.lock:
-            self.n_off -= 1
-            if self.n_off == 0:
+            self.n_inside -= 1
+            if self.n_inside == 0:
                 th.distributions.Distribution.set_default_validate_args(self.default)
 
 
-_validation = _Validation()
+_unvalidated = _Unvalidated()
 
 
-@contextmanager
-def unvalidated_distributions() -> Iterator[None]:
+def unvalidated_distributions() -> _Unvalidated:
     """Leave out torch's validation of distribution arguments: a fifth of the time of acting, and a synchronisation."""
-    _validation.off()
-    try:
-        yield
-    finally:
-        _validation.on()
+    return _unvalidated

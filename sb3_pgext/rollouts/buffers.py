@@ -10,7 +10,20 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-__all__ = ["DictStepBuffer", "EpisodeBatch", "EpisodeBuffer", "Rollout", "StepBuffer"]
+__all__ = ["DictStepBuffer", "EpisodeBatch", "EpisodeBuffer", "Rollout", "StepBuffer", "each", "episode_indices"]
+
+
+def each(function: Callable[..., Any], *observations: Any) -> Any:
+    """
+    Apply a function to observations, or to the entries of each key where they are dicts.
+
+    :param function: arrays or tensors, one of each of the observations → any
+    :param observations: arrays or tensors, or dicts of them with the same keys
+    :return: the function's result, or a dict of its results
+    """
+    if isinstance(observations[0], dict):
+        return {key: each(function, *(data[key] for data in observations)) for key in observations[0]}
+    return function(*observations)
 
 
 @dataclass(frozen=True)
@@ -49,16 +62,10 @@ class Rollout:
             # SB3's get(), which a callback may have called, leaves flat arrays behind.
             return th.as_tensor(array if buffer.generator_ready else buffer.swap_and_flatten(array), device=device)
 
-        observations: Any = buffer.observations
-        observations = (
-            {key: flat(array) for key, array in observations.items()}
-            if isinstance(observations, dict)
-            else flat(observations)
-        )
         actions = flat(buffer.actions)
         columns = (buffer.values, buffer.log_probs, buffer.advantages, buffer.returns)
         return cls(
-            observations,
+            each(flat, buffer.observations),
             actions.long().flatten() if isinstance(buffer.action_space, spaces.Discrete) else actions.float(),
             *(flat(column).flatten() for column in columns),
         )
@@ -79,9 +86,8 @@ class _Storage(RolloutBuffer):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        observations: Any = self.observations
-        if isinstance(observations, dict):
-            self.observations = {key: _by_environment(array) for key, array in observations.items()}  # type: ignore
+        if isinstance(self.observations, dict):
+            self.observations = each(_by_environment, self.observations)
         for name, array in list(vars(self).items()):
             if isinstance(array, np.ndarray):
                 setattr(self, name, _by_environment(array))
@@ -205,6 +211,18 @@ class EpisodeBatch:
         return len(self.rewards)
 
 
+def episode_indices(lengths: th.Tensor) -> dict[str, th.Tensor]:
+    """
+    Numbers of the steps of whole episodes, one after the other.
+
+    :param lengths: number of steps of each episode, ``(N,)``, int64
+    :return: ``episode`` and ``time`` of each step, ``(M,)`` each
+    """
+    episode = th.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    time = th.arange(len(episode), device=lengths.device) - (lengths.cumsum(0) - lengths)[episode]
+    return {"episode": episode, "time": time}
+
+
 class EpisodeBuffer(BaseBuffer):
     """
     Records vector steps and cuts the whole episodes of a batch out of them.
@@ -263,6 +281,7 @@ class EpisodeBuffer(BaseBuffer):
         original_rewards: np.ndarray,
         recording: np.ndarray,
         ended: np.ndarray,
+        values: th.Tensor | None = None,
     ) -> None:
         """
         Record one vector step. The caller hands over what is not written to again.
@@ -273,18 +292,13 @@ class EpisodeBuffer(BaseBuffer):
         :param original_rewards: the same before any normalisation, ``(E,)``
         :param recording: which sub-environments are playing an episode of the batch, ``(E,)``, bool
         :param ended: which of those episodes ended with this step, ``(E,)``, bool
+        :param values: V, ``(E, 1)``; None where it is computed at once for the whole batch
         """
         self._steps.append((observations, actions))
         self._outcomes.append((rewards, recording, ended))
         self._original_rewards.append(original_rewards)
-
-    def add_values(self, values: th.Tensor) -> None:
-        """
-        Record the values of the step just added, where they are not computed at once for the whole batch.
-
-        :param values: ``(E, 1)``
-        """
-        self._values.append(values.flatten().float())
+        if values is not None:
+            self._values.append(values.flatten().float())
 
     def add_final_observation(self, env_index: int, observation: Any) -> None:
         """
@@ -314,12 +328,9 @@ class EpisodeBuffer(BaseBuffer):
         :return: the batch
         """
         rewards, recording, ended = (np.stack(column, axis=1) for column in zip(*self._outcomes, strict=True))  # (E, T)
-        # A sub-environment's recorded steps end with the end of an episode, so counting ends numbers the episodes.
+        # A sub-environment's recorded steps end with the end of an episode, so the distances of ends are the lengths.
         last = ended[recording]
-        episode = np.cumsum(last) - last
-        ends = np.flatnonzero(last) + 1
-        lengths = np.diff(ends, prepend=0)
-        time = np.arange(len(last)) - (ends - lengths)[episode]
+        lengths = self._tensor(np.diff(np.flatnonzero(last), prepend=-1))
         truncated = np.zeros_like(recording)
         for key in self._final_observations:
             truncated[key] = True
@@ -328,11 +339,11 @@ class EpisodeBuffer(BaseBuffer):
         all_observations, all_actions = zip(*self._steps, strict=True)
         observations = _gather(all_observations, selected)
         of_truncated = self._tensor(truncated[recording][last])
-        bootstrap_values, final_observations = th.zeros(len(ends), dtype=th.float32, device=self.device), None
+        bootstrap_values, final_observations = th.zeros(len(lengths), dtype=th.float32, device=self.device), None
         if bootstrap and self._final_observations:
             assert value_function is not None
             final = [self._final_observations[key] for key in sorted(self._final_observations)]
-            final_observations = _stacked(final, self.device)
+            final_observations = each(lambda *rows: self._tensor(np.stack(rows)), *final)
             bootstrap_values[of_truncated] = value_function(final_observations)
         values = th.zeros(len(last), dtype=th.float32, device=self.device)
         if self._values:
@@ -344,16 +355,15 @@ class EpisodeBuffer(BaseBuffer):
             actions=_flat_actions(_gather(all_actions, selected), self.action_space),
             rewards=self._tensor(rewards[recording].astype(np.float32)),
             values=values,
-            episode=self._tensor(episode),
-            time=self._tensor(time),
-            lengths=self._tensor(lengths),
+            **episode_indices(lengths),
+            lengths=lengths,
             truncated=of_truncated,
             bootstrap_values=bootstrap_values,
             final_observations=final_observations,
         )
         for name in ("observations", "actions", "rewards", "values"):
-            setattr(self, name, _arrays(getattr(batch, name)))
-        self.episode_starts = (time == 0).astype(np.float32)
+            setattr(self, name, each(lambda x: x.numpy(force=True), getattr(batch, name)))
+        self.episode_starts = (batch.time == 0).float().numpy(force=True)
         return batch
 
     def _tensor(self, array: np.ndarray) -> th.Tensor:
@@ -361,19 +371,6 @@ class EpisodeBuffer(BaseBuffer):
 
     def _get_samples(self, batch_inds: np.ndarray, env: object = None) -> None:  # type: ignore[override]
         raise NotImplementedError("EpisodeBuffer hands out whole batches: use episodes()")
-
-
-def _arrays(tensors: Any) -> Any:
-    if isinstance(tensors, dict):
-        return {key: tensor.numpy(force=True) for key, tensor in tensors.items()}
-    return tensors.numpy(force=True)
-
-
-def _stacked(observations: list[Any], device: th.device) -> PyTorchObs:
-    """Single observations as a batch."""
-    if isinstance(observations[0], dict):
-        return {key: _stacked([obs[key] for obs in observations], device) for key in observations[0]}  # type: ignore[misc]
-    return th.as_tensor(np.stack(observations), device=device)
 
 
 def _gather(steps: tuple[Any, ...], selected: th.Tensor) -> Any:
@@ -384,9 +381,7 @@ def _gather(steps: tuple[Any, ...], selected: th.Tensor) -> Any:
     :param selected: ``(E, T)``, bool
     :return: ``(M, …)``
     """
-    if isinstance(steps[0], dict):
-        return {key: _gather(tuple(step[key] for step in steps), selected) for key in steps[0]}
-    return th.stack(steps, dim=1)[selected]
+    return each(lambda *columns: th.stack(columns, dim=1)[selected], *steps)
 
 
 def _flat_actions(actions: th.Tensor, space: spaces.Space) -> th.Tensor:

@@ -27,16 +27,21 @@ def require_finite(what: str, array: Any, n_steps: int, env_index: int | None = 
     if isinstance(array, dict):
         for key, value in array.items():
             require_finite(f"{what} {key!r}", value, n_steps, env_index)
-        return
-    if not _surely_finite(array):
-        rows = np.asarray(array) if env_index is None else np.asarray(array)[np.newaxis]
-        bad = ~np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
-        if bad.any():
-            e = int(np.argmax(bad))
-            raise ValueError(
-                f"{what}={rows[e]} of sub-environment {e if env_index is None else env_index} at vector step "
-                f"{n_steps} of this rollout: allowed are finite numbers only"
-            )
+    elif not _surely_finite(array):
+        good = np.isfinite(array)
+        if not good.all():
+            raise _bad_row(what, np.asarray(array), good, n_steps, env_index, "are finite numbers only")
+
+
+def _bad_row(
+    what: str, array: np.ndarray, good: np.ndarray, n_steps: int, env_index: int | None, allowed: str
+) -> ValueError:
+    """An error that names the first sub-environment with an entry that is not good."""
+    if env_index is None:
+        env_index = int(np.argmin(good.reshape(len(good), -1).all(axis=1)))
+        array = array[env_index]
+    where = f"sub-environment {env_index} at vector step {n_steps}"
+    return ValueError(f"{what}={array} of {where} of this rollout: allowed {allowed}")
 
 
 def _surely_finite(array: Any) -> bool:
@@ -65,7 +70,7 @@ _GIVEN = {"observation": "old_obs", "reward": "old_reward"}
 
 
 def normalizers_of(env: VecEnv) -> list[VecNormalize]:
-    """Those around an environment, the outermost first."""
+    """The VecNormalize around an environment, the outermost first."""
     found = []
     while isinstance(env, VecEnvWrapper):
         if isinstance(env, VecNormalize):
@@ -81,16 +86,13 @@ def require_observations(env: VecEnv, observations: Any, n_steps: int) -> None:
     :param n_steps: vector steps since the start of the rollout, for the message
     :raises ValueError: they have another shape, are not finite, or are no numbers of a discrete space
     """
-    _require_shapes("observation", observations, env.observation_space, (env.num_envs,), f"vector step {n_steps}")
-    _require_encodable("observation", observations, env.observation_space, n_steps)
+    _require_of_space("observation", observations, env.observation_space, (env.num_envs,), n_steps)
     _require_finite_of_all("observation", observations, env, n_steps)
 
 
 def require_observation(space: spaces.Space, observation: Any, n_steps: int, env_index: int) -> None:
     """:func:`require_observations` for the last one of an episode of a sub-environment."""
-    where = f"sub-environment {env_index} at vector step {n_steps}"
-    _require_shapes("terminal observation", observation, space, (), where)
-    _require_encodable("terminal observation", observation, space, n_steps, env_index)
+    _require_of_space("terminal observation", observation, space, (), n_steps, env_index)
     require_finite("terminal observation", observation, n_steps, env_index)
 
 
@@ -108,35 +110,26 @@ def require_step(env: VecEnv, observations: Any, rewards: np.ndarray, n_steps: i
     require_observations(env, observations, n_steps + 1)
 
 
-def _require_shapes(what: str, array: Any, space: spaces.Space, before: tuple[int, ...], where: str) -> None:
+def _require_of_space(
+    what: str, array: Any, space: spaces.Space, before: tuple[int, ...], n_steps: int, env_index: int | None = None
+) -> None:
+    """
+    Require the shape that a space says and, of a discrete one, numbers that SB3's networks take, wherever it starts:
+    torch names nobody, and gives up a GPU.
+    """
+    where = f"{'' if env_index is None else f'sub-environment {env_index} at '}vector step {n_steps}"
     if isinstance(space, spaces.Dict):
-        if not isinstance(array, dict) or array.keys() < space.spaces.keys():
+        if not isinstance(array, dict) or not array.keys() >= space.spaces.keys():
             present = list(array) if isinstance(array, dict) else type(array).__name__
             raise ValueError(f"keys of {what}={present} of {where}: allowed are {list(space.spaces)}")
         for key, part in space.spaces.items():
-            _require_shapes(f"{what} {key!r}", array[key], part, before, where)
+            _require_of_space(f"{what} {key!r}", array[key], part, before, n_steps, env_index)
         return
-    if np.shape(array) != (*before, *space.shape):  # type: ignore[misc]
-        allowed = (*before, *space.shape)  # type: ignore[misc]
-        raise ValueError(
-            f"shape of {what}={np.shape(array)} of {where}: allowed is {allowed}, as the observation space says"
-        )
-
-
-def _require_encodable(what: str, array: Any, space: spaces.Space, n_steps: int, env_index: int | None = None) -> None:
-    """What SB3's networks take of a discrete space, wherever it starts. torch names nobody, and gives up a GPU."""
-    if isinstance(space, spaces.Dict):
-        for key, part in space.spaces.items():
-            _require_encodable(f"{what} {key!r}", array[key], part, n_steps, env_index)
-        return
-    if not isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-        return
-    end = space.n if isinstance(space, spaces.Discrete) else space.nvec
-    rows = np.asarray(array) if env_index is None else np.asarray(array)[np.newaxis]
-    bad = (rows < 0) | (rows >= end)
-    if bad.any():
-        e = int(np.argmax(bad.reshape(len(rows), -1).any(axis=1)))
-        raise ValueError(
-            f"{what}={rows[e]} of sub-environment {e if env_index is None else env_index} at vector step {n_steps} "
-            f"of this rollout: allowed is a whole number >= 0 and < {end}"
-        )
+    array, shape = np.asarray(array), (*before, *space.shape)  # type: ignore[misc]
+    if array.shape != shape:
+        raise ValueError(f"shape of {what}={array.shape} of {where}: allowed is {shape}, as the observation space says")
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        end = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        good = (array >= 0) & (array < end)
+        if not good.all():
+            raise _bad_row(what, array, good, n_steps, env_index, f"is a whole number >= 0 and < {end}")

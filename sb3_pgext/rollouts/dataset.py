@@ -1,6 +1,5 @@
 """Recorded episodes with the log-probabilities of whoever played them, in memory and in a file."""
 
-import io
 import json
 import math
 import zipfile
@@ -17,7 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_pgext.arguments import require
-from sb3_pgext.rollouts.buffers import EpisodeBatch
+from sb3_pgext.rollouts.buffers import EpisodeBatch, each, episode_indices
 from sb3_pgext.rollouts.files import replacing
 
 if TYPE_CHECKING:
@@ -26,9 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["EpisodeDataset", "require_suitable"]
 
 _FORMAT = {"format": "sb3-pgext episodes", "version": 1}
-_OF_STEPS = ("actions", "rewards", "values")
+_OF_STEPS = ("actions", "rewards", "values", "log_prob")
 _OF_EPISODES = ("lengths", "truncated", "bootstrap_values")
-_FLAT = ("rewards", "values", "log_prob", *_OF_EPISODES)
 
 
 @dataclass(frozen=True)
@@ -62,14 +60,11 @@ class EpisodeDataset:
         :param device: any
         :return: the same dataset there
         """
-
-        def moved(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: tensor.to(device) for key, tensor in value.items()}
-            return None if value is None else value.to(device)
-
-        episodes = EpisodeBatch(**{name: moved(value) for name, value in vars(self.episodes).items()})
-        return EpisodeDataset(episodes, moved(self.log_prob))
+        moved: dict[str, Any] = {
+            name: None if value is None else each(lambda tensor: tensor.to(device), value)
+            for name, value in vars(self.episodes).items()
+        }
+        return EpisodeDataset(EpisodeBatch(**moved), self.log_prob.to(device))
 
     def save(self, path: str | Path) -> None:
         """
@@ -77,18 +72,16 @@ class EpisodeDataset:
 
         :param path: its name, as it is
         """
-        episodes, path = self.episodes, Path(path)
-        arrays = {name: getattr(episodes, name).numpy(force=True) for name in (*_OF_STEPS, *_OF_EPISODES)}
-        arrays |= {"log_prob": self.log_prob.numpy(force=True), "header": np.array(json.dumps(_FORMAT))}
-        observations = episodes.observations
+        columns = {**vars(self.episodes), "log_prob": self.log_prob}
+        tensors = {name: columns[name] for name in (*_OF_STEPS, *_OF_EPISODES)}
+        observations = columns["observations"]
         if isinstance(observations, dict):
-            arrays |= {f"observations/{key}": value.numpy(force=True) for key, value in observations.items()}
+            tensors |= {f"observations/{key}": tensor for key, tensor in observations.items()}
         else:
-            arrays["observations"] = observations.numpy(force=True)
-        content = io.BytesIO()
-        np.savez_compressed(content, **arrays)
-        with replacing(path) as file:
-            file.write(content.getbuffer())
+            tensors["observations"] = observations
+        arrays = {name: tensor.numpy(force=True) for name, tensor in tensors.items()}
+        with replacing(Path(path)) as file:
+            np.savez_compressed(file, header=np.array(json.dumps(_FORMAT)), **arrays)
 
     @classmethod
     def load(cls, path: str | Path, device: th.device | str = "cpu") -> "EpisodeDataset":
@@ -98,45 +91,39 @@ class EpisodeDataset:
         :param path: name of the file
         :param device: where the tensors are to be
         :return: the dataset
-        :raises ValueError: the file has another format, or an array is missing, unknown, or of another type or shape
+        :raises ValueError: the file has another format, or an array is missing or of another type or shape
         """
         arrays = _arrays_in(path)
         header = str(arrays.pop("header", ""))
         if _parsed(header) != _FORMAT:
             raise ValueError(f"header={header!r} of {path}: allowed is {json.dumps(_FORMAT)!r}")
-        of_observations = [name for name in arrays if name == "observations" or name.startswith("observations/")]
-        missing = sorted({*_OF_STEPS, *_OF_EPISODES, "log_prob"} - arrays.keys())
-        missing += [] if of_observations else ["observations"]
+        of_observations = [name for name in arrays if name.partition("/")[0] == "observations"]
+        missing = sorted({*_OF_STEPS, *_OF_EPISODES} - arrays.keys()) + ["observations"] * (not of_observations)
         if missing:
             raise ValueError(f"arrays {missing} are missing in {path}")
-        unknown = sorted(arrays.keys() - {*_OF_STEPS, *_OF_EPISODES, "log_prob", *of_observations})
-        if unknown:
-            raise ValueError(f"arrays {unknown} in {path}: there are none of these names in the format")
-        for name, array in arrays.items():
+        tensors = {}
+        for name in ("lengths", *_OF_STEPS, *_OF_EPISODES, *of_observations):
+            array = arrays[name]
             if array.dtype.kind not in "biuf":
                 raise ValueError(f"dtype of {name!r}={array.dtype} in {path}: allowed are numbers")
-            n_dimensions = 1 if name in _FLAT else max(array.ndim, 1)
-            if array.ndim != n_dimensions:
-                raise ValueError(
-                    f"shape of {name!r}={array.shape} in {path}: allowed is one of {n_dimensions} dimension"
-                )
-        lengths = arrays["lengths"]
-        if lengths.dtype.kind not in "iu" or len(lengths) == 0 or lengths.min() < 1:
-            raise ValueError(f"lengths={lengths.tolist()!r} in {path}: allowed are whole numbers >= 1, one per episode")
-        for name, array in arrays.items():
-            rows = len(lengths) if name in _OF_EPISODES else int(lengths.sum())
+            is_wide = name == "actions" or name in of_observations
+            if array.ndim == 0 or (array.ndim > 1 and not is_wide):
+                raise ValueError(f"shape of {name!r}={array.shape} in {path}: allowed is one row per step or episode")
+            if name == "lengths" and (array.dtype.kind not in "iu" or len(array) == 0 or array.min() < 1):
+                raise ValueError(f"lengths={array.tolist()} in {path}: allowed are whole numbers >= 1, one per episode")
+            rows = len(arrays["lengths"]) if name in _OF_EPISODES else int(arrays["lengths"].sum())
             if len(array) != rows:
                 raise ValueError(f"length {len(array)} of {name!r} in {path}: allowed is {rows}, as lengths says")
-        tensors = {name: th.as_tensor(array, device=device) for name, array in arrays.items()}
-        n_steps = len(tensors["rewards"])
-        keys = [name for name in of_observations if name != "observations"]
+            tensors[name] = th.as_tensor(array, device=device)
+        observations = {name.partition("/")[2]: tensors[name] for name in of_observations}
+        log_prob = tensors.pop("log_prob")
         return cls(
             EpisodeBatch(
-                observations={key.partition("/")[2]: tensors[key] for key in keys} or tensors["observations"],
-                **_indices(tensors["lengths"].long(), n_steps),
-                **{name: tensors[name] for name in (*_OF_STEPS, *_OF_EPISODES)},
+                observations=observations.get("", observations),
+                **episode_indices(tensors["lengths"].long()),
+                **{name: tensors[name] for name in tensors if name not in of_observations},
             ),
-            tensors["log_prob"],
+            log_prob,
         )
 
     @classmethod
@@ -170,38 +157,25 @@ class EpisodeDataset:
             # Those of MultiBinary spaces have 8 bits, and a likelihood of numbers.
             return tensor.float() if tensor.is_floating_point() or tensor.dtype in (th.int8, th.bool) else tensor
 
-        def before_the_last(episodes: list[Any]) -> list[Any]:
-            return [observations[:-1] for observations in episodes]  # Minari has the s_T too
-
-        observations: Any = [episode.observations for episode in recorded]
-        if isinstance(observations[0], dict):
-            of_keys = {key: [of_episode[key] for of_episode in observations] for key in observations[0]}
-            observations = {key: joined(before_the_last(parts)) for key, parts in of_keys.items()}
-        else:
-            observations = joined(before_the_last(observations))
+        # Minari has the s_T too.
+        observations = each(
+            lambda *parts: joined([part[:-1] for part in parts]), *(episode.observations for episode in recorded)
+        )
         actions = joined([episode.actions for episode in recorded])
         actions = actions if actions.dim() == 1 else actions.flatten(1)
         lengths = th.tensor([len(episode.rewards) for episode in recorded], device=device)
-        n_steps = len(actions)
         episodes = EpisodeBatch(
             observations=observations,
             actions=actions,
             rewards=joined([episode.rewards for episode in recorded]),
-            values=th.zeros(n_steps, device=device),
-            **_indices(lengths, n_steps),
+            values=th.zeros(len(actions), device=device),
+            **episode_indices(lengths),
             lengths=lengths,
             truncated=th.tensor([not episode.terminations[-1] for episode in recorded], device=device),
             bootstrap_values=th.zeros(len(recorded), device=device),
         )
         with th.no_grad():
             return cls(episodes, log_prob(observations, actions))
-
-
-def _indices(lengths: th.Tensor, n_steps: int) -> dict[str, th.Tensor]:
-    """Episode and time of each step, ``(M,)`` each."""
-    episode = th.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-    time = th.arange(n_steps, device=lengths.device) - (lengths.cumsum(0) - lengths)[episode]
-    return {"episode": episode, "time": time}
 
 
 def _arrays_in(path: str | Path) -> dict[str, np.ndarray]:
@@ -223,7 +197,7 @@ def _arrays_in(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _parsed(header: str) -> Any:
-    """What JSON has in it; None for what is no JSON."""
+    """The contents of a JSON text; None where it is none."""
     try:
         return json.loads(header)
     except ValueError:
@@ -248,68 +222,45 @@ def require_suitable(dataset: EpisodeDataset, model: BaseAlgorithm) -> EpisodeDa
     observations = observations if isinstance(observations, dict) else {"observations": observations}
     require(observations.keys() == of_keys.keys(), "observations", sorted(observations), f"{sorted(of_keys)}")
     for key, part in of_keys.items():
-        name = f"observations of {key!r}"
-        _require_shape(name, observations[key], (n_steps, *(part.shape or ())))
-        _require_inside(name, observations[key], part)
-
+        _require_inside(f"observations of {key!r}", observations[key], (n_steps, *(part.shape or ())), part)
     actions, action_space = episodes.actions, model.action_space
-    discrete = isinstance(action_space, spaces.Discrete)
-    _require_shape("actions", actions, (n_steps,) if discrete else (n_steps, math.prod(action_space.shape or ())))
-    is_float = actions.is_floating_point()
-    if isinstance(action_space, spaces.Box):
-        require(is_float, "dtype of actions", actions.dtype, "a floating-point one")
-    elif isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete)):
-        require(not is_float, "dtype of actions", actions.dtype, "an integer one")
-    _require_inside("actions", actions, action_space)
-    _require_whole_episodes(episodes)
+    dimensions = () if isinstance(action_space, spaces.Discrete) else (math.prod(action_space.shape or ()),)
+    _require_inside("actions", actions, (n_steps, *dimensions), action_space)
+    if not isinstance(action_space, spaces.MultiBinary):
+        is_box = isinstance(action_space, spaces.Box)
+        allowed = "a floating-point one" if is_box else "an integer one"
+        require(actions.is_floating_point() == is_box, "dtype of actions", actions.dtype, allowed)
 
-    numbers = {"rewards": episodes.rewards, "values": episodes.values, "log_prob": dataset.log_prob}
-    for name, tensor in numbers.items():
-        _require_shape(name, tensor, (n_steps,))
-    numbers["bootstrap_values"] = episodes.bootstrap_values
-    for name, tensor in numbers.items():
-        require(bool(tensor.isfinite().all()), name, "NaN or infinite", "finite numbers")
-    return dataset.to(model.device)
-
-
-def _require_inside(name: str, tensor: th.Tensor, space: spaces.Space) -> None:
-    """
-    Require numbers of a space as the policy takes them: discrete ones from 0, wherever the space starts; those of a
-    Box may lie beyond its bounds.
-
-    :param name: of the tensor
-    :param tensor: ``(M, …)``
-    :param space: which they are of
-    :raises ValueError: some are not
-    """
-    if isinstance(space, spaces.MultiBinary):
-        require(bool(((tensor == 0) | (tensor == 1)).all()), name, "others than 0 and 1", "0 and 1")
-        return
-    if not isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-        require(bool(tensor.isfinite().all()), name, "NaN or infinite", "finite numbers")
-        return
-    ends = space.n if isinstance(space, spaces.Discrete) else space.nvec
-    end = th.as_tensor(ends, device=tensor.device)
-    outside = ((tensor < 0) | (tensor >= end)).reshape(len(tensor), -1).any(1)
-    if outside.any():
-        m = int(outside.nonzero()[0])
-        require(False, f"{name} at step {m}", tensor[m].tolist(), f"whole numbers >= 0 and < {ends}")
-
-
-def _require_whole_episodes(episodes: EpisodeBatch) -> None:
-    """Require that lengths, episode numbers and times say the same."""
     lengths = episodes.lengths
     whole = lengths.dim() == 1 and not lengths.is_floating_point() and len(lengths) > 0 and bool((lengths > 0).all())
     require(whole, "lengths", lengths.tolist(), "whole numbers >= 1, one per episode")
-    n_steps = len(episodes)
     require(int(lengths.sum()) == n_steps, "sum of the lengths", int(lengths.sum()), f"{n_steps}, the number of steps")
-    for name, indices in _indices(lengths, n_steps).items():
+    for name, indices in episode_indices(lengths).items():
         given = getattr(episodes, name)
         same = given.shape == indices.shape and bool((given == indices).all())
         require(same, name, given.tolist(), "what the lengths say: whole episodes, one after the other")
-    for name in ("truncated", "bootstrap_values"):
-        _require_shape(name, getattr(episodes, name), (len(lengths),))
+    for name in ("rewards", "values", "log_prob", "truncated", "bootstrap_values"):
+        tensor = dataset.log_prob if name == "log_prob" else getattr(episodes, name)
+        _require_numbers(name, tensor, (len(lengths) if name in _OF_EPISODES else n_steps,))
+    return dataset.to(model.device)
 
 
-def _require_shape(name: str, tensor: th.Tensor, shape: tuple[int, ...]) -> None:
+def _require_numbers(name: str, tensor: th.Tensor, shape: tuple[int, ...]) -> None:
+    """Require finite numbers in this shape."""
     require(tuple(tensor.shape) == shape, f"shape of {name}", tuple(tensor.shape), f"{shape}")
+    require(bool(tensor.isfinite().all()), name, "NaN or infinite", "finite numbers")
+
+
+def _require_inside(name: str, tensor: th.Tensor, shape: tuple[int, ...], space: spaces.Space) -> None:
+    """
+    Require numbers of a space as the policy takes them: discrete ones from 0, wherever the space starts; those of a
+    Box may lie beyond its bounds.
+    """
+    _require_numbers(name, tensor, shape)
+    if isinstance(space, spaces.MultiBinary):
+        require(bool(((tensor == 0) | (tensor == 1)).all()), name, "others than 0 and 1", "0 and 1")
+    elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        ends = space.n if isinstance(space, spaces.Discrete) else space.nvec
+        inside = (tensor >= 0) & (tensor < th.as_tensor(ends, device=tensor.device))
+        m = int(inside.reshape(len(tensor), -1).all(1).byte().argmin())  # the first step outside, if there is one
+        require(bool(inside[m].all()), f"{name} at step {m}", tensor[m].tolist(), f"whole numbers >= 0 and < {ends}")

@@ -17,16 +17,10 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pgext.rollouts.acting import (
-    checked_step,
-    copied,
-    draw_actions,
-    fresh_after_failure,
-    observation_of,
-    require_finite_parameters,
-)
-from sb3_pgext.rollouts.buffers import EpisodeBuffer
-from sb3_pgext.rollouts.checks import require_observation, require_observations
+from sb3_pgext.rollouts.acting import checked_step, copied, draw_actions
+from sb3_pgext.rollouts.buffers import EpisodeBuffer, each
+from sb3_pgext.rollouts.checks import require_observation
+from sb3_pgext.rollouts.collector import Collector
 
 __all__ = ["EpisodeCollector", "EpisodeSchedule"]
 
@@ -39,7 +33,7 @@ WARN_AFTER = 10_000
 
 class EpisodeSchedule:
     """
-    Which sub-environments are playing an episode of the batch, and when the batch is complete.
+    Keeps account of who plays an episode of the batch, and of when the batch is complete.
 
     Sub-environment e plays ⌈(N - e) / E⌉ episodes, one after the other.
 
@@ -67,12 +61,12 @@ class EpisodeSchedule:
 
     @property
     def complete(self) -> bool:
-        """Whether every episode of the batch is finished."""
+        """True when every episode of the batch is finished."""
         return not self._remaining.any()
 
     @property
     def stalled(self) -> bool:
-        """Whether episodes are left, but nobody plays one: all wait in an episode that was cut."""
+        """True when episodes are left, but nobody plays one: all wait in an episode that was cut."""
         return not self.recording.any() and not self.complete
 
     def step(self, dones: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -113,58 +107,31 @@ class EpisodeSchedule:
         return ended, cut
 
 
-class EpisodeCollector:
-    """Plays N whole episodes with the current policy."""
+class EpisodeCollector(Collector):
+    """
+    Plays N whole episodes; the batch lies in ``model.episodes`` afterwards.
 
-    def collect(
-        self, model: Any, env: VecEnv, callback: BaseCallback, rollout_buffer: EpisodeBuffer, n_episodes: int
-    ) -> bool:
-        """
-        Play ``n_episodes`` whole episodes; the batch lies in ``model.episodes`` afterwards.
+    The callbacks find in their ``locals`` what they find in SB3, except ``values`` and ``log_probs``, which are None: V
+    is computed for the whole batch at once. Rewards that they write into the buffer when the rollout ends are learnt
+    from.
 
-        The callbacks find in their ``locals`` what they find in SB3, except ``values`` and ``log_probs``, which are
-        None: V is computed for the whole batch at once. Rewards that they write into the buffer when the rollout ends
-        are learnt from.
+    The model says whether it ``has_critic`` and ``bootstraps``. An episode with neither an end nor a limit raises a
+    RuntimeError.
+    """
 
-        :param model: an on-policy algorithm of this family; says whether it ``has_critic`` and ``bootstraps``
-        :param env: the training environment
-        :param callback: called at each vector step, and at the beginning and end of the rollout
-        :param rollout_buffer: where steps are recorded
-        :param n_episodes: N
-        :return: False if the callback ended the training early, else True
-        :raises ValueError: an observation, an action, a reward or a parameter of the policy is NaN or infinite
-        :raises RuntimeError: an episode has neither an end nor a limit
-        """
-        assert model._last_obs is not None and model._last_episode_starts is not None, "No previous observation"
-        with fresh_after_failure(model):
-            model.policy.set_training_mode(False)
-            require_finite_parameters(model.policy)
-            rollout_buffer.reset()
-            # Before anything is drawn for this rollout: a checkpoint that is written here has all of it still to come.
-            callback.on_rollout_start()
-            if not np.all(model._last_episode_starts):
-                model._last_obs = env.reset()
-            # Whatever ends this rollout early, what follows must not take the middle of an episode for its start.
-            model._last_episode_starts = np.zeros(env.num_envs, dtype=bool)
-            require_observations(env, model._last_obs, 0)
-            if model.use_sde:
-                model.policy.reset_noise(env.num_envs)
-            seen = {"self": model, "env": env, "callback": callback, "rollout_buffer": rollout_buffer}
-            seen |= {"n_rollout_steps": n_episodes, "values": None, "log_probs": None}
-            if not self._play(model, env, callback, rollout_buffer, seen):
-                return False
-            self._finish(model, callback, rollout_buffer, seen)
-            return True
+    def _begin(self, model: Any, env: VecEnv) -> None:
+        if not np.all(model._last_episode_starts):
+            model._last_obs = env.reset()
+        # Whatever ends this rollout early, what follows must not take the middle of an episode for its start.
+        model._last_episode_starts = np.zeros(env.num_envs, dtype=bool)
 
     def _play(
         self, model: Any, env: VecEnv, callback: BaseCallback, rollout_buffer: EpisodeBuffer, seen: dict[str, Any]
     ) -> bool:
         # At once for the whole batch saves a third of the time of acting, unless policy and critic share features that
         # cost to compute.
-        costly = model.policy.share_features_extractor and any(
-            True for _ in model.policy.features_extractor.parameters()
-        )
-        with_values = model.has_critic and costly
+        costly = model.policy.share_features_extractor and list(model.policy.features_extractor.parameters())
+        with_values = bool(model.has_critic and costly)
         act, normalizer, n_steps = model.engine.acting(with_values), model._vec_normalize_env, 0
         schedule = EpisodeSchedule(seen["n_rollout_steps"], env.num_envs, model.max_episode_steps)
         while not schedule.complete:
@@ -180,9 +147,8 @@ class EpisodeCollector:
             ended, cut = schedule.step(dones)
             rewards = rewards.copy()
             original_rewards = rewards if normalizer is None else normalizer.get_original_reward()
-            rollout_buffer.add(actions.observations, actions.tensor, rewards, original_rewards, recording, ended)
-            if with_values:
-                rollout_buffer.add_values(actions.values)
+            outcome = rewards, original_rewards, recording, ended
+            rollout_buffer.add(actions.observations, actions.tensor, *outcome, actions.values if with_values else None)
             if ended.any():
                 self._finish_episodes(model, rollout_buffer, ended, cut, new_obs, infos)
             n_steps += 1
@@ -203,13 +169,7 @@ class EpisodeCollector:
         model.episodes = replace(model.episodes, rewards=rewards)
 
     def _finish_episodes(
-        self,
-        model: Any,
-        rollout_buffer: EpisodeBuffer,
-        ended: np.ndarray,
-        cut: np.ndarray,
-        new_obs: Any,
-        infos: list[dict[str, Any]],
+        self, model: Any, rollout_buffer: EpisodeBuffer, ended: np.ndarray, cut: np.ndarray, new_obs: Any, infos: Any
     ) -> None:
         """Note the statistics of the batch's episodes that ended, and the last observation of those truncated."""
         # Episodes of idling sub-environments stay out of the statistics: the short ones among them finish more often.
@@ -221,7 +181,7 @@ class EpisodeCollector:
                 episode_return = rollout_buffer.original_return(int(e), length)
                 statistics = {"r": episode_return, "l": length, "t": (time.time_ns() - model.start_time) / 1e9}
                 of_finished[k] = {**infos[e], "episode": statistics}  # of which a Monitor knows nothing
-                final = observation_of(new_obs, int(e))
+                final = each(lambda rows, e=e: rows[e], new_obs)
             elif infos[e].get("TimeLimit.truncated", False) and infos[e].get("terminal_observation") is not None:
                 final = infos[e]["terminal_observation"]
             else:

@@ -4,13 +4,12 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch as th
 from stable_baselines3.common.save_util import open_path
 
 from sb3_pgext.arguments import require
-from sb3_pgext.rollouts.buffers import EpisodeBatch
+from sb3_pgext.rollouts.buffers import EpisodeBatch, each
 from sb3_pgext.rollouts.files import replacing
 
 __all__ = ["EpisodeReplay", "OffPolicyBatch", "ReplayedBatch", "concatenated"]
@@ -117,7 +116,7 @@ class EpisodeReplay:
         evaluate: Callable[[EpisodeBatch, dict[str, th.Tensor]], th.Tensor],
     ) -> th.Tensor:
         """
-        What one batch's policy makes of another's steps; computed once, as long as there is room for it.
+        Log-probabilities of one batch's steps under another's policy; computed once, as long as there is room for it.
 
         :param batch: whose steps
         :param other: whose policy
@@ -162,15 +161,8 @@ def concatenated(batches: list[EpisodeBatch]) -> EpisodeBatch:
     if len(batches) == 1:
         return batches[0]
     names = [f.name for f in fields(EpisodeBatch) if f.name != "final_observations"]
-    joined = {name: _joined([getattr(batch, name) for batch in batches]) for name in names}
+    joined = {name: each(lambda *parts: th.cat(parts), *(getattr(batch, name) for batch in batches)) for name in names}
     sizes = th.tensor([batch.n_episodes for batch in batches])
     before = (sizes.cumsum(0) - sizes).tolist()
     joined["episode"] = th.cat([batch.episode + n for batch, n in zip(batches, before, strict=True)])
     return EpisodeBatch(**joined)
-
-
-def _joined(parts: list[Any]) -> Any:
-    """Tensors, or dicts of tensors, one after the other."""
-    if isinstance(parts[0], dict):
-        return {key: _joined([part[key] for part in parts]) for key in parts[0]}
-    return th.cat(parts)

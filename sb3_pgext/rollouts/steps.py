@@ -10,14 +10,9 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.estimators.returns import generalized_advantages
-from sb3_pgext.rollouts.acting import (
-    checked_step,
-    copied,
-    draw_actions,
-    fresh_after_failure,
-    require_finite_parameters,
-)
-from sb3_pgext.rollouts.checks import require_observation, require_observations
+from sb3_pgext.rollouts.acting import checked_step, copied, draw_actions
+from sb3_pgext.rollouts.checks import require_observation
+from sb3_pgext.rollouts.collector import Collector
 
 __all__ = ["Segments", "StepCollector"]
 
@@ -58,9 +53,13 @@ class Segments(NamedTuple):
         return cls(*map(th.as_tensor, (*flat, numbers, bootstrap_values[ends])))
 
 
-class StepCollector:
+class StepCollector(Collector):
     """
-    Plays a fixed number of steps of each sub-environment.
+    Plays a fixed number of steps of each sub-environment, and computes advantages and returns.
+
+    The callbacks find in their ``locals`` what they find in SB3. What they write into the buffer's ``advantages`` and
+    ``returns`` when the rollout ends is learnt from. If they write into ``rewards`` alone, advantages and returns are
+    computed again.
 
     After a rollout, ``final_observations`` has what followed the episodes that a time limit cut: vector step and
     sub-environment → the observation, not batched, and V of it. ``last_obs`` is what followed the last step, with
@@ -73,54 +72,12 @@ class StepCollector:
         self.last_values: Any = None
         self.last_dones: Any = None
 
-    def collect(
-        self, model: Any, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
-        """
-        Play, store, and compute advantages and returns, as SB3's ``collect_rollouts`` does.
-
-        The callbacks find in their ``locals`` what they find in SB3. What they write into the buffer's ``advantages``
-        and ``returns`` when the rollout ends is learnt from. If they write into ``rewards`` alone, advantages and
-        returns are computed again.
-
-        :param model: an on-policy algorithm of this family
-        :param env: the training environment
-        :param callback: called at each step, and at the beginning and end of the rollout
-        :param rollout_buffer: buffer to fill
-        :param n_rollout_steps: number of vector steps
-        :return: False if the callback ended the training; the steps so far are dropped
-        :raises ValueError: an observation, action or reward is not finite; it names the sub-environment and the step
-        """
-        assert model._last_obs is not None, "No previous observation was provided"
-        with fresh_after_failure(model):
-            model.policy.set_training_mode(False)
-            rollout_buffer.buffer_size = n_rollout_steps  # which may have changed since the last rollout
-            rollout_buffer.reset()
-            require_finite_parameters(model.policy)
-            require_observations(env, model._last_obs, 0)
-            # Before anything is drawn for this rollout: a checkpoint that is written here has all of it still to come.
-            callback.on_rollout_start()
-            if model.use_sde:
-                model.policy.reset_noise(env.num_envs)
-            seen = {"self": model, "env": env, "callback": callback, "rollout_buffer": rollout_buffer}
-            seen |= {"n_rollout_steps": n_rollout_steps}
-            if not self._play(model, env, callback, rollout_buffer, n_rollout_steps, seen):
-                return False
-            self._finish(model, callback, rollout_buffer, seen)
-            return True
-
     def _play(
-        self,
-        model: Any,
-        env: VecEnv,
-        callback: BaseCallback,
-        rollout_buffer: RolloutBuffer,
-        n_rollout_steps: int,
-        seen: dict[str, Any],
+        self, model: Any, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, seen: dict[str, Any]
     ) -> bool:
         act = model.engine.acting()
         self.final_observations = {}
-        for n_steps in range(n_rollout_steps):
+        for n_steps in range(seen["n_rollout_steps"]):
             actions = draw_actions(model, act, n_steps)
             new_obs, rewards, dones, infos = checked_step(model, env, actions.clipped, n_steps)
             seen.update(n_steps=n_steps, obs_tensor=actions.observations, actions=actions.drawn)
