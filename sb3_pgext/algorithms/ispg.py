@@ -176,7 +176,7 @@ class ISPG(EpisodicAlgorithm):
 
     def train(self) -> None:
         """Take some steps along the weighted gradient of the episodes kept, then fit the baseline to the new ones."""
-        self.replay_buffer.keep(self._live_batches())
+        self.replay_buffer.keep(self._live_batches())  # the new batch, and the old ones with enough ESS left
         self.logger.record("train/batches_used", len(self.replay_buffer.batches))
         # The first step is safe: the policy has not moved since it played the new episodes.
         try:
@@ -201,9 +201,8 @@ class ISPG(EpisodicAlgorithm):
         n_steps, alive = 0, True
         while parameters and n_steps < self.gradient_steps:  # not all frozen
             log_w = self._log_weights(self._log_prob(batch.episodes), batch)  # log W_t
-            ess = effective_share(self.weights, log_w, batch.episodes.episode)
+            log_w, ess = self._clipped(log_w), effective_share(self.weights, log_w, batch.episodes.episode)
             self.logger.record("train/ess", ess)
-            log_w = self._clipped(log_w)
             alive = n_steps < at_least or ess >= self.min_ess
             if not alive:
                 break

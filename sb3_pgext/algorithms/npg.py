@@ -167,11 +167,11 @@ class NPG(FixedLengthAlgorithm):
     def train(self) -> None:
         """Take one natural step with the policy, then fit the critic."""
         self._begin_update()
-        rollout = self.rollout
+        rollout = self.rollout  # with Ψ_t and y_t of V as it acted
 
         parameters = list(policy_parameters(self.policy).values())
         if parameters:  # not all frozen
-            self._natural_step(self._steps(rollout), parameters)
+            self._natural_step(self._sampled_steps(rollout), parameters)
 
         self._fit_critic(rollout.observations, rollout.returns, rollout.values)
 
@@ -208,8 +208,8 @@ class NPG(FixedLengthAlgorithm):
             self.logger.record("train/line_search_success", float(fraction > 0))
         self._log_std()
 
-    def _steps(self, rollout: Rollout) -> Steps:
-        """The steps of the rollout that the policy's step looks at."""
+    def _sampled_steps(self, rollout: Rollout) -> Steps:
+        """Every k-th step of the rollout, at random, with Ψ_t standardised or as it is."""
         steps = Steps(rollout.observations, rollout.actions, rollout.log_prob, rollout.advantages)
         if self.sub_sampling_factor > 1:
             steps = rows(steps, th.randperm(len(rollout), device=self.device)[:: self.sub_sampling_factor])
@@ -221,7 +221,7 @@ class NPG(FixedLengthAlgorithm):
         """The objective, to be made larger, differentiable, and v → F v."""
         log_prob, entropy = self._evaluate(steps.observations, steps.actions, in_parts=False)
         fisher = self.engine.fisher(parameters, self._geometry, (steps.observations, steps.actions), self.fisher)
-        return self._objective(log_prob, entropy, steps), fisher
+        return self._objective(log_prob, entropy, steps), fisher  # mean ρ_t Ψ_t + c mean H
 
     def _geometry(self, observations: PyTorchObs, actions: th.Tensor) -> tuple[Tangents, Metric]:
         """The numbers z that the action probabilities depend on, and the metric, which make up F."""
@@ -246,7 +246,7 @@ class NPG(FixedLengthAlgorithm):
         like = any_distribution(self.policy, steps.observations)
         fraction, finite = 1.0, False
         for _ in range(self.line_search_max_iter if self.line_search else MAX_TRIES):
-            _set(parameters, start + fraction * step)
+            _set(parameters, start + fraction * step)  # θ ← θ + Δ, on trial
             new, objective, surrogate = self._measured(steps)
             kl = kl_divergence(old, new, like, "old_new").mean().item()
             if self._acceptable(kl, objective, old_objective):

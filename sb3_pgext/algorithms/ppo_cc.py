@@ -67,7 +67,7 @@ class Steps(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    """The numbers of an update that schedules or adaptation change: ε, ε̂ (∞ without clipping) and β."""
+    """Numbers that schedules or adaptation change: ε, ε̂ (∞ without clipping) and β."""
 
     clip_range: float
     clip_range_vf: float
@@ -197,7 +197,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         """Take epochs of minibatch steps along the surrogate of the rollout just collected, and the critic's loss."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        coefficients, rollout = self._coefficients(), self.rollout
+        coefficients, rollout = self._coefficients(), self.rollout  # with Ψ_t, y_t, log π_old and V_old
         old_distribution = self._distribution_parameters(rollout) if self.penalizes_kl else ()
         steps = self._steps(rollout, old_distribution)
 
@@ -206,8 +206,8 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
             self.policy.optimizer,
             self._moved_parameters(),
             self._loss,
-            math.inf if self.max_grad_norm is None else self.max_grad_norm,
-            None if self.target_kl is None else self._is_near,
+            max_norm=math.inf if self.max_grad_norm is None else self.max_grad_norm,
+            proceed=None if self.target_kl is None else self._within_target_kl,
         ) as descend:  # gradient of the loss, clipping, step
             for epoch in range(self.n_epochs):
                 if self.recompute_advantage and epoch > 0:
@@ -233,7 +233,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
 
     def _loss(self, minibatch: Steps, coefficients: Coefficients) -> tuple[th.Tensor, th.Tensor]:
         """
-        The loss that a step descends: a function of the policy's parameters and these arguments alone.
+        The loss that a step descends, a function of the policy's parameters and these arguments alone.
 
         :param minibatch: B steps
         :param coefficients: the update's
@@ -293,7 +293,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
     def _value_clip(self) -> str:
         return "none" if self.clip_range_vf is None else self.value_clip
 
-    def _is_near(self, terms: th.Tensor) -> th.Tensor:
+    def _within_target_kl(self, terms: th.Tensor) -> th.Tensor:
         """True if the estimated divergence from the policy that acted is within ``target_kl``."""
         assert self.target_kl is not None
         return ~(terms[APPROX_KL] > 1.5 * self.target_kl)  # SB3 goes on with a NaN
@@ -341,11 +341,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         return kl_divergence(old_distribution, new_distribution, like, self.kl_direction).mean().item()
 
     def _log(self, rollout: Rollout, log: list[list[tuple[Any, Any]]], coefficients: Coefficients) -> None:
-        """
-        Log SB3's keys and ours, means over the minibatches; ``approx_kl`` of the last epoch, ``loss`` of the last one.
-
-        :raises ValueError: a loss is not finite
-        """
+        """Log SB3's keys and ours, means over the minibatches; ``approx_kl`` of the last epoch, ``loss`` of the last."""
         terms = th.stack([terms for of_epoch in log for terms, _ in of_epoch])
         require_finite_losses("loss", terms[:, LOSS], self._n_updates)
         require_finite_state(self)

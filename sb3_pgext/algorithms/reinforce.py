@@ -106,15 +106,15 @@ class REINFORCE(EpisodicAlgorithm):
         """Take one step along the policy gradient of the episodes just collected, then fit the baseline."""
         self._begin_update()
         episodes = self.episodes
-        returns = self._returns(episodes)  # G_t
+        returns = self._returns(episodes)  # G_t, continued by V(s_T) where a time limit cut the episode
 
         parameters = list(policy_parameters(self.policy).values())
         if parameters:  # not all frozen
-            advantages = self._advantages(episodes, returns)  # G_t - b_t
-            gradient = self._score_function_gradient(episodes, advantages, parameters)  # Σ_t ∇log π_t (G_t - b_t)
+            advantages = self._advantages(episodes, returns)  # Ψ_t = G_t - b_t
+            gradient = self._score_function_gradient(episodes, advantages, parameters)  # mean of Σ_t w_t ∇log π_t Ψ_t
             self._ascend(gradient, parameters)
 
-        self._fit_baseline(episodes, returns)
+        self._fit_baseline(episodes, returns)  # y_t, then minibatch steps on (y_t - V(s_t))²
 
     def estimate_gradient(self) -> th.Tensor:
         r"""

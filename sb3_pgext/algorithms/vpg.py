@@ -116,7 +116,7 @@ class VPG(FixedLengthAlgorithm):
     def train(self) -> None:
         """Take one step along the policy gradient of the rollout just collected, then fit the critic."""
         self._begin_update()
-        rollout = self.rollout
+        rollout = self.rollout  # with Ψ_t and y_t of V as it acted, see _compute_returns_and_advantage
 
         parameters = list(policy_parameters(self.policy).values())
         if parameters:  # not all frozen

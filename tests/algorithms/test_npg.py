@@ -186,7 +186,7 @@ def test_a_step_of_no_use_is_refused_and_the_run_goes_on(cause):
 
 def test_sub_sampling_looks_at_a_random_third():
     model = collected(model_on(sub_sampling_factor=3, normalize_advantage=False))
-    first, second = model._steps(model.rollout), model._steps(model.rollout)
+    first, second = model._sampled_steps(model.rollout), model._sampled_steps(model.rollout)
     assert len(first.advantages) == 43
     assert not th.equal(first.observations, second.observations)
     everything = zip(model.rollout.observations, model.rollout.advantages, strict=True)

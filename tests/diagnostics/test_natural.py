@@ -192,7 +192,7 @@ def test_the_natural_step_does_not_depend_on_the_parameters_of_the_last_layer(ru
         if reparametrised:
             model.policy.action_net = TimesMatrix(model.policy.action_net, matrix)
         parameters = list(policy_parameters(model.policy).values())
-        steps = model._steps(model.rollout)
+        steps = model._sampled_steps(model.rollout)
         before = model.policy.get_distribution(steps.observations).distribution.probs.detach()
         if rule == "natural":
             model._natural_step(steps, parameters)

@@ -412,7 +412,7 @@ def assert_same_products(model):
     """With the eager ones, also after the policy has moved, for other steps, and each time that one is asked for."""
     generator = th.Generator().manual_seed(0)
     for _ in range(2):
-        steps, parameters = model._steps(model.rollout), list(policy_parameters(model.policy).values())
+        steps, parameters = model._sampled_steps(model.rollout), list(policy_parameters(model.policy).values())
         products = []
         for model.compile in (False, True):
             with unvalidated_distributions():
@@ -462,7 +462,7 @@ def test_the_same_products_compiled():
 def test_the_same_products_in_parts(fisher, at_most, rows, monkeypatch):
     monkeypatch.setattr(compiled_module, "FISHER_ROWS", at_most)
     model = with_rollout(npg(False, fisher=fisher))
-    assert len(model._steps(model.rollout).advantages) == 22
+    assert len(model._sampled_steps(model.rollout).advantages) == 22
     assert_same_products(model)
     ((_, _, *forms),) = (key for what, key in module._graphs[model.policy] if "Fisher" in what)
     assert any(shape == (rows, *VECTOR.shape) for shape, *_ in forms), "the graph is of a part"
@@ -484,7 +484,7 @@ def test_products_with_the_fisher_matrix_of_what_is_not_frozen():
     model.policy.mlp_extractor.policy_net[0].requires_grad_(True)
     model.policy.log_std.requires_grad_(False)
     parameters = list(policy_parameters(model.policy).values())
-    steps = model._steps(model.rollout)
+    steps = model._sampled_steps(model.rollout)
     with unvalidated_distributions():
         fisher = model.engine.fisher(parameters, model._geometry, (steps.observations, steps.actions), "exact")
     assert fisher(th.ones(sum(p.numel() for p in parameters))).isfinite().all()

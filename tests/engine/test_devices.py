@@ -107,7 +107,7 @@ def test_what_a_step_of_acting_returns_stays(device):
 @pytest.mark.filterwarnings("error:compile=True")
 def test_the_same_products_with_the_fisher_matrix(policy, fisher, device):
     model = collected(model_of(NPG, device, False, "discrete", policy, fisher=fisher))
-    steps, parameters = model._steps(model.rollout), list(policy_parameters(model.policy).values())
+    steps, parameters = model._sampled_steps(model.rollout), list(policy_parameters(model.policy).values())
     products = []
     for model.compile in (False, True):
         with unvalidated_distributions():
