@@ -14,7 +14,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
 
 from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
 from sb3_pgext.engine import graphs
@@ -143,6 +143,33 @@ def test_an_episode_without_an_end_is_told_once(monkeypatch):
             at_limit.step(np.array([False]))
 
 
+class SteppedInNumbers(VecEnvWrapper):
+    """Says 0 and 1 instead of False and True, as supersuit's environments do."""
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_wait(self):
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return observations, rewards, dones.astype(np.uint8), infos
+
+
+@family
+def test_ends_of_episodes_that_are_numbers(algorithm):
+    """They train as booleans do, and callbacks get booleans, as VecEnv promises."""
+    found, kinds = [], set()
+
+    def look(seen, _):
+        kinds.add(seen["dones"].dtype.type)
+
+    for wrapper in (SteppedInNumbers, lambda env: env):
+        env = wrapper(DummyVecEnv([lambda: AnySpaces(VECTOR, spaces.Discrete(2))] * 2))
+        options = {"policy_kwargs": {"net_arch": [4]}, "seed": 0, "device": "cpu"} | SMALL[algorithm]
+        found.append(list(algorithm("MlpPolicy", env, **options).learn(60, look).policy.parameters()))
+    assert kinds == {np.bool_}
+    assert all(th.equal(p, q) for p, q in zip(*found, strict=True))
+
+
 # --- Threads ---------------------------------------------------------------------------------------------------------
 
 
@@ -230,3 +257,31 @@ def test_learning_inside_a_callback(algorithm):
     assert model._n_updates > 0
     assert other._n_updates > 0
     assert th.distributions.Distribution._validate_args is before
+
+
+class AddsNovelty(BaseCallback):
+    """An intrinsic reward, computed as RLeXplore's RND and ICM do: from views of the buffer, which need its strides."""
+
+    def _on_rollout_end(self):
+        buffer = self.model.rollout_buffer
+        novelty = th.as_tensor(buffer.observations).view(-1, *VECTOR.shape).abs().mean(1)
+        novelty = novelty.view(buffer.buffer_size, buffer.n_envs).numpy()
+        buffer.advantages += novelty
+        buffer.returns += novelty
+
+    def _on_step(self):
+        return True
+
+
+@pytest.mark.parametrize("algorithm", [PPO, VPG, NPG, ClippedCriticPPO])
+def test_views_of_the_buffer(algorithm):
+    def env():
+        return AnySpaces(VECTOR, spaces.Discrete(2))
+
+    of_ppo = {"batch_size": 8, "n_epochs": 2} if algorithm is PPO else {}
+    plain, shaped = (model_on(algorithm, env, **of_ppo).learn(96, callback) for callback in (None, AddsNovelty()))
+    parameters = list(shaped.policy.parameters())
+    assert not all(th.equal(p, q) for p, q in zip(parameters, plain.policy.parameters(), strict=True))
+    if algorithm is ClippedCriticPPO:
+        theirs = model_on(PPO, env, batch_size=8, n_epochs=2).learn(96, AddsNovelty())
+        assert all(th.equal(p, q) for p, q in zip(parameters, theirs.policy.parameters(), strict=True))

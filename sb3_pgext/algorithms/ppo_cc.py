@@ -341,7 +341,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         return kl_divergence(old_distribution, new_distribution, like, self.kl_direction).mean().item()
 
     def _log(self, rollout: Rollout, log: list[list[tuple[Any, Any]]], coefficients: Coefficients) -> None:
-        """Log SB3's keys and ours, means over the minibatches; ``approx_kl`` of the last epoch, ``loss`` of the last."""
+        """Log SB3's keys and ours: means over the minibatches, ``approx_kl`` over those of the last epoch."""
         terms = th.stack([terms for of_epoch in log for terms, _ in of_epoch])
         require_finite_losses("loss", terms[:, LOSS], self._n_updates)
         require_finite_state(self)

@@ -114,7 +114,7 @@ def checked_step(model: Any, env: VecEnv, actions: np.ndarray, n_steps: int) -> 
     :param env: the environment
     :param actions: ``(E, …)``
     :param n_steps: vector steps before it in the rollout
-    :return: observations, rewards, dones, infos
+    :return: observations, rewards, dones as booleans whatever they came as, infos
     :raises ValueError: an observation or a reward has another shape, is not finite, or lacks a key. Whatever else the
         environment raises goes through, with a note of the step (Python 3.11 or newer)
     """
@@ -125,7 +125,7 @@ def checked_step(model: Any, env: VecEnv, actions: np.ndarray, n_steps: int) -> 
         raise
     model.num_timesteps += env.num_envs
     require_step(env, observations, rewards, n_steps)
-    return observations, rewards, dones, infos
+    return observations, rewards, np.asarray(dones, dtype=bool), infos
 
 
 def explain(error: Exception, env: VecEnv, when: str) -> None:

@@ -31,8 +31,6 @@ class Rollout:
     """
     A fixed number of steps of each sub-environment, flat: M steps in all, sorted by sub-environment, then time.
 
-    On the CPU the tensors share the memory of the buffer's arrays.
-
     :param observations: s_t, ``(M, *observation shape)``; a dict of such tensors for Dict spaces
     :param actions: a_t as the policy drew them (not clipped), ``(M,)`` for Discrete, else ``(M, action dim)``
     :param values: V(s_t) of the critic that was there while acting, ``(M,)``
@@ -77,20 +75,14 @@ class Rollout:
 
 class _Storage(RolloutBuffer):
     """
-    SB3's rollout buffer with its names, shapes and dtypes, in less time.
+    SB3's rollout buffer with its names, shapes, dtypes and order in memory, in less time.
 
-    The steps of a sub-environment lie next to each other in memory, so that the flat order in which SB3 learns is a
-    view; and values and log-probabilities leave the device once per rollout.
+    Values and log-probabilities leave the device once per rollout.
     """
 
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        if isinstance(self.observations, dict):
-            self.observations = each(_by_environment, self.observations)
-        for name, array in list(vars(self).items()):
-            if isinstance(array, np.ndarray):
-                setattr(self, name, _by_environment(array))
         self._on_device: list[tuple[th.Tensor, th.Tensor]] = []
 
     def add(
@@ -153,11 +145,6 @@ class _Storage(RolloutBuffer):
             total = delta[t] + decay[t] * total
             self.advantages[t] = total
         self.returns[:] = self.advantages + self.values
-
-
-def _by_environment(array: np.ndarray) -> np.ndarray:
-    """Zeros of a shape ``(T, E, …)`` and dtype, whose memory is that of ``(E, T, …)``."""
-    return np.zeros((array.shape[1], array.shape[0], *array.shape[2:]), array.dtype).swapaxes(0, 1)
 
 
 class StepBuffer(_Storage, RolloutBuffer):
