@@ -90,8 +90,7 @@ def _train(study: Study, out: Path, jobs: int, backend: str, console: Console, o
         for outcome in execute_all(missing, folder, jobs, backend):
             outcomes.append(outcome)
             if outcome.error is None and len(outcomes) < len(missing) and picture_is_due():
-                with contextlib.suppress(OSError):  # a full disk, which the report at the end will name
-                    plot_learning_curves(study, results_table(study, folder), out)
+                plot_learning_curves(study, results_table(study, folder), out)
 
 
 def _report(study: Study, outcomes: list[Outcome], out: Path, console: Console) -> None:
@@ -115,15 +114,12 @@ def _report(study: Study, outcomes: list[Outcome], out: Path, console: Console) 
     for name in _FILES:
         (out / name).unlink(missing_ok=True)  # of an earlier study, which may have had figures that this one has not
     figures: list[Path] = []
-    try:
-        if not results.empty:
-            for name, data in zip(_TABLES, (results, summary), strict=True):
-                with replacing(out / name) as file:
-                    data.to_csv(file, index=False)
-            figures = plot_study(study, results, statistics, out)
-        write_pages(study, tables, figures, failures, out)
-    except OSError as error:  # of a full disk it does not say where that is
-        raise OSError(error.errno, error.strerror, error.filename or str(out)) from error
+    if not results.empty:
+        for name, data in zip(_TABLES, (results, summary), strict=True):
+            with replacing(out / name) as file:
+                data.to_csv(file, index=False)
+        figures = plot_study(study, results, statistics, out)
+    write_pages(study, tables, figures, failures, out)
     written = ["report.html", "summary.md"] + (["the figures", *_TABLES] if figures else [])
     console.print(f"written to {_shown(out)}: {', '.join(written)}", soft_wrap=True)
 

@@ -40,7 +40,7 @@ def progress_shown(ended: list[Outcome], runs: list[Run], folder: Path, console:
 def _watch(stop: threading.Event, ended: list[Outcome], runs: list[Run], folder: Path, console: Console) -> None:
     """Show the progress until told to stop, and once more then."""
     all_steps = sum(run.n_timesteps for run in runs)
-    started = training_since = time.monotonic()
+    started = time.monotonic()
     line_is_due = Every(LINE_SECONDS)
     bar = Progress(BarColumn(), TextColumn("{task.description}"), console=console, disable=not console.is_terminal)
     task = bar.add_task("", total=all_steps)
@@ -48,14 +48,10 @@ def _watch(stop: threading.Event, ended: list[Outcome], runs: list[Run], folder:
         stopped = False
         while not stopped:
             stopped = stop.wait(_REFRESH_SECONDS)
-            now = time.monotonic()
+            seconds = time.monotonic() - started
             steps, steps_left = _steps(ended, runs, folder)
-            if steps == 0:
-                # The workers are still starting, which says nothing about their speed.
-                training_since = now
             n_ended = len({o.run.folder_name for o in ended} | {r.folder_name for r in runs if finished(r, folder)})
-            text = f"{n_ended}/{len(runs)} runs, {_speed(steps, steps_left, now - training_since)}"
-            text += f", {_clock(now - started)} elapsed"
+            text = f"{n_ended}/{len(runs)} runs, {_speed(steps, steps_left, seconds)}, {_clock(seconds)} elapsed"
             bar.update(task, completed=all_steps - steps_left, description=text)
             if not console.is_terminal and (stopped or line_is_due()):
                 console.print(text, soft_wrap=True)
@@ -71,7 +67,7 @@ def _steps(ended: list[Outcome], runs: list[Run], folder: Path) -> tuple[int, in
 
 
 def _speed(steps: int, steps_left: int, seconds: float) -> str:
-    if steps == 0 or seconds <= 0:
+    if steps == 0:
         return "starting"
     speed = steps / seconds
     return f"{speed:,.0f} steps/s, {_clock(steps_left / speed)} left"

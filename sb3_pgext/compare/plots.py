@@ -123,8 +123,8 @@ def sample_efficiency_figure(study: Study, statistics: Aggregate) -> Figure:
     :param statistics: of all its environments
     :return: the figure
     """
-    legend = f"line: interquartile mean of {_runs(study, statistics)}"
-    figure, axes = _curves_figure(study, statistics, statistics.fractions, statistics.curves, legend)
+    x, curves = statistics.fractions, statistics.curves
+    figure, axes = _curves_figure(study, statistics, x, curves, "interquartile mean of ")
     axes.set_xlabel("share of the training")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylabel("score\n(0: before training, 1: best run)")
@@ -139,8 +139,7 @@ def profiles_figure(study: Study, statistics: Aggregate) -> Figure:
     :param statistics: of all its environments
     :return: the figure
     """
-    legend = f"line: {_runs(study, statistics)}"
-    figure, axes = _curves_figure(study, statistics, statistics.thresholds, statistics.profiles, legend)
+    figure, axes = _curves_figure(study, statistics, statistics.thresholds, statistics.profiles)
     axes.set_xlabel("final score (0: before training, 1: best run)")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylabel("share of the runs above it")
@@ -175,23 +174,19 @@ def improvement_figure(study: Study, statistics: Aggregate) -> Figure:
 
 
 def _curves_figure(
-    study: Study, statistics: Aggregate, x: np.ndarray, curves: Mapping[str, Estimate], legend: str
+    study: Study, statistics: Aggregate, x: np.ndarray, curves: Mapping[str, Estimate], estimated: str = ""
 ) -> tuple[Figure, Axes]:
     """Draw one panel with a line for each label, and the legend below it."""
     figure, ((axes,),) = panels(1)
-    n_environments = len(study.environments)
-    axes.set_title(study.environments[0] if n_environments == 1 else f"{n_environments} environments")
+    n = len(study.environments)
+    axes.set_title(study.environments[0] if n == 1 else f"{n} environments")
     for label, curve in curves.items():
         _curve(axes, study, label, x, curve)
     axes.margins(x=0.01)
     sns.despine(ax=axes)
-    add_legend(figure, f"{legend}\nband: 95 % bootstrap interval")
+    runs = f"{statistics.seeds} seeds" + (f" on each of {n} environments" if n > 1 else "")
+    add_legend(figure, f"line: {estimated}{runs}\nband: 95 % bootstrap interval")
     return figure, axes
-
-
-def _runs(study: Study, statistics: Aggregate) -> str:
-    n = len(study.environments)
-    return f"{statistics.seeds} seeds" + (f" on each of {n} environments" if n > 1 else "")
 
 
 def band(returns: np.ndarray, bootstrap: bool) -> Estimate:

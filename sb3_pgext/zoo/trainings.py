@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import CallbackList, EvalCallback
 from sb3_pgext.checkpoints import CheckpointCallback, resume
 from sb3_pgext.zoo.experiments import Experiment
 
-__all__ = ["STARTED_WITH", "checkpoints_folder", "continued", "trainings"]
+__all__ = ["checkpoints_folder", "continued", "trainings"]
 
 _SAME_NAME = ["algo", "log_folder", "tensorboard_log", "n_timesteps", "eval_freq", "save_freq", "env_kwargs"]
 _SAME_NAME += ["eval_env_kwargs", "seed", "log_interval", "save_replay_buffer", "verbose", "n_eval_envs", "device"]
@@ -23,9 +23,6 @@ _ARGUMENTS = {name: name for name in _SAME_NAME}
 _ARGUMENTS |= {"env": "env_id", "eval_episodes": "n_eval_episodes", "vec_env": "vec_env_type"}
 _ARGUMENTS |= {"progress": "show_progress"}
 """Argument of a training → the parameter of rl_zoo3's experiment that it becomes."""
-
-STARTED_WITH = _ARGUMENTS.keys() | {"checkpoint_every", "num_threads"}
-"""The arguments of a training that its continuation depends on."""
 
 
 def checkpoints_folder(run: Path) -> Path:
@@ -62,7 +59,7 @@ def continued(folder: Path, config: dict[str, Any], args: dict[str, Any], trust:
 
     :param folder: of the run
     :param config: its configuration
-    :param args: the arguments that it was started with, all of :data:`STARTED_WITH`
+    :param args: the arguments that it was started with
     :param trust: see :func:`sb3_pgext.resume`
     :raises ValueError: there is no checkpoint, or it does not fit
     """
@@ -133,8 +130,7 @@ class _Continuation(_Training):
 
     def learn(self, model: BaseAlgorithm) -> None:
         """Train as rl_zoo3 does, which begins at step 0, for the steps that are left."""
-        log_interval = {"log_interval": self.log_interval if self.log_interval > -1 else None}
-        options: dict[str, Any] = {} if self.log_interval == -1 else log_interval
+        options: dict[str, Any] = {"log_interval": self.log_interval} if self.log_interval > -1 else {}
         assert model.env is not None
         with contextlib.closing(model.env), contextlib.suppress(KeyboardInterrupt):
             rest = self.n_timesteps - model.num_timesteps
