@@ -61,17 +61,13 @@ def write_pages(
     :param failures: the runs that did not finish
     :param folder: where the pages go
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sb3_pgext.compare", "templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    templates = jinja2.PackageLoader("sb3_pgext.compare", "templates")
+    environment = jinja2.Environment(loader=templates, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"markdown": _markdown, "code": _code, "yaml": partial(yaml.safe_dump, sort_keys=False)}
     content = {
         "study": study,
         "tables": tables,
-        "figures": [{"name": f.name, "caption": FIGURES[f.name], "svg": _inline(f)} for f in figures],
+        "figures": [{"name": path.name, "caption": FIGURES[path.name], "svg": _inline(path)} for path in figures],
         "failures": failures,
         # The seeds are the only difference between the runs of a label on an environment.
         "configs": {(run.environment, run.label): run for run in study.runs}.values(),

@@ -42,26 +42,15 @@ def plot_study(study: Study, results: pd.DataFrame, statistics: Aggregate | None
     :param folder: where the files go
     :return: the files, without their suffixes ``.png`` and ``.svg``
     """
-    plot_learning_curves(study, results, folder)
-    if statistics is None:
-        return [folder / "learning_curves"]
     with print_style():
-        write_figure(sample_efficiency_figure(study, statistics), folder / "sample_efficiency")
-        write_figure(profiles_figure(study, statistics), folder / "profiles")
-        write_figure(improvement_figure(study, statistics), folder / "improvement")
-    return [folder / name for name in FIGURES]
-
-
-def plot_learning_curves(study: Study, results: pd.DataFrame, folder: Path) -> None:
-    """
-    Draw the learning curves of the runs that have finished.
-
-    :param study: a study
-    :param results: as of :func:`sb3_pgext.compare.report.results_table`
-    :param folder: where ``learning_curves.png`` and ``.svg`` go
-    """
-    with print_style():
-        write_figure(learning_curves_figure(study, results), folder / "learning_curves")
+        figures = {"learning_curves": learning_curves_figure(study, results)}
+        if statistics is not None:
+            figures["sample_efficiency"] = sample_efficiency_figure(study, statistics)
+            figures["profiles"] = profiles_figure(study, statistics)
+            figures["improvement"] = improvement_figure(study, statistics)
+        for name, figure in figures.items():
+            write_figure(figure, folder / name)
+    return [folder / name for name in figures]
 
 
 def learning_curves_figure(study: Study, results: pd.DataFrame) -> Figure:

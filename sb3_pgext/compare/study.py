@@ -168,10 +168,10 @@ def quick_study(
     :raises ValueError: as for :func:`read_study`
     """
     runs = {algo: {"algo": algo} for algo in _distinct("algos", algorithms)}
-    content = {"environments": environments, "runs": runs, "seeds": seeds, "n_timesteps": n_timesteps}
-    content |= {"gym_packages": gym_packages}
-    name = slug(f"{'+'.join(environments)}_{'+'.join(algorithms)}")
-    return _parse(name, {key: value for key, value in content.items() if value is not None})
+    optional = {"seeds": seeds, "n_timesteps": n_timesteps, "gym_packages": gym_packages}
+    content: dict[str, Any] = {"environments": environments, "runs": runs}
+    content |= {key: value for key, value in optional.items() if value is not None}
+    return _parse(slug(f"{'+'.join(environments)}_{'+'.join(algorithms)}"), content)
 
 
 def _parse(name: str, content: object) -> Study:
@@ -189,11 +189,7 @@ def _parse(name: str, content: object) -> Study:
             require_number("threshold", threshold, "a return")
             thresholds[env_id] = threshold
         settings = [_settings(label, entry, env_id, content) for label, entry in labels.items()]
-        runs += [
-            Run(environment=env_id, seed=seed, gym_packages=gym_packages, **of_label)
-            for seed in seeds
-            for of_label in settings
-        ]
+        runs += [Run(seed=seed, gym_packages=gym_packages, **shared) for seed in seeds for shared in settings]
     if (baseline := content.get("baseline")) is not None:
         check_name("label of baseline", baseline, labels)
     notes = configs.configuration_notes((run.label, run.algo, run.environment) for run in runs)
@@ -236,18 +232,17 @@ def _settings(label: str, entry: object, env_id: str, content: Mapping[str, Any]
     n_timesteps = _by_environment(content, "n_timesteps", env_id, environments, config["n_timesteps"])
     n_timesteps = _positive("n_timesteps", n_timesteps)
     evaluation = _evaluation(content.get("evaluation", {}), n_timesteps, env_id, environments)
-    config |= {"n_timesteps": n_timesteps}
-    return {"label": label, "algo": algo, "n_timesteps": n_timesteps, "evaluation": evaluation, "config": config}
+    shared = {"n_timesteps": n_timesteps, "evaluation": evaluation, "config": {**config, "n_timesteps": n_timesteps}}
+    return {"label": label, "algo": algo, "environment": env_id, **shared}
 
 
 def _evaluation(content: object, n_timesteps: int, env_id: str, environments: Collection[str]) -> Evaluation:
     content = _mapping("evaluation", content, {"frequency", "episodes", "deterministic"})
-    deterministic = content.get("deterministic", True)
-    require_bool("evaluation: deterministic", deterministic)
-    frequency = _by_environment(content, "frequency", env_id, environments, max(n_timesteps // 20, 1))
-    episodes = _by_environment(content, "episodes", env_id, environments, 20)
-    frequency, episodes = _positive("evaluation: frequency", frequency), _positive("evaluation: episodes", episodes)
-    return Evaluation(frequency, episodes, deterministic)
+    require_bool("evaluation: deterministic", content.get("deterministic", True))
+    counts = {"frequency": max(n_timesteps // 20, 1), "episodes": 20}
+    for key, default in counts.items():
+        counts[key] = _positive(f"evaluation: {key}", _by_environment(content, key, env_id, environments, default))
+    return Evaluation(**counts, deterministic=content.get("deterministic", True))
 
 
 def _seeds(seeds: object) -> list[int]:

@@ -7,6 +7,7 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest import mock
 
 import torch
 from huggingface_sb3 import EnvironmentName
@@ -199,9 +200,5 @@ def _check_saved(folder: Path) -> None:
 
 def _run(command: Callable[[], None], name: str, arguments: Sequence[str]) -> None:
     """Run a command of rl_zoo3, which reads its flags from ``sys.argv``."""
-    before = sys.argv
-    sys.argv = [f"sb3-pgext {name}", *arguments]
-    try:
+    with mock.patch.object(sys, "argv", [f"sb3-pgext {name}", *arguments]):
         command()
-    finally:
-        sys.argv = before

@@ -95,13 +95,11 @@ def check_keys(algo: str, keys: Mapping[str, Any], where: str) -> None:
     :param where: where they stand, for the message
     :raises ValueError: a key is unknown; the message suggests the nearest and lists all
     """
-    allowed = allowed_keys(ALGOS[algo])
+    allowed = sorted(allowed_keys(ALGOS[algo]))
     for key in keys:
         if key not in allowed:
-            raise ValueError(
-                f"{where}: unknown key {key!r}{nearest(str(key), allowed)} "
-                f"(allowed for {algo}: {', '.join(sorted(allowed))})"
-            )
+            hint = f"{nearest(str(key), allowed)} (allowed for {algo}: {', '.join(allowed)})"
+            raise ValueError(f"{where}: unknown key {key!r}{hint}")
 
 
 def check_complete(algo: str, config: Mapping[str, Any], where: str) -> None:

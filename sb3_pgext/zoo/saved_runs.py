@@ -1,15 +1,12 @@
 """Runs that rl_zoo3 has saved: what stands in their YAML files, read without running any of it."""
 
 import ast
-import contextlib
-import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rl_zoo3 import ALGOS
-from stable_baselines3.common.policies import BasePolicy
 from torch import nn
 
 from sb3_pgext.checkpoints.encoding import CLASSES
@@ -20,29 +17,22 @@ __all__ = ["plain_config", "plain_yaml", "read_run"]
 _EVALUATED = ("normalize", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "monitor_kwargs")
 """Keys of a configuration whose strings rl_zoo3 evaluates."""
 
-_ZOO_WRAPPERS = """
-    ActionNoiseWrapper ActionSmoothingWrapper DelayedRewardWrapper FrameSkip HistoryWrapper HistoryWrapperObsDict
-    MaskVelocityWrapper TruncatedOnSuccessWrapper YAMLCompatResizeObservation
-"""
-_GYMNASIUM_WRAPPERS = """
-    AtariPreprocessing ClipAction ClipReward DelayObservation DtypeObservation FilterObservation FlattenObservation
-    FrameStackObservation GrayscaleObservation MaxAndSkipObservation NormalizeObservation NormalizeReward RepeatAction
-    RescaleAction RescaleObservation ReshapeObservation ResizeObservation StickyAction TimeAwareObservation TimeLimit
-"""
-_VEC_WRAPPERS = "VecCheckNan VecExtractDictObs VecFrameStack VecTransposeImage"
-_HARMLESS: dict[str, list[str]] = {
-    "env_wrapper": [
-        "sb3_contrib.common.wrappers.TimeFeatureWrapper",
-        "stable_baselines3.common.atari_wrappers.AtariWrapper",
-        *(f"rl_zoo3.wrappers.{name}" for name in _ZOO_WRAPPERS.split()),
-        *(f"gymnasium.wrappers.{name}" for name in _GYMNASIUM_WRAPPERS.split()),
-    ],
-    "vec_env_wrapper": [f"stable_baselines3.common.vec_env.{name}" for name in _VEC_WRAPPERS.split()],
-    "callback": [],
+_WRAPPERS = {
+    "stable_baselines3.common.atari_wrappers": "AtariWrapper",
+    "stable_baselines3.common.vec_env": "VecCheckNan VecExtractDictObs VecFrameStack VecTransposeImage",
+    "sb3_contrib.common.wrappers": "TimeFeatureWrapper",
+    "rl_zoo3.wrappers": """
+        ActionNoiseWrapper ActionSmoothingWrapper DelayedRewardWrapper FrameSkip HistoryWrapper HistoryWrapperObsDict
+        MaskVelocityWrapper TruncatedOnSuccessWrapper YAMLCompatResizeObservation
+    """,
+    "gymnasium.wrappers": """
+        AtariPreprocessing ClipAction ClipReward DelayObservation DtypeObservation FilterObservation FlattenObservation
+        FrameStackObservation GrayscaleObservation MaxAndSkipObservation NormalizeObservation NormalizeReward
+        RepeatAction RescaleAction RescaleObservation ReshapeObservation ResizeObservation StickyAction
+        TimeAwareObservation TimeLimit
+    """,
 }
-"""Keys that name what rl_zoo3 imports and calls → what that may be: nothing that writes where it is told to."""
-
-_KNOWN_PACKAGES = ("stable_baselines3", "sb3_contrib", "sb3_pgext")
+"""Module → wrappers that may stand in a saved run: they write nothing where they are told to."""
 
 
 def read_run(folder: Path, trust: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -79,12 +69,13 @@ def plain_config(path: Path) -> dict[str, Any]:
     for key in _EVALUATED:
         if isinstance(config.get(key), str):
             config[key] = _plain_value(config[key], f"{path}: {key}")
-    for key, allowed in _HARMLESS.items():
+    for key in ("env_wrapper", "vec_env_wrapper", "callback"):
         for name in _names_in(config.get(key)):
-            if name not in allowed:
-                raise ValueError(f"{path}: {key}: {name} would be run: allowed is {', '.join(allowed) or 'none'}")
-    if "." in (policy := str(config.get("policy"))):
-        _check_policy(policy, f"{path}: policy")
+            module, _, wrapper = name.rpartition(".")
+            if wrapper not in _WRAPPERS.get(module, "").split():
+                raise ValueError(f"{path}: {key}: {name} would be run: it is none of the wrappers that write no files")
+    if "." in str(config.get("policy")):
+        raise ValueError(f"{path}: policy: {config['policy']} would be run: allowed is a name without a module")
     return config
 
 
@@ -159,14 +150,3 @@ def _names_in(value: Any) -> Iterator[str]:
             yield from _names_in(item)
     elif value is not None:
         yield from map(str, value if isinstance(value, Mapping) else [value])
-
-
-def _check_policy(name: str, where: str) -> None:
-    """Refuse what is no policy of a package that we know."""
-    module, _, attribute = name.rpartition(".")
-    cls = None
-    if module.split(".")[0] in _KNOWN_PACKAGES:
-        with contextlib.suppress(ImportError):
-            cls = getattr(importlib.import_module(module), attribute, None)
-    if not (isinstance(cls, type) and issubclass(cls, BasePolicy)):
-        raise ValueError(f"{where}: {name} would be run: allowed is a BasePolicy of {', '.join(_KNOWN_PACKAGES)}")

@@ -2,10 +2,10 @@
 
 import contextlib
 from argparse import Namespace
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import rl_zoo3.train
@@ -35,8 +35,7 @@ def checkpoints_folder(run: Path) -> Path:
     return run / "checkpoints"
 
 
-@contextlib.contextmanager
-def trainings(checkpoint_every: int, vec_env: str | None) -> Iterator[None]:
+def trainings(checkpoint_every: int, vec_env: str | None) -> contextlib.AbstractContextManager[Any]:
     """
     Replace rl_zoo3's trainings by ours, whose configurations may say more, and which write checkpoints.
 
@@ -44,13 +43,7 @@ def trainings(checkpoint_every: int, vec_env: str | None) -> Iterator[None]:
     :param vec_env: the kind of vectorised environment; None for what the configuration says
     :return: context
     """
-    before = rl_zoo3.train.ExperimentManager
-    training = partial(_Training, checkpoint_every, vec_env=vec_env)
-    rl_zoo3.train.ExperimentManager = training  # type: ignore[assignment, misc]
-    try:
-        yield
-    finally:
-        rl_zoo3.train.ExperimentManager = before  # type: ignore[misc]
+    return mock.patch.object(rl_zoo3.train, "ExperimentManager", partial(_Training, checkpoint_every, vec_env=vec_env))
 
 
 def continued(folder: Path, config: dict[str, Any], args: dict[str, Any], trust: bool | None) -> None:

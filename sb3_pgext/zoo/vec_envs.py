@@ -50,10 +50,7 @@ def make_vec_env(
         env = GymnasiumVecEnv(gym.make_vec(env_id, len(makers), vectorization_mode="vector_entry_point", **env_kwargs))
     else:
         if env_wrapper is not None:
-            raise ValueError(
-                "env_wrapper: allowed is none with vec_env='envpool', whose environments are not Python's; what "
-                "envpool can do itself stands in env_kwargs"
-            )
+            raise ValueError("env_wrapper: allowed is none with vec_env='envpool', but what env_kwargs can ask it for")
         env = EnvPoolVecEnv(env_id.removeprefix("ALE/"), len(makers), **env_kwargs)
     return _monitored(env, monitor_kwargs, log_folder)
 
@@ -61,10 +58,8 @@ def make_vec_env(
 def _monitored(env: VecEnv, monitor_kwargs: Mapping[str, Any], log_folder: Path | None) -> VecMonitor:
     """Record the episodes, in the place of the Monitor of each sub-environment."""
     if unknown := monitor_kwargs.keys() - {"info_keywords", "override_existing"}:
-        raise ValueError(
-            f"monitor_kwargs: {', '.join(sorted(unknown))}: allowed are info_keywords and override_existing where "
-            f"all sub-environments are stepped at once, as {env.unwrapped} does"
-        )
+        allowed = "info_keywords and override_existing where all sub-environments are stepped at once"
+        raise ValueError(f"monitor_kwargs: {', '.join(sorted(unknown))}: allowed are {allowed}")
     keywords = tuple(monitor_kwargs.get("info_keywords", ()))
     file = None if log_folder is None else log_folder / "0.monitor.csv"
     if file is None or monitor_kwargs.get("override_existing", True) or not file.exists():
