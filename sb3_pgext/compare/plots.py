@@ -112,8 +112,7 @@ def sample_efficiency_figure(study: Study, statistics: Aggregate) -> Figure:
     :param statistics: of all its environments
     :return: the figure
     """
-    x, curves = statistics.fractions, statistics.curves
-    figure, axes = _curves_figure(study, statistics, x, curves, "interquartile mean of ")
+    figure, axes = _curves_figure(study, statistics, statistics.fractions, statistics.curves, "interquartile mean of ")
     axes.set_xlabel("share of the training")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylabel("score\n(0: before training, 1: best run)")

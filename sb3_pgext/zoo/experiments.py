@@ -77,10 +77,9 @@ class Experiment(ExperimentManager):
         if entry not in (own.gym_id, ATARI, DEFAULT):
             print(f"{self.config} has no entry {own.gym_id}: that of {entry} is used")
             self.env_name = type(own)(entry)
-        try:
-            return super().read_hyperparameters()
-        finally:
-            self.env_name = own
+        hyperparameters = super().read_hyperparameters()
+        self.env_name = own
+        return hyperparameters
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         if "vec_env" in hyperparams:
