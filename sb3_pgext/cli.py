@@ -52,8 +52,6 @@ def _run(argv: Sequence[str] | None) -> int:
 
         names = ("algos", "seeds", "timesteps", "gym_packages")
         study = arguments.study
-        if (study is None) == (arguments.env is None):
-            parser.error("compare: give a study, or environments with --env, not both")
         if study is None:
             if arguments.algos is None:
                 parser.error("compare: --env needs --algos")
@@ -93,27 +91,27 @@ def _parser() -> argparse.ArgumentParser:
         ("record-video", "record a video of a trained agent: rl_zoo3's flags"),
     ):
         commands.add_parser(name, help=text, add_help=False)
-    of_zoo = commands.add_parser("zoo", help="the configurations that we ship")
-    what = "list: which there are; check: make the model of each of them"
-    of_zoo.add_argument("what", choices=("list", "check"), help=what)
-    _add_compare(commands.add_parser("compare", help="train the runs of a study and compare them").add_argument)
+    of_zoo = commands.add_parser("zoo", help="list or check the configurations that we ship")
+    of_zoo.add_argument("what", choices=("list", "check"), help="check: make the model of each of them")
+    _add_compare(commands.add_parser("compare", help="train the runs of a study and compare them"))
     of_variance = commands.add_parser("variance", help="measure variance and bias of the gradient under each option")
     _add_variance(of_variance.add_argument)
     return parser
 
 
-def _add_compare(add: Callable[..., object]) -> None:
-    add("study", nargs="?", metavar="STUDY.yml", help="a study file, or the name of one in zoo_configs/studies")
-    add("--env", nargs="+", metavar="ID", help="without a file: environments")
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group(required=True)
+    file = "a study file, or the name of one in zoo_configs/studies"
+    what.add_argument("study", nargs="?", metavar="STUDY.yml", help=file)
+    what.add_argument("--env", nargs="+", metavar="ID", help="without a file: environments")
+    add = parser.add_argument
     add("--algos", nargs="+", metavar="KEY", help="without a file: zoo keys, the first as the baseline")
     add("--seeds", type=int, metavar="N", help="without a file: seeds per algorithm (default: 3)")
-    steps = "without a file: environment steps (default: the configurations')"
-    add("--timesteps", type=int, metavar="N", help=steps)
+    add("--timesteps", type=int, metavar="N", help="without a file: steps of each run (default: the configurations')")
     add("--gym-packages", nargs="+", metavar="MODULE", help="without a file: modules that register environments")
     add("--out", type=Path, metavar="DIR", help="where the results go (default: runs/<study's name>)")
     add("--jobs", type=int, metavar="N", help="runs at the same time (default: one per core)")
-    backends = "joblib's: loky (default), dask, ray: where the runs are trained; sequential: in this process"
-    add("--backend", default="loky", metavar="NAME", help=backends)
+    add("--backend", default="loky", metavar="NAME", help="joblib's: loky (default), dask, ray; sequential: one by one")
 
 
 def _add_variance(add: Callable[..., object]) -> None:
@@ -122,17 +120,13 @@ def _add_variance(add: Callable[..., object]) -> None:
     add("--gym-packages", nargs="+", default=(), metavar="MODULE", help="modules that register environments")
     add("--vary", required=True, metavar="OPTION=VALUE,…", help="e.g. baseline=none,time,state")
     add("--at-steps", default="0", metavar="N,…", help="training steps to freeze the policy at")
-    batches = "gradient batches of each kind (default: 200)"
-    add("--batches", dest="n_batches", type=int, default=200, metavar="N", help=batches)
-    episodes = "episodes per batch (default: the configuration's)"
-    add("--episodes", dest="n_episodes", type=int, metavar="N", help=episodes)
-    steps = "steps of each sub-environment per batch, for algorithms without episodes"
-    add("--steps", dest="n_steps", type=int, metavar="N", help=steps)
+    add("--batches", dest="n_batches", type=int, default=200, metavar="N", help="gradient batches (default: 200)")
+    add("--episodes", dest="n_episodes", type=int, metavar="N", help="per batch (default: the configuration's)")
+    add("--steps", dest="n_steps", type=int, metavar="N", help="per batch, for algorithms without episodes")
     add("--reference", metavar="VALUE", help="measure the bias against the mean gradient of this value")
     add("--seed", type=int, default=0, help="of the training")
     add("--conf-file", help="configuration file (default: the algorithm's)")
-    params = "laid over the configuration"
-    add("--params", nargs="+", type=_key_and_value, default=(), metavar="KEY=VALUE", help=params)
+    add("--params", nargs="+", type=_key_and_value, default=(), metavar="KEY=VALUE", help="laid over the configuration")
     add("--out", type=Path, metavar="DIR", help="where the results go (default: under runs/variance)")
     add("--jobs", type=int, metavar="N", help="worker processes (default: one per core)")
 

@@ -247,7 +247,7 @@ SMALL = {
 """Of what is not set."""
 
 KEYS = {"reinforce": REINFORCE, "ispg": ISPG, "vpg": VPG, "npg": NPG, "ppo_cc": ClippedCriticPPO}
-OTHER_NAMES = {"use_sde": "gSDE", "algo": "algorithm", "environments": "environment", "seeds": "seed"}
+OTHER_NAMES = {"use_sde": "gSDE", "algo": "algorithm", "environments": "environment", "seeds": "seed", "params": "key"}
 """What else messages call them."""
 
 
@@ -380,23 +380,10 @@ def _is_named(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(name, str) for name in value)
 
 
-def _is_class(value: Any) -> bool:
-    """Or several."""
-    if isinstance(value, list):
-        return all(not isinstance(entry, list) and _is_class(entry) for entry in value)
-    return value is None or (isinstance(value, str) and "." in value) or (_is_named(value) and len(value) == 1)
-
-
 ZOO_KEYS = {
     "n_timesteps": Domain(_is_plain_whole, [1000, 1e5]),
     "n_envs": Domain(is_whole, [1, 4]),
-    "normalize": Domain(lambda x: isinstance(x, (bool, str)) or _is_named(x), [True, False]),
-    "frame_stack": Domain(lambda x: x is None or is_whole(x), [1, 4]),
     "vec_env": choice("dummy", "subproc", "gymnasium", "envpool"),
-    "env_wrapper": Domain(_is_class, ["a.b", [{"a.b": {"c": 1}}]]),
-    "callback": Domain(_is_class, ["a.b"]),
-    "env_kwargs": Domain(lambda x: x is None or _is_named(x), [{"a": 1}]),
-    "monitor_kwargs": Domain(lambda x: isinstance(x, str) or _is_named(x), [{"a": 1}]),
 }
 _OF_YAML = (int, float, str, bool, type(None), list, dict)
 

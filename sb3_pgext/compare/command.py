@@ -11,7 +11,7 @@ from rich.console import Console
 from sb3_pgext.compare.aggregate import aggregate
 from sb3_pgext.compare.display import progress_shown
 from sb3_pgext.compare.page import aggregate_table, write_pages
-from sb3_pgext.compare.plots import FIGURES, plot_learning_curves, plot_study
+from sb3_pgext.compare.plots import FIGURES, plot_study
 from sb3_pgext.compare.report import SummaryTable, print_summary, results_table, summary_table, summary_tables
 from sb3_pgext.compare.runs import Outcome, check_backend, execute_all, finished
 from sb3_pgext.compare.study import Study, find_study, read_study
@@ -86,12 +86,11 @@ def _train(study: Study, out: Path, jobs: int, backend: str, console: Console, o
         return
     console.print(f"the curves so far, as runs end: {_shown(out) / 'learning_curves.png'}", soft_wrap=True)
     picture_is_due = Every(_PICTURE_SECONDS)
-    with progress_shown(outcomes, missing, folder, console):
+    with progress_shown(missing, folder, console):
         for outcome in execute_all(missing, folder, jobs, backend):
             outcomes.append(outcome)
             if outcome.error is None and len(outcomes) < len(missing) and picture_is_due():
-                with contextlib.suppress(OSError):  # a full disk, which the report at the end will name
-                    plot_learning_curves(study, results_table(study, folder), out)
+                plot_study(study, results_table(study, folder), None, out)
 
 
 def _report(study: Study, outcomes: list[Outcome], out: Path, console: Console) -> None:
@@ -109,21 +108,17 @@ def _report(study: Study, outcomes: list[Outcome], out: Path, console: Console) 
     print_summary(tables, console)
     for failure in failures:
         run = failure.run
-        text = f"failed: {run.label}, {run.environment}, seed {run.seed}: {failure.error}"
-        text += "" if failure.log is None else f" (see {failure.log})"
+        text = f"failed: {run.label}, {run.environment}, seed {run.seed}: {failure.error} (see {failure.log})"
         console.print(text, style="red", markup=False, soft_wrap=True)
     for name in _FILES:
         (out / name).unlink(missing_ok=True)  # of an earlier study, which may have had figures that this one has not
     figures: list[Path] = []
-    try:
-        if not results.empty:
-            for name, data in zip(_TABLES, (results, summary), strict=True):
-                with replacing(out / name) as file:
-                    data.to_csv(file, index=False)
-            figures = plot_study(study, results, statistics, out)
-        write_pages(study, tables, figures, failures, out)
-    except OSError as error:  # of a full disk it does not say where that is
-        raise OSError(error.errno, error.strerror, error.filename or str(out)) from error
+    if not results.empty:
+        for name, data in zip(_TABLES, (results, summary), strict=True):
+            with replacing(out / name) as file:
+                data.to_csv(file, index=False)
+        figures = plot_study(study, results, statistics, out)
+    write_pages(study, tables, figures, failures, out)
     written = ["report.html", "summary.md"] + (["the figures", *_TABLES] if figures else [])
     console.print(f"written to {_shown(out)}: {', '.join(written)}", soft_wrap=True)
 

@@ -120,8 +120,5 @@ def _require_an_end(evaluation: dict[str, Any], _: dict[str, Any]) -> None:
     :raises RuntimeError: its episode has no end
     """
     if evaluation["current_lengths"][evaluation["i"]] > MAX_STEPS_WITHOUT_END:
-        raise RuntimeError(
-            f"An episode of the evaluation is longer than {MAX_STEPS_WITHOUT_END:,} steps: the environment seems to "
-            "have no end and no limit, and its return cannot be measured. Register it with `max_episode_steps`, or "
-            "wrap it in gymnasium.wrappers.TimeLimit (`env_wrapper`)."
-        )
+        advice = "Register the environment with `max_episode_steps`, or wrap it in gymnasium.wrappers.TimeLimit"
+        raise RuntimeError(f"An episode of the evaluation is longer than {MAX_STEPS_WITHOUT_END:,} steps. {advice}.")

@@ -5,9 +5,9 @@ import html
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import yaml
@@ -61,26 +61,18 @@ def write_pages(
     :param failures: the runs that did not finish
     :param folder: where the pages go
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sb3_pgext.compare", "templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"markdown": _markdown, "code": _code, "yaml": _yaml}
+    templates = jinja2.PackageLoader("sb3_pgext.compare", "templates")
+    environment = jinja2.Environment(loader=templates, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"markdown": _markdown, "code": _code, "yaml": partial(yaml.safe_dump, sort_keys=False)}
     content = {
         "study": study,
         "tables": tables,
-        "figures": [{"name": f.name, "caption": FIGURES[f.name], "svg": _inline(f)} for f in figures],
+        "figures": [{"name": path.name, "caption": FIGURES[path.name], "svg": _inline(path)} for path in figures],
         "failures": failures,
         # The seeds are the only difference between the runs of a label on an environment.
         "configs": {(run.environment, run.label): run for run in study.runs}.values(),
         "versions": VERSIONS,
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "python": platform.python_version(),
-            "cores": os.cpu_count(),
-        },
+        "machine": {"system": platform.platform(), "python": platform.python_version(), "cores": os.cpu_count()},
         "evaluations": _evaluations(study),
         "gym_packages": dict.fromkeys(package for run in study.runs for package in run.gym_packages),
     }
@@ -110,10 +102,6 @@ def _inline(figure: Path) -> str:
     """Write the SVG as the address of an image."""
     svg = figure.with_suffix(".svg").read_bytes()
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-
-
-def _yaml(config: Mapping[str, Any]) -> str:
-    return str(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
 
 def _evaluations(study: Study) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Figures for print."""
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,13 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from sb3_pgext.compare.aggregate import Aggregate
 from sb3_pgext.compare.report import enough_seeds, learning_curves, seeds_per_run
 from sb3_pgext.compare.statistics import Estimate, iqm_with_bootstrap_interval
 from sb3_pgext.compare.study import Study
-from sb3_pgext.variance.figures import FULL_WIDTH, add_legend, panels, print_style, thousands, wrapped, write_figure
+from sb3_pgext.variance.figures import add_legend, panels, print_style, write_figure
 
 FIGURES = {
     "learning_curves": "Learning curves",
@@ -41,26 +42,15 @@ def plot_study(study: Study, results: pd.DataFrame, statistics: Aggregate | None
     :param folder: where the files go
     :return: the files, without their suffixes ``.png`` and ``.svg``
     """
-    plot_learning_curves(study, results, folder)
-    if statistics is None:
-        return [folder / "learning_curves"]
     with print_style():
-        write_figure(sample_efficiency_figure(study, statistics), folder / "sample_efficiency")
-        write_figure(profiles_figure(study, statistics), folder / "profiles")
-        write_figure(improvement_figure(study, statistics), folder / "improvement")
-    return [folder / name for name in FIGURES]
-
-
-def plot_learning_curves(study: Study, results: pd.DataFrame, folder: Path) -> None:
-    """
-    Draw the learning curves of the runs that have finished.
-
-    :param study: a study
-    :param results: as of :func:`sb3_pgext.compare.report.results_table`
-    :param folder: where ``learning_curves.png`` and ``.svg`` go
-    """
-    with print_style():
-        write_figure(learning_curves_figure(study, results), folder / "learning_curves")
+        figures = {"learning_curves": learning_curves_figure(study, results)}
+        if statistics is not None:
+            figures["sample_efficiency"] = sample_efficiency_figure(study, statistics)
+            figures["profiles"] = profiles_figure(study, statistics)
+            figures["improvement"] = improvement_figure(study, statistics)
+        for name, figure in figures.items():
+            write_figure(figure, folder / name)
+    return [folder / name for name in figures]
 
 
 def learning_curves_figure(study: Study, results: pd.DataFrame) -> Figure:
@@ -101,7 +91,7 @@ def _panel(axes: Axes, study: Study, results: pd.DataFrame, environment: str) ->
         values = ", ".join(f"{value:g}" for value in sorted(set(study.thresholds.values())))
         axes.axhline(threshold, label=f"threshold {values}", zorder=2, **_REFERENCE_LINE)
     axes.set_title(environment)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: thousands(steps)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.margins(x=0.01)
     sns.despine(ax=axes)
 
@@ -109,13 +99,9 @@ def _panel(axes: Axes, study: Study, results: pd.DataFrame, environment: str) ->
 def _curve(axes: Axes, study: Study, label: str, x: np.ndarray, curve: Estimate) -> None:
     """Draw a line with its band, in the style that the label has in all figures."""
     i = study.labels.index(label)
-    n_colors = len(sns.color_palette("colorblind"))
-    style: dict[str, Any] = {"color": sns.color_palette("colorblind", len(study.labels))[i], "zorder": 3 + 1 / (1 + i)}
-    axes.fill_between(x, curve.low, curve.high, alpha=0.12, linewidth=0, **style)
-    for edge in (curve.low, curve.high):
-        axes.plot(x, edge, linewidth=0.5, alpha=0.6, **style)
-    line_style = _LINE_STYLES[(i + i // n_colors) % len(_LINE_STYLES)]
-    axes.plot(x, curve.value, linewidth=1.8, linestyle=line_style, label=label, **style)
+    style: dict[str, Any] = {"color": sns.color_palette("colorblind", len(study.labels))[i], "zorder": 3}
+    axes.fill_between(x, curve.low, curve.high, alpha=0.15, linewidth=0, **style)
+    axes.plot(x, curve.value, linewidth=1.8, linestyle=_LINE_STYLES[i % len(_LINE_STYLES)], label=label, **style)
 
 
 def sample_efficiency_figure(study: Study, statistics: Aggregate) -> Figure:
@@ -126,8 +112,7 @@ def sample_efficiency_figure(study: Study, statistics: Aggregate) -> Figure:
     :param statistics: of all its environments
     :return: the figure
     """
-    legend = f"line: interquartile mean of {_runs(study, statistics)}"
-    figure, axes = _curves_figure(study, statistics, statistics.fractions, statistics.curves, legend)
+    figure, axes = _curves_figure(study, statistics, statistics.fractions, statistics.curves, "interquartile mean of ")
     axes.set_xlabel("share of the training")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylabel("score\n(0: before training, 1: best run)")
@@ -142,8 +127,7 @@ def profiles_figure(study: Study, statistics: Aggregate) -> Figure:
     :param statistics: of all its environments
     :return: the figure
     """
-    legend = f"line: {_runs(study, statistics)}"
-    figure, axes = _curves_figure(study, statistics, statistics.thresholds, statistics.profiles, legend)
+    figure, axes = _curves_figure(study, statistics, statistics.thresholds, statistics.profiles)
     axes.set_xlabel("final score (0: before training, 1: best run)")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylabel("share of the runs above it")
@@ -158,10 +142,9 @@ def improvement_figure(study: Study, statistics: Aggregate) -> Figure:
     :param statistics: of all its environments
     :return: the figure
     """
-    labels = [wrapped(label, 32) for label in statistics.improvements]
-    lines = 1 + max(label.count("\n") for label in labels)
-    height = 1.5 + (0.3 + 0.15 * lines) * len(labels)
-    figure, ((axes,),) = panels(1, height)
+    labels = [textwrap.fill(label, 32) for label in statistics.improvements]
+    n_lines = 1 + max(label.count("\n") for label in labels)
+    figure, ((axes,),) = panels(1, height=2 + (0.3 + 0.15 * n_lines) * len(labels))
     colors = sns.color_palette("colorblind", len(study.labels))
     for y, (label, estimate) in enumerate(statistics.improvements.items()):
         width = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
@@ -173,36 +156,25 @@ def improvement_figure(study: Study, statistics: Aggregate) -> Figure:
     axes.set_xlim(-0.03, 1.03)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     sns.despine(ax=axes)
-    # The layout gives no room to an axis label that is wider than its panel.
-    sentences = f"probability of a higher final score than {statistics.baseline}", "(bars: 95 % bootstrap intervals)"
-    for n_characters in range(72, 0, -12):
-        text = "\n".join(wrapped(sentence, n_characters) for sentence in sentences)
-        axes.set_xlabel(text)
-        figure.set_figheight(height + 0.17 * (text.count("\n") - 1))
-        figure.draw_without_rendering()
-        if axes.xaxis.label.get_window_extent().x1 <= FULL_WIDTH * figure.bbox.x1:
-            break
+    text = f"probability of a higher final score than {statistics.baseline}"
+    axes.set_xlabel(f"{textwrap.fill(text, 48)}\n(bars: 95 % bootstrap intervals)")
     return figure
 
 
 def _curves_figure(
-    study: Study, statistics: Aggregate, x: np.ndarray, curves: Mapping[str, Estimate], legend: str
+    study: Study, statistics: Aggregate, x: np.ndarray, curves: Mapping[str, Estimate], estimated: str = ""
 ) -> tuple[Figure, Axes]:
     """Draw one panel with a line for each label, and the legend below it."""
     figure, ((axes,),) = panels(1)
-    n_environments = len(study.environments)
-    axes.set_title(study.environments[0] if n_environments == 1 else f"{n_environments} environments")
+    n = len(study.environments)
+    axes.set_title(study.environments[0] if n == 1 else f"{n} environments")
     for label, curve in curves.items():
         _curve(axes, study, label, x, curve)
     axes.margins(x=0.01)
     sns.despine(ax=axes)
-    add_legend(figure, f"{legend}\nband: 95 % bootstrap interval")
+    runs = f"{statistics.seeds} seeds" + (f" on each of {n} environments" if n > 1 else "")
+    add_legend(figure, f"line: {estimated}{runs}\nband: 95 % bootstrap interval")
     return figure, axes
-
-
-def _runs(study: Study, statistics: Aggregate) -> str:
-    n = len(study.environments)
-    return f"{statistics.seeds} seeds" + (f" on each of {n} environments" if n > 1 else "")
 
 
 def band(returns: np.ndarray, bootstrap: bool) -> Estimate:

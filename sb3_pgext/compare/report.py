@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,6 @@ from rich.text import Text
 from sb3_pgext.compare import statistics
 from sb3_pgext.compare.runs import finished, measurements
 from sb3_pgext.compare.study import Study
-
-_MIN_COLUMN_WIDTH = 5
-"""Least width of a column of the printed summary: a narrow terminal breaks lines, it drops nothing."""
 
 
 def results_table(study: Study, folder: Path) -> pd.DataFrame:
@@ -161,9 +158,9 @@ def print_summary(tables: Sequence[SummaryTable], console: Console) -> None:
     for table in tables:
         printed = Table(title=Text(table.title), caption=Text(table.caption), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for i, name in enumerate(table.header):
-            justify: Literal["right", "left"] = "right" if i else "left"
-            printed.add_column(Text(name), justify=justify, min_width=_MIN_COLUMN_WIDTH, overflow="fold")
-        # Of columns without a width the widest is narrowed first, which would leave a label as little as a number.
+            printed.add_column(Text(name), justify="right" if i else "left", min_width=5, overflow="fold")
+        # A narrow terminal breaks lines, it drops nothing. Of columns without a width the widest is narrowed first,
+        # which would leave a label as little as a number.
         longest = max(cell_len(text) for text in [table.header[0], *(row[0] for row in table.rows)])
         printed.columns[0].width = min(longest, console.width // 4)
         for row in table.rows:

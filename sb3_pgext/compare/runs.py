@@ -7,7 +7,7 @@ import re
 import shutil
 import traceback
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,12 +38,12 @@ class Outcome:
 
     :param run: the run
     :param error: what it failed with; None if it finished
-    :param log: its log file; None if not even that could be written
+    :param log: its log file
     """
 
     run: Run
     error: str | None
-    log: Path | None
+    log: Path
 
 
 def finished(run: Run, folder: Path) -> bool:
@@ -67,7 +67,7 @@ def execute_all(runs: list[Run], folder: Path, jobs: int, backend: str = "loky")
     :param backend: of joblib, see :func:`check_backend`
     :return: the outcomes, as the runs end, or all at the end from backends that cannot do better
     """
-    _remove([*folder.glob("*.partial"), *(folder / f"{run.folder_name}.failed" for run in runs)])
+    _remove([*folder.glob("*.partial"), *(_failed_folder(run, folder) for run in runs)])
     # Instead of a single worker joblib would take this process, and a run that dies would end it.
     n_workers = max(jobs, 2) if backend == "loky" else jobs
     with _backend_context(backend):
@@ -101,15 +101,18 @@ def _executed(runs: list[Run], folder: Path, n_workers: int, at_once: int) -> It
 
 def _failed(run: Run, folder: Path, error: str, partial: list[Path]) -> Outcome:
     """Keep what there is of the run under a name of its own."""
-    failed = folder / f"{run.folder_name}.failed"
+    failed = _failed_folder(run, folder)
     for path in partial:
         with contextlib.suppress(OSError):  # the disk may be what it failed with
             (path / _ERROR).write_text(error)
         with contextlib.suppress(OSError):
             path.rename(failed)
     _remove(partial)
-    log = failed / "log.txt"
-    return Outcome(run, error, log if log.is_file() else None)
+    return Outcome(run, error, failed / "log.txt")
+
+
+def _failed_folder(run: Run, folder: Path) -> Path:
+    return folder / f"{run.folder_name}.failed"
 
 
 def _partial_folders(run: Run, folder: Path) -> list[Path]:
@@ -170,10 +173,9 @@ def execute(run: Run, folder: Path) -> Outcome:
     # a few workers died of.
     if finished(run, folder):
         return Outcome(run, None, final / "log.txt")
-    failed = folder / f"{run.folder_name}.failed"
+    failed = _failed_folder(run, folder)
     if failed.is_dir():
-        said = failed / _ERROR
-        return Outcome(run, (said.read_text() if said.is_file() else "") or "it failed", failed / "log.txt")
+        return Outcome(run, (failed / _ERROR).read_text(), failed / "log.txt")
     if lost := _partial_folders(run, folder):
         return _failed(run, folder, "its process died", lost)
     partial = folder / f"{run.folder_name}.{uuid.uuid4().hex[:8]}.partial"
@@ -198,21 +200,22 @@ def execute(run: Run, folder: Path) -> Outcome:
     return Outcome(run, None, final / "log.txt")
 
 
-def progress(runs: Iterable[Run], folder: Path) -> dict[str, int]:
+def progress(runs: Sequence[Run], folder: Path) -> tuple[int, int]:
     """
     Read the progress of runs.
 
     :param runs: the runs
     :param folder: the folder of all runs
-    :return: folder name of each run → the environment steps that it has taken, as it last reported
+    :return: how many have ended, and the environment steps that are done, as far as reported; a run that ended has none
+        left
     """
-    steps = {run.folder_name: run.n_timesteps if finished(run, folder) else 0 for run in runs}
+    ended = {run.folder_name for run in runs if finished(run, folder) or _failed_folder(run, folder).is_dir()}
+    steps = {run.folder_name: run.n_timesteps if run.folder_name in ended else 0 for run in runs}
     for report in folder.glob("*.partial/progress"):
         name = report.parent.name.rsplit(".", 2)[0]
-        with contextlib.suppress(FileNotFoundError):  # the run has just ended
-            if name in steps:
-                steps[name] = max(steps[name], int(report.read_text()))
-    return steps
+        with contextlib.suppress(FileNotFoundError, KeyError):  # the run has just ended, or is of another study
+            steps[name] = max(steps[name], int(report.read_text()))
+    return len(ended), sum(steps.values())
 
 
 def measurements(run: Run, folder: Path) -> list[Measurement]:
@@ -243,7 +246,6 @@ def _train(run: Run, folder: Path) -> None:
         if not math.isfinite(measurement.mean_return):
             raise ValueError(f"mean return {measurement.mean_return} at {measurement.timesteps} environment steps")
     manager.save_trained_model(model)
-    (folder / "progress").unlink(missing_ok=True)
     (folder / "evaluations.json").write_text(json.dumps([asdict(m) for m in callback.measurements], indent=1))
 
 

@@ -37,12 +37,9 @@ def mean_with_t_interval(scores: np.ndarray) -> Estimate:
     :param scores: ``(S,)`` or ``(S, T)``, one row per seed
     :return: estimates of shape ``()`` or ``(T,)``; without an interval for a single seed
     """
-    n_seeds = len(scores)
     mean = scores.mean(axis=0)
-    if n_seeds < 2:
-        return Estimate(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan))
-    half_width = scipy.stats.t.ppf(0.975, n_seeds - 1) * scores.std(axis=0, ddof=1) / np.sqrt(n_seeds)
-    return Estimate(mean, mean - half_width, mean + half_width)
+    standard_error = scipy.stats.sem(scores) if len(scores) > 1 else np.nan
+    return Estimate(mean, *scipy.stats.t.interval(0.95, len(scores) - 1, mean, standard_error))
 
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
@@ -52,9 +49,7 @@ def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     :param scores: ``(S, E, ...)``, one row per seed and one column per environment
     :return: ``(...)``, over seeds and environments together
     """
-    runs = np.sort(scores.reshape(-1, *scores.shape[2:]), axis=0)
-    cut = len(runs) // 4
-    return np.asarray(runs[cut : len(runs) - cut].mean(axis=0))
+    return np.asarray(scipy.stats.trim_mean(scores.reshape(-1, *scores.shape[2:]), 0.25))
 
 
 def iqm_with_bootstrap_interval(scores: np.ndarray) -> Estimate:

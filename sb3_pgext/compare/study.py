@@ -15,7 +15,7 @@ import yaml
 from rl_zoo3 import ALGOS
 
 import sb3_pgext
-from sb3_pgext.arguments import MAX_NUMBER
+from sb3_pgext.arguments import require, require_bool, require_count, require_number
 from sb3_pgext.zoo import configs
 from sb3_pgext.zoo.names import check_environment, check_name, import_environments, slug
 
@@ -137,22 +137,15 @@ def read_study(path: Path) -> Study:
         return _parse(path.stem, yaml.load(path.read_text(), _Loader))
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path}: an alias stands inside of what it stands for") from error
 
 
 class _Loader(yaml.SafeLoader):
     """YAML without a key that stands twice in a mapping, of which the first would be lost."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [
-            self.construct_object(key, deep=True)
-            for key, _ in node.value
-            if key.tag != "tag:yaml.org,2002:configs.merge"
-        ]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ValueError(f"the key {key!r} stands there twice (line {node.start_mark.line + 1} and after)")
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise ValueError(f"the key {twice[0]!r} stands there twice (line {node.start_mark.line + 1} and after)")
         return super().construct_mapping(node, deep)
 
 
@@ -175,19 +168,16 @@ def quick_study(
     :raises ValueError: as for :func:`read_study`
     """
     runs = {algo: {"algo": algo} for algo in _distinct("algos", algorithms)}
-    content: dict[str, Any] = {"environments": environments, "runs": runs, "seeds": seeds, "n_timesteps": n_timesteps}
-    content["gym_packages"] = gym_packages
-    name = slug(f"{'+'.join(environments)}_{'+'.join(algorithms)}")
-    return _parse(name, {key: value for key, value in content.items() if value is not None})
+    optional = {"seeds": seeds, "n_timesteps": n_timesteps, "gym_packages": gym_packages}
+    content: dict[str, Any] = {"environments": environments, "runs": runs}
+    content |= {key: value for key, value in optional.items() if value is not None}
+    return _parse(slug(f"{'+'.join(environments)}_{'+'.join(algorithms)}"), content)
 
 
 def _parse(name: str, content: object) -> Study:
     keys = {"environments", "seeds", "n_timesteps", "evaluation", "threshold", "baseline", "gym_packages", "runs"}
     content = _mapping("a study", content, keys, required=("environments", "runs"))
-    packages = _list("gym_packages", content.get("gym_packages", []))
-    for package in packages:
-        if not isinstance(package, str) or not all(part.isidentifier() for part in package.split(".")):
-            raise ValueError(f"gym_packages: a module has a name, not {package!r}")
+    packages = map(str, _list("gym_packages", content.get("gym_packages", [])))
     gym_packages = {package: _digest(module) for package, module in import_environments(packages).items()}
     environments = [check_environment(env_id) for env_id in _distinct("environments", content["environments"])]
     seeds = _seeds(content.get("seeds", 3))
@@ -196,13 +186,10 @@ def _parse(name: str, content: object) -> Study:
     for env_id in environments:
         threshold = _by_environment(content, "threshold", env_id, environments)
         if threshold is not None:
-            thresholds[env_id] = _threshold(threshold)
+            require_number("threshold", threshold, "a return")
+            thresholds[env_id] = threshold
         settings = [_settings(label, entry, env_id, content) for label, entry in labels.items()]
-        runs += [
-            Run(environment=env_id, seed=seed, gym_packages=gym_packages, **of_label)
-            for seed in seeds
-            for of_label in settings
-        ]
+        runs += [Run(seed=seed, gym_packages=gym_packages, **shared) for seed in seeds for shared in settings]
     if (baseline := content.get("baseline")) is not None:
         check_name("label of baseline", baseline, labels)
     notes = configs.configuration_notes((run.label, run.algo, run.environment) for run in runs)
@@ -245,38 +232,27 @@ def _settings(label: str, entry: object, env_id: str, content: Mapping[str, Any]
     n_timesteps = _by_environment(content, "n_timesteps", env_id, environments, config["n_timesteps"])
     n_timesteps = _positive("n_timesteps", n_timesteps)
     evaluation = _evaluation(content.get("evaluation", {}), n_timesteps, env_id, environments)
-    config |= {"n_timesteps": n_timesteps}
-    return {"label": label, "algo": algo, "n_timesteps": n_timesteps, "evaluation": evaluation, "config": config}
-
-
-def _threshold(value: object) -> float:
-    """Refuse what is not a return."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and -MAX_NUMBER <= value <= MAX_NUMBER):  # type: ignore[operator]
-        raise ValueError(f"threshold must be a return, not {value!r}")
-    return value  # type: ignore[return-value]
+    shared = {"n_timesteps": n_timesteps, "evaluation": evaluation, "config": {**config, "n_timesteps": n_timesteps}}
+    return {"label": label, "algo": algo, "environment": env_id, **shared}
 
 
 def _evaluation(content: object, n_timesteps: int, env_id: str, environments: Collection[str]) -> Evaluation:
     content = _mapping("evaluation", content, {"frequency", "episodes", "deterministic"})
-    deterministic = content.get("deterministic", True)
-    if not isinstance(deterministic, bool):
-        raise ValueError(f"evaluation: deterministic must be true or false, not {deterministic!r}")
-    frequency = _by_environment(content, "frequency", env_id, environments, max(n_timesteps // 20, 1))
-    episodes = _by_environment(content, "episodes", env_id, environments, 20)
-    frequency, episodes = _positive("evaluation: frequency", frequency), _positive("evaluation: episodes", episodes)
-    return Evaluation(frequency, episodes, deterministic)
+    require_bool("evaluation: deterministic", content.get("deterministic", True))
+    counts = {"frequency": max(n_timesteps // 20, 1), "episodes": 20}
+    for key, default in counts.items():
+        counts[key] = _positive(f"evaluation: {key}", _by_environment(content, key, env_id, environments, default))
+    return Evaluation(**counts, deterministic=content.get("deterministic", True))
 
 
 def _seeds(seeds: object) -> list[int]:
     """Take a list as it is; a count of seeds means 0, 1, …"""
     if not isinstance(seeds, list):
-        if configs.is_whole(seeds, MAX_SEEDS + 1, configs.MAX_TIMESTEPS):
-            raise ValueError(f"seeds must be at most {MAX_SEEDS}, or a list, not {seeds!r}")
-        return list(range(_positive("seeds", seeds)))
+        n_seeds = _positive("seeds", seeds)
+        require(n_seeds <= MAX_SEEDS, "seeds", n_seeds, f"at most {MAX_SEEDS}, or a list")
+        return list(range(n_seeds))
     for seed in _distinct("seeds", seeds):
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
-            raise ValueError(f"seeds: a seed must be a whole number from 0 to 2**31 - 1, not {seed!r}")
+        require_count("seeds: a seed", seed, at_least=0)
     return seeds
 
 

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,16 +14,19 @@ from matplotlib.figure import Figure
 
 from sb3_pgext.rollouts.files import replacing
 
-FULL_WIDTH = 0.96
-"""Share of a figure's width: at another resolution its texts are a few percent wider."""
-
 _MAX_COLUMNS = 3
+_LABEL_WIDTH = 55
+"""Characters of a line of the legend."""
+_HANDLE_WIDTH = 11
+"""The width of a legend's line and of the space around it, in characters."""
+_CHARACTERS_PER_INCH = 12
 
 
 @contextmanager
 def print_style() -> Iterator[None]:
-    """Draw in the style of all our figures; the same data give the same SVG."""
-    with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.1), mpl.rc_context({"svg.hashsalt": ""}):
+    """Draw in the style of all our figures, a ``$`` as a ``$``; the same data give the same SVG."""
+    style: Any = {"svg.hashsalt": "", "text.parse_math": False}
+    with sns.axes_style("ticks"), sns.plotting_context("paper", font_scale=1.1), mpl.rc_context(style):
         yield
 
 
@@ -47,7 +51,7 @@ def panels(n: int, height: float = 3.5) -> tuple[Figure, np.ndarray]:
 
 def add_legend(figure: Figure, title: str) -> None:
     """
-    Put the legend below the panels, which keep their height, in as many columns as there is room for.
+    Put the legend below the panels, which keep their height, in as many columns as its longest label leaves room for.
 
     :param figure: a figure whose panels have labels
     :param title: of the legend
@@ -55,44 +59,12 @@ def add_legend(figure: Figure, title: str) -> None:
     entries = {
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    for n_columns, width in ((len(entries), 60), (2, 60), (1, 60), (1, 40)):
-        figure.legends.clear()
-        legend = figure.legend(
-            entries.values(),
-            [wrapped(label, width) for label in entries],
-            title=title,
-            loc="outside lower center",
-            ncols=n_columns,
-            frameon=False,
-            handlelength=3,
-        )
-        if legend.get_window_extent().width <= FULL_WIDTH * figure.bbox.width:
-            break
+    labels = [textwrap.fill(label, _LABEL_WIDTH) for label in entries]
+    room = int(_CHARACTERS_PER_INCH * figure.get_figwidth())
+    n_columns = min(len(labels), max(1, room // (_HANDLE_WIDTH + max(map(len, labels)))))
+    options = {"title": title, "ncols": n_columns, "frameon": False, "handlelength": 3}
+    legend = figure.legend(entries.values(), labels, loc="outside lower center", **options)
     figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi)
-
-
-def wrapped(text: str, width: int) -> str:
-    """
-    Break a text into lines; no part of it is taken for mathematics, which matplotlib sees between dollars.
-
-    :param text: any text
-    :param width: the most characters of a line
-    :return: the text to draw
-    """
-    return textwrap.fill(text, width).replace("$", r"\$")
-
-
-def thousands(steps: float) -> str:
-    """
-    Write a number of environment steps in short.
-
-    :param steps: the number
-    :return: e.g. ``0``, ``500``, ``2.5k``, ``50k``, ``1M``
-    """
-    for unit, name in ((1_000_000, "M"), (1_000, "k")):
-        if abs(steps) >= unit:
-            return f"{steps / unit:g}{name}"
-    return f"{steps:g}"
 
 
 def write_figure(figure: Figure, path: Path) -> None:

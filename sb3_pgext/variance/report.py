@@ -10,11 +10,12 @@ import pandas as pd
 import seaborn as sns
 import torch as th
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 from rich import box
 from rich.table import Table
 
 from sb3_pgext.diagnostics import Interval, gradient_statistics
-from sb3_pgext.variance.figures import add_legend, panels, print_style, thousands, write_figure
+from sb3_pgext.variance.figures import add_legend, panels, print_style, write_figure
 from sb3_pgext.variance.sampling import Cell
 from sb3_pgext.variance.study import VarianceStudy
 
@@ -114,7 +115,7 @@ def _plot_statistic(axes: Axes, table: pd.DataFrame, name: str) -> None:
             low, high = y - rows[f"{name}_low"].to_numpy(), rows[f"{name}_high"].to_numpy() - y
         marker = "osD^vPX*"[i % 8]
         axes.errorbar(x, y, [low, high], fmt=marker, color=color, markersize=5, capsize=2, label=value)
-    axes.set_xticks(range(len(steps)), [thousands(count) for count in steps])
+    axes.set_xticks(range(len(steps)), map(EngFormatter(sep=""), steps))
     axes.set_xlabel("environment steps of training")
     if name == "trace":
         axes.set_yscale("log")

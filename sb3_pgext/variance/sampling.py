@@ -1,7 +1,7 @@
 """Frozen policies, and samples of their gradients."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import joblib
 import torch as th
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -43,39 +43,31 @@ def sample_all(
         of all values; and the exact gradients ``(P,)``, None where there is none
     """
     cells = list(product(study.at_steps, range(len(study.values))))
-    n_samples, n_sampled = len(cells) * study.n_batches, 0
     samples: dict[Cell, list[th.Tensor]] = {cell: [] for cell in cells}
     exact: dict[Cell, th.Tensor | None] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
-    ):
-        training = bar.add_task("training", total=max(study.at_steps))
-        save_snapshots(study, Path(folder), lambda steps: bar.update(training, completed=steps))
-        sampling = bar.add_task("gradient batches", total=n_samples)
+    with tempfile.TemporaryDirectory() as folder:
+        with console.status(f"training for {max(study.at_steps):,} steps"):
+            save_snapshots(study, Path(folder))
         line_is_due = Every(LINE_SECONDS)
         tasks = list(product(cells, range(0, study.n_batches, _BATCHES_PER_TASK)))
         # Their results come in the order of the tasks.
         workers = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator")
         results = workers(joblib.delayed(sample)(study, Path(folder), *cell, first) for cell, first in tasks)
-        for (cell, _), (batches, exact[cell]) in zip(tasks, results, strict=True):
+        shown = track(results, "gradient batches", len(tasks), console=console, disable=not console.is_terminal)
+        for (cell, _), (batches, exact[cell]) in zip(tasks, shown, strict=True):
             samples[cell].append(batches)
-            n_sampled += len(batches)
-            bar.update(sampling, completed=n_sampled)
             if not console.is_terminal and line_is_due():
-                console.print(f"{n_sampled:,} of {n_samples:,} gradient batches")
+                console.print(f"{sum(map(len, samples.values())) / len(tasks):.0%} of the gradient batches")
     return {cell: th.cat(parts) for cell, parts in samples.items()}, exact
 
 
 class _Snapshots(BaseCallback):
     """Save the model at the first rollout that starts at or after each of some step counts, then end the training."""
 
-    def __init__(self, at_steps: Sequence[int], folder: Path, on_progress: Callable[[int], None]):
+    def __init__(self, at_steps: Sequence[int], folder: Path):
         super().__init__()
         self._left = list(at_steps)
         self._folder = folder
-        self._on_progress = on_progress
 
     def _on_rollout_start(self) -> None:
         while self._left and self._left[0] <= self.num_timesteps:
@@ -88,21 +80,19 @@ class _Snapshots(BaseCallback):
         self._on_rollout_start()  # the last batch may have reached the last count
 
     def _on_step(self) -> bool:
-        self._on_progress(self.num_timesteps)
         return bool(self._left)
 
 
-def save_snapshots(study: VarianceStudy, folder: Path, on_progress: Callable[[int], None]) -> None:
+def save_snapshots(study: VarianceStudy, folder: Path) -> None:
     """
     Train, and save the model at each step count of the study.
 
     :param study: what to measure
     :param folder: where the models go
-    :param on_progress: called with the environment steps taken
     """
     with quiet_model(study.algo, study.environment, study.config, study.seed) as model:
         n_timesteps = max(int(study.config["n_timesteps"]), max(study.at_steps) + 1)
-        model.learn(n_timesteps, callback=_Snapshots(study.at_steps, folder, on_progress))
+        model.learn(n_timesteps, callback=_Snapshots(study.at_steps, folder))
 
 
 def sample(

@@ -126,28 +126,24 @@ def parse_study(
         raise ValueError(f"--at-steps {at_steps!r}: allowed are whole numbers >= 0, separated by commas")
     if reference is not None and parse_value(reference) not in parsed:
         raise ValueError(f"--reference {reference}: allowed is one of the values of {option}: {values}")
-    batch = {name: size for name, size in (("n_episodes", n_episodes), ("n_steps", n_steps)) if size is not None}
-    for name in batch.keys() - {algorithm.batch_argument}:
-        flag, needed = _SIZE_FLAGS[name], algorithm.batch_argument
-        raise ValueError(
-            f"{flag} {batch[name]}: allowed is {_SIZE_FLAGS[needed]} for {algo}, whose batches are set by {needed}"
-        )
+    batch = _batch(algo, algorithm.batch_argument, {"n_episodes": n_episodes, "n_steps": n_steps})
     check_keys(algo, params or {}, "--params")
+    config = merge(read_config(algo, environment, conf_file), params or {})
+    notes = configuration_notes([(algo, algo, environment)], conf_file)
+    steps, value = tuple(sorted(map(int, set(counts)))), None if reference is None else parse_value(reference)
     study = VarianceStudy(
-        algo,
-        environment,
-        option,
-        parsed,
-        merge(read_config(algo, environment, conf_file), params or {}),
-        tuple(sorted(map(int, set(counts)))),
-        n_batches,
-        batch,
-        seed,
-        None if reference is None else parse_value(reference),
-        gym_packages=tuple(gym_packages),
-        notes=configuration_notes([(algo, algo, environment)], conf_file),
+        algo, environment, option, parsed, config, steps, n_batches, batch, seed, value, {}, tuple(gym_packages), notes
     )
     return replace(study, common=_common_options(study))
+
+
+def _batch(algo: str, needed: str, sizes: Mapping[str, int | None]) -> dict[str, int]:
+    """The size of a batch by the constructor's argument, unless it is given by the flag of another argument."""
+    given = {name: size for name, size in sizes.items() if size is not None}
+    for name in given.keys() - {needed}:
+        allowed = f"{_SIZE_FLAGS[needed]} for {algo}, whose batches are set by {needed}"
+        raise ValueError(f"{_SIZE_FLAGS[name]} {given[name]}: allowed is {allowed}")
+    return given
 
 
 def parse_value(text: str) -> Any:

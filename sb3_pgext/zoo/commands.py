@@ -7,6 +7,7 @@ import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest import mock
 
 import torch
 from huggingface_sb3 import EnvironmentName
@@ -19,11 +20,13 @@ from sb3_pgext.zoo.configs import check_config, config_path
 from sb3_pgext.zoo.names import check_environment, check_name, import_environments
 from sb3_pgext.zoo.registration import ALGORITHMS
 from sb3_pgext.zoo.saved_runs import plain_config, plain_yaml, read_run
-from sb3_pgext.zoo.trainings import STARTED_WITH, continued, trainings
+from sb3_pgext.zoo.trainings import continued, trainings
 from sb3_pgext.zoo.vec_envs import VEC_ENVS
 
 _CHECKPOINT_EVERY = 10_000
 """Environment steps between the checkpoints of a training, where the user does not say."""
+_DOWNLOADED = "rl-trained-agents"
+"""In a folder with this in its name, rl_zoo3 downloads an agent that is missing."""
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -33,19 +36,18 @@ def train(arguments: Sequence[str]) -> None:
     Our algorithms write checkpoints into the folder of the run. With ``--resume`` and that folder, a training goes on.
 
     :param arguments: rl_zoo3's flags, of which ``--vec-env`` may be ``gymnasium`` or ``envpool`` too, and those of
-        :func:`_own_flags`
+        :func:`_own_flags`; or those of :func:`_resume_flags`
     :raises ValueError: an unknown algorithm, environment or configuration key; a file that is missing or damaged
     """
     if _asks_for_help(arguments):
-        print(_own_flags().format_help())
+        usage = "sb3-pgext train [--checkpoint-every N] [--vec-env KIND] ... | --resume DIR [--trust]"
+        flags_of_both = [_own_flags(), _resume_flags()]
+        print(argparse.ArgumentParser(usage=usage, parents=flags_of_both, add_help=False).format_help())
         return _run(zoo_train, "train", arguments)
+    resumed, others = _resume_flags().parse_known_args(arguments)
+    if resumed.resume is not None:
+        return _resume(resumed, others)
     own, arguments = _own_flags().parse_known_args(arguments)
-    if own.resume is not None:
-        return _resume(own, arguments)
-    if own.trust:
-        raise ValueError("--trust without --resume: allowed is a saved run to trust")
-    if own.vec_env is not None:
-        check_name("--vec-env", own.vec_env, VEC_ENVS)
     flags = _known_flags(arguments)
     of_family = flags.algo in ALGORITHMS
     if own.checkpoint_every is not None and not of_family:
@@ -63,26 +65,17 @@ def train(arguments: Sequence[str]) -> None:
         _run(zoo_train, "train", ["--algo", flags.algo, *arguments])
 
 
-def _resume(own: argparse.Namespace, arguments: Sequence[str]) -> None:
+def _resume(flags: argparse.Namespace, others: Sequence[str]) -> None:
     """Go on with a training; everything about it is in its folder, but where its environments come from."""
-    packages = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    packages.add_argument("--gym-packages", nargs="+", default=[])
-    flags, given = packages.parse_known_args(arguments)
-    given = [argument for argument in given if argument.startswith("-")] or given
-    given += ["--vec-env"] if own.vec_env is not None else []
-    given += ["--checkpoint-every"] if own.checkpoint_every is not None else []
-    if given:
-        raise ValueError(f"{' '.join(given)} with --resume: allowed are --trust and --gym-packages alone")
+    if others:
+        raise ValueError(f"{' '.join(others)} with --resume: allowed are --trust and --gym-packages alone")
     import_environments(flags.gym_packages)
-    config, args = read_run(own.resume, own.trust)
+    config, args = read_run(flags.resume, flags.trust)
     if "checkpoint_every" not in args:
-        raise ValueError(f"--resume {own.resume}: this training wrote no checkpoints")
-    missing = sorted(STARTED_WITH - args.keys())
-    if missing:
-        raise ValueError(f"--resume {own.resume}: {', '.join(missing)} missing in args.yml")
+        raise ValueError(f"--resume {flags.resume}: this training wrote no checkpoints")
     if args["num_threads"] > 0:
         torch.set_num_threads(args["num_threads"])
-    continued(own.resume, config, args, own.trust or None)
+    continued(flags.resume, config, args, flags.trust or None)
 
 
 def enjoy(arguments: Sequence[str]) -> None:
@@ -93,7 +86,7 @@ def enjoy(arguments: Sequence[str]) -> None:
     :raises ValueError: an unknown algorithm or environment; no such trained agent; code in its configuration, or an
         agent that would be downloaded
     """
-    _run_with_trained(zoo_enjoy, "enjoy", arguments, downloads_into="rl-trained-agents")
+    _run_with_trained(zoo_enjoy, "enjoy", arguments)
 
 
 def record_video(arguments: Sequence[str]) -> None:
@@ -110,29 +103,15 @@ def record_video(arguments: Sequence[str]) -> None:
     _run_with_trained(script, "record-video", arguments)
 
 
-def _run_with_trained(
-    command: Callable[[], None], name: str, arguments: Sequence[str], downloads_into: str | None = None
-) -> None:
-    """
-    Run a command of rl_zoo3 on an agent that is looked for where ``train`` leaves it by default.
-
-    Where the folder's name contains ``downloads_into``, rl_zoo3 downloads an agent that is missing, and runs what is in
-    it.
-    """
+def _run_with_trained(command: Callable[[], None], name: str, arguments: Sequence[str]) -> None:
+    """Run a command of rl_zoo3 on an agent that is looked for where ``train`` leaves it by default."""
     if _asks_for_help(arguments):
         print(_trust_flag(f"sb3-pgext {name}").format_help())
         return _run(command, name, arguments)
     own, arguments = _trust_flag().parse_known_args(arguments)
     flags = _known_flags(arguments)
-    try:
+    if not (own.trust and _DOWNLOADED in flags.folder):
         folder = _check_trained(flags)
-    except ValueError as error:
-        if downloads_into is None or downloads_into not in flags.folder:
-            raise
-        if not own.trust:
-            wants = "rl_zoo3 would download it and run what is in it: --trust allows that"
-            raise ValueError(f"{error}; {wants}") from error
-    else:
         if not own.trust:
             _check_saved(folder / EnvironmentName(flags.env))
     _run(command, name, ["--algo", flags.algo, "--env", flags.env, "--folder", flags.folder, *arguments])
@@ -150,14 +129,19 @@ def _trust_flag(command: str = "sb3-pgext") -> argparse.ArgumentParser:
 
 def _own_flags() -> argparse.ArgumentParser:
     """Make the parser of the flags of ``train`` that rl_zoo3 does not have."""
-    usage = "%(prog)s [--checkpoint-every N] [--vec-env KIND] ... | --resume DIR"
-    parser = _trust_flag("sb3-pgext train")
-    parser.usage = usage
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     every = f"of our algorithms: steps between two checkpoints (default: {_CHECKPOINT_EVERY}; if negative, none)"
     parser.add_argument("--checkpoint-every", type=int, metavar="N", help=every)
     kinds = f"of vectorised environment: {', '.join(VEC_ENVS)} (not only rl_zoo3's, below)"
     parser.add_argument("--vec-env", metavar="KIND", help=kinds)
+    return parser
+
+
+def _resume_flags() -> argparse.ArgumentParser:
+    """Make the parser of all flags that go together with ``--resume``."""
+    parser = _trust_flag()
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with the training in this folder of a run")
+    parser.add_argument("--gym-packages", nargs="+", default=[], help=argparse.SUPPRESS)
     return parser
 
 
@@ -195,7 +179,10 @@ def _check_trained(flags: argparse.Namespace) -> Path:
         with contextlib.redirect_stdout(io.StringIO()):
             _, _, folder = get_model_path(flags.exp_id, flags.folder, flags.algo, EnvironmentName(flags.env), *choice)
     except (AssertionError, ValueError) as error:
-        raise ValueError(f"{error}; train it first: sb3-pgext train --algo {flags.algo} --env {flags.env}") from error
+        advice = f"train it first: sb3-pgext train --algo {flags.algo} --env {flags.env}"
+        if _DOWNLOADED in flags.folder:
+            advice = "rl_zoo3 would download it and run what is in it: --trust allows that"
+        raise ValueError(f"{error}; {advice}") from error
     return Path(folder)
 
 
@@ -213,9 +200,5 @@ def _check_saved(folder: Path) -> None:
 
 def _run(command: Callable[[], None], name: str, arguments: Sequence[str]) -> None:
     """Run a command of rl_zoo3, which reads its flags from ``sys.argv``."""
-    before = sys.argv
-    sys.argv = [f"sb3-pgext {name}", *arguments]
-    try:
+    with mock.patch.object(sys, "argv", [f"sb3-pgext {name}", *arguments]):
         command()
-    finally:
-        sys.argv = before

@@ -1,12 +1,11 @@
 """Configurations: where they are, what is in them, what may be in them."""
 
 import contextlib
-import importlib
 import inspect
 import io
-import math
+import re
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,15 @@ from rl_zoo3 import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 import sb3_pgext
-from sb3_pgext.arguments import MAX_COUNT, require
+from sb3_pgext.arguments import require, require_count, require_one_of
 from sb3_pgext.zoo.experiments import ATARI, DEFAULT, Experiment, entry_for
 from sb3_pgext.zoo.names import nearest
 from sb3_pgext.zoo.registration import ALGORITHMS
 from sb3_pgext.zoo.vec_envs import VEC_ENVS
+
+_ZOO_KEYS = {"n_timesteps", "n_envs", "frame_stack", "normalize", "env_kwargs", "monitor_kwargs", "vec_env"}
+_ZOO_KEYS |= {"env_wrapper", "vec_env_wrapper", "callback"}
+"""Keys that rl_zoo3's and our experiments take out of a configuration."""
 
 _NOISE_KEYS = {"noise_type", "noise_std"}
 """Keys that rl_zoo3 takes too, for algorithms that add noise to their actions."""
@@ -48,37 +51,6 @@ def is_whole(value: object, at_least: int, at_most: int) -> bool:
     """
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and at_least <= value <= at_most and value % 1 == 0  # type: ignore[operator]
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and is_whole(value, 1, MAX_COUNT)
-
-
-def _is_named(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
-
-
-def _is_wrapper(value: Any) -> bool:
-    """Accept nothing, a wrapper or a list of wrappers: each a class, or a mapping of one class to its arguments."""
-    wrappers = value if isinstance(value, list) else [] if value is None else [value]
-    return all((isinstance(w, str) and "." in w) or (_is_named(w) and len(w) == 1) for w in wrappers)
-
-
-_NAMED = "a mapping from names"
-_WRAPPER = "a class, such as package.module.Class, or a list of them"
-_ZOO_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "n_timesteps": (lambda x: is_whole(x, 1, MAX_TIMESTEPS), f"a whole number from 1 to {MAX_TIMESTEPS}"),
-    "n_envs": (_is_count, "a whole number >= 1"),
-    "frame_stack": (lambda x: x is None or _is_count(x), "a whole number >= 1"),
-    "normalize": (lambda x: isinstance(x, (bool, str)) or _is_named(x), f"true, false or {_NAMED}"),
-    "env_kwargs": (lambda x: x is None or _is_named(x), _NAMED),
-    "monitor_kwargs": (lambda x: isinstance(x, str) or _is_named(x), _NAMED),
-    "vec_env": (lambda x: isinstance(x, str) and x in VEC_ENVS, f"one of {', '.join(VEC_ENVS)}"),
-    "env_wrapper": (_is_wrapper, _WRAPPER),
-    "vec_env_wrapper": (_is_wrapper, _WRAPPER),
-    "callback": (_is_wrapper, _WRAPPER),
-}
-"""Keys that rl_zoo3's and our experiments take out of a configuration → a test of the value, and what is allowed."""
 
 
 def configs_folder() -> Path:
@@ -111,7 +83,7 @@ def allowed_keys(algorithm: type[BaseAlgorithm]) -> set[str]:
     :return: the keys
     """
     parameters = set(inspect.signature(algorithm.__init__).parameters) - _SET_BY_ZOO
-    return parameters | _ZOO_VALUES.keys() | (_NOISE_KEYS if "action_noise" in parameters else set())
+    return parameters | _ZOO_KEYS | (_NOISE_KEYS if "action_noise" in parameters else set())
 
 
 def check_keys(algo: str, keys: Mapping[str, Any], where: str) -> None:
@@ -123,54 +95,52 @@ def check_keys(algo: str, keys: Mapping[str, Any], where: str) -> None:
     :param where: where they stand, for the message
     :raises ValueError: a key is unknown; the message suggests the nearest and lists all
     """
-    allowed = allowed_keys(ALGOS[algo])
+    allowed = sorted(allowed_keys(ALGOS[algo]))
     for key in keys:
         if key not in allowed:
-            raise ValueError(
-                f"{where}: unknown key {key!r}{nearest(str(key), allowed)} "
-                f"(allowed for {algo}: {', '.join(sorted(allowed))})"
-            )
+            hint = f"{nearest(str(key), allowed)} (allowed for {algo}: {', '.join(allowed)})"
+            raise ValueError(f"{where}: unknown key {key!r}{hint}")
 
 
-def check_values(algo: str, config: Mapping[str, Any], where: str) -> None:
+def check_complete(algo: str, config: Mapping[str, Any], where: str) -> None:
     """
-    Refuse values of a configuration that a training would refuse, or stumble over, later.
+    Refuse a configuration that a training would refuse, or stumble over, later, or that lacks what every one needs.
 
-    :param algo: zoo key of the algorithm; the constructor's arguments are looked at of ours only. What rl_zoo3
-        evaluates as Python (strings as ``policy_kwargs``, ``normalize`` and ``monitor_kwargs``) is not looked into
-    :param config: a configuration with known keys
+    :param algo: zoo key of the algorithm; the constructor's arguments are looked at of ours only
+    :param config: the configuration
     :param where: where it stands, for the message
     :raises ValueError: naming the key, its value and what is allowed
     """
+    check_keys(algo, config, where)
+    for key in _REQUIRED:
+        if key not in config:
+            raise ValueError(f"{where}: the key {key!r} is missing")
     try:
-        for key, (suits, allowed) in _ZOO_VALUES.items():
-            if key in config:
-                require(suits(config[key]), key, config[key], allowed)
-        require(isinstance(config.get("policy", ""), str), "policy", config.get("policy"), "a name")
-        for key in _SCHEDULES.intersection(config):
-            _check_schedule(key, config[key])
+        steps, policy = config["n_timesteps"], config["policy"]
+        require(is_whole(steps, 1, MAX_TIMESTEPS), "n_timesteps", steps, f"a whole number from 1 to {MAX_TIMESTEPS}")
+        require(isinstance(policy, str), "policy", policy, "a name")
+        require_count("n_envs", config.get("n_envs", 1))
+        require_one_of("vec_env", config.get("vec_env", VEC_ENVS[0]), VEC_ENVS)
+        starts = {key: _start(key, config[key]) for key in _SCHEDULES.intersection(config)}
         if algo in ALGORITHMS:
-            _check_arguments(ALGORITHMS[algo], config)
+            _check_arguments(ALGORITHMS[algo], {**config, **starts})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _check_schedule(key: str, value: Any) -> None:
-    """Refuse a schedule that rl_zoo3 cannot read: it is a number, or ``lin_`` and a number."""
-    suitable = isinstance(value, (int, float))
-    if isinstance(value, str):
-        name, _, start = value.partition("_")
-        with contextlib.suppress(ValueError):
-            suitable = name == "lin" and 0 <= float(start) < math.inf
-    require(suitable, key, value, "a number, or one that decreases linearly, such as lin_0.001")
+def _start(key: str, value: Any) -> Any:
+    """Return the number that a schedule starts with: rl_zoo3 reads ``lin_0.001`` as one that decreases linearly."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"lin_(\d+\.?\d*(e-?\d+)?)", value)
+    if match is None:
+        raise ValueError(f"{key}={value!r}: allowed is a number, or one that decreases linearly, such as lin_0.001")
+    return float(match[1])
 
 
 def _check_arguments(algorithm: type[BaseAlgorithm], config: Mapping[str, Any]) -> None:
     """Refuse what the constructor refuses, without an environment and a network."""
-    arguments = {key: value for key, value in config.items() if key not in _ZOO_VALUES}
-    for key in _SCHEDULES.intersection(arguments):
-        if isinstance(arguments[key], str):
-            arguments[key] = float(arguments[key].partition("_")[2])
+    arguments = {key: value for key, value in config.items() if key not in _ZOO_KEYS}
     if "." in arguments["policy"]:  # a class, which rl_zoo3 imports
         arguments["policy"] = "MlpPolicy"
     if isinstance(arguments.get("policy_kwargs"), str):
@@ -194,31 +164,16 @@ def read_config(algo: str, env_id: str, conf_file: str | None = None) -> dict[st
         or the entry has an unknown key, lacks a needed one, or has a value that is not allowed
     """
     conf_file = conf_file or str(config_path(algo))
-    _check_readable(conf_file)
     manager = Experiment(Namespace(), algo, env_id, log_folder="logs", config=conf_file)
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             config = dict(manager.read_hyperparameters()[0])
+        except (FileNotFoundError, ModuleNotFoundError) as error:
+            raise ValueError(f"there is no configuration file {conf_file!r}: {error}") from error
         except (yaml.YAMLError, AttributeError, TypeError) as error:
             raise ValueError(f"{conf_file}: not a configuration by environment: {error}") from error
     check_complete(algo, config, f"{conf_file}: {entry_for(env_id, conf_file)}")
     return config
-
-
-def check_complete(algo: str, config: Mapping[str, Any], where: str) -> None:
-    """
-    Refuse a configuration that a training would refuse, or that lacks what every training needs.
-
-    :param algo: zoo key of the algorithm
-    :param config: the configuration
-    :param where: where it stands, for the message
-    :raises ValueError: naming the key
-    """
-    check_keys(algo, config, where)
-    for key in _REQUIRED:
-        if key not in config:
-            raise ValueError(f"{where}: the key {key!r} is missing")
-    check_values(algo, config, where)
 
 
 def check_config(algo: str, env_id: str, conf_file: str | None = None, params: Mapping[str, Any] | None = None) -> None:
@@ -232,21 +187,7 @@ def check_config(algo: str, env_id: str, conf_file: str | None = None, params: M
     :raises ValueError: as :func:`read_config`, and for ``params`` the same
     """
     config = read_config(algo, env_id, conf_file)
-    if params:
-        check_keys(algo, params, "-params")
-        check_values(algo, config | dict(params), "-params")
-
-
-def _check_readable(conf_file: str) -> None:
-    """Refuse a configuration file, or module, that is not there."""
-    if Path(conf_file).suffix in {".yml", ".yaml", ".py"}:
-        if not Path(conf_file).is_file():
-            raise ValueError(f"there is no configuration file {conf_file!r}")
-        return
-    try:
-        importlib.import_module(conf_file)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"there is no configuration {conf_file!r}: neither a .yml or .py file nor a module") from error
+    check_complete(algo, {**config, **(params or {})}, "-params")
 
 
 def merge(config: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import re
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_pgext.zoo.names import check_environment, check_name
-from sb3_pgext.zoo.vec_envs import VEC_ENVS, VecEnvFactory
+from sb3_pgext.zoo.vec_envs import VEC_ENVS, make_vec_env
 
 ATARI, DEFAULT = "atari", "default"
 """Entries of a configuration file that belong to no single environment."""
@@ -77,10 +77,9 @@ class Experiment(ExperimentManager):
         if entry not in (own.gym_id, ATARI, DEFAULT):
             print(f"{self.config} has no entry {own.gym_id}: that of {entry} is used")
             self.env_name = type(own)(entry)
-        try:
-            return super().read_hyperparameters()
-        finally:
-            self.env_name = own
+        hyperparameters = super().read_hyperparameters()
+        self.env_name = own
+        return hyperparameters
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         if "vec_env" in hyperparams:
@@ -100,9 +99,8 @@ class Experiment(ExperimentManager):
         if self._vec_env is not None:
             kwargs = self.eval_env_kwargs if eval_env else self.env_kwargs
             log_folder = None if eval_env or no_log else Path(self.save_path)
-            self.vec_env_class = VecEnvFactory(  # type: ignore[assignment]
-                self._vec_env, self.env_name.gym_id, kwargs, self.env_wrapper, self.monitor_kwargs, log_folder
-            )
+            options = kwargs, self.env_wrapper, self.monitor_kwargs, log_folder
+            self.vec_env_class = partial(make_vec_env, self._vec_env, self.env_name.gym_id, *options)  # type: ignore[assignment]
         return super().create_envs(n_envs, eval_env, no_log)
 
     def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:

@@ -33,11 +33,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     :param known: the names that exist
     :return: ``", did you mean 'reinforce'?"``, or an empty string where nothing is close
     """
-    known = sorted(known)
-    by_lower_case = {candidate.lower(): candidate for candidate in reversed(known)}
-    matches = difflib.get_close_matches(name, known, n=1)
-    matches = matches or [by_lower_case[m] for m in difflib.get_close_matches(name.lower(), by_lower_case, n=1)]
-    return f", did you mean {matches[0]!r}?" if matches else ""
+    by_lower_case = {candidate.lower(): candidate for candidate in known}
+    matches = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
+    return f", did you mean {by_lower_case[matches[0]]!r}?" if matches else ""
 
 
 def check_name(kind: str, name: object, known: Collection[str]) -> str:

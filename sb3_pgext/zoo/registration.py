@@ -1,6 +1,6 @@
 """The one list of our algorithms, and its registration with rl_zoo3."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rl_zoo3 import ALGOS
@@ -10,14 +10,14 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from sb3_pgext.algorithms import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
 from sb3_pgext.zoo import samplers
 
-_REGISTERED: dict[str, tuple[type[BaseAlgorithm], Callable[..., dict[str, Any]]]] = {
-    "reinforce": (REINFORCE, samplers.sample_reinforce),
-    "vpg": (VPG, samplers.sample_vpg),
-    "npg": (NPG, samplers.sample_npg),
-    "ppo_cc": (ClippedCriticPPO, samplers.sample_ppo_cc),
-    "ispg": (ISPG, samplers.sample_ispg),
+_REGISTERED: dict[str, tuple[type[BaseAlgorithm], Callable[[Mapping[str, Any]], samplers.Space]]] = {
+    "reinforce": (REINFORCE, samplers.reinforce_space),
+    "vpg": (VPG, samplers.vpg_space),
+    "npg": (NPG, samplers.npg_space),
+    "ppo_cc": (ClippedCriticPPO, samplers.ppo_cc_space),
+    "ispg": (ISPG, samplers.ispg_space),
 }
-"""Zoo key → class, and what optuna samples for it."""
+"""Zoo key → class, and its search space."""
 
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {key: algorithm for key, (algorithm, _) in _REGISTERED.items()}
 """Zoo key and class of each algorithm of sb3-pgext."""
@@ -25,7 +25,7 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {key: algorithm for key, (algorithm
 
 def register() -> None:
     """Make rl_zoo3 know our algorithms: to train, enjoy and optimise them."""
-    for key, (algorithm, sample) in _REGISTERED.items():
+    for key, (algorithm, space) in _REGISTERED.items():
         ALGOS[key] = algorithm
-        HYPERPARAMS_SAMPLER[key] = samplers.sampler(sample)
+        HYPERPARAMS_SAMPLER[key] = samplers.sampler(space)
         HYPERPARAMS_CONVERTER[key] = samplers.convert_params

@@ -1,13 +1,17 @@
 """Search spaces of ``sb3-pgext train --optimize``: the numbers of an algorithm, for optuna to choose."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-import optuna
+from optuna import Trial
 from torch import nn
 
 _NET_ARCH = {"tiny": [64], "small": [64, 64], "medium": [256, 256]}
 _ACTIVATION = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+Space = dict[str, Callable[[Trial, str], Any]]
+"""Name of each number → a function that samples it."""
 
 
 def convert_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
@@ -27,159 +31,136 @@ def convert_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
             params[name.removeprefix("one_minus_")] = 1 - value
         else:
             params[name] = value
-    net_arch = _NET_ARCH[params.pop("net_arch")]
-    params["policy_kwargs"] = {
-        "net_arch": {"pi": net_arch, "vf": net_arch},
-        "activation_fn": _ACTIVATION[params.pop("activation_fn")],
-    }
-    return params
+    net_arch, activation_fn = _NET_ARCH[params.pop("net_arch")], _ACTIVATION[params.pop("activation_fn")]
+    return {**params, "policy_kwargs": {"net_arch": {"pi": net_arch, "vf": net_arch}, "activation_fn": activation_fn}}
 
 
-def sampler(sample: Callable[[optuna.Trial], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+def sampler(space: Callable[[Mapping[str, Any]], Space]) -> Callable[..., dict[str, Any]]:
     """
-    Make a search space as rl_zoo3 calls it, whose other arguments are for algorithms that add noise to their actions.
+    Make rl_zoo3's sampler of a search space. Its arguments beside the trial are for other algorithms.
 
-    :param sample: samples the numbers of one algorithm, which :func:`convert_params` converts
+    :param space: the search space beside a configuration, which rl_zoo3 keeps in the study's attributes, as text
+    :return: the sampler
+    """
+
+    def sample(trial: Trial, *_: Any) -> dict[str, Any]:
+        return convert_params({name: one(trial, name) for name, one in space(trial.study.user_attrs).items()})
+
+    return sample
+
+
+def _log(low: float, high: float) -> Callable[[Trial, str], float]:
+    """Sample a number whose order of magnitude is unknown."""
+    return partial(Trial.suggest_float, low=low, high=high, log=True)
+
+
+def _whole(low: int, high: int, log: bool = False) -> Callable[[Trial, str], int]:
+    return partial(Trial.suggest_int, low=low, high=high, log=log)
+
+
+def _one_of(*choices: Any) -> Callable[[Trial, str], Any]:
+    return partial(Trial.suggest_categorical, choices=choices)
+
+
+_COMMON: Space = {
+    "learning_rate": _log(1e-4, 3e-2),
+    "one_minus_gamma": _log(1e-4, 3e-2),
+    "ent_coef": _log(1e-8, 0.1),
+    "net_arch": _one_of(*_NET_ARCH),
+    "activation_fn": _one_of(*_ACTIVATION),
+}
+_ADVANTAGE: Space = {"normalize_advantage": _one_of(False, True)}
+_CRITIC: Space = {"n_critic_updates": _whole(1, 20, log=True), "batch_size_pow": _whole(5, 10)}
+_ROLLOUTS: Space = {**_COMMON, "n_steps_pow": _whole(5, 11), **_CRITIC, **_ADVANTAGE}
+_LAMBDA: Space = {"one_minus_gae_lambda": _log(1e-3, 0.3)}
+
+
+def reinforce_space(config: Mapping[str, Any]) -> Space:
+    """
+    Make REINFORCE's search space. Its ingredients (baseline, credit, critic target) stay the configuration's, and what
+    only some of them allow is sampled only with those.
+
+    :param config: the configuration
     :return: the search space
     """
-    return lambda trial, n_actions, n_envs, additional_args: convert_params(sample(trial))
-
-
-def _log(trial: optuna.Trial, name: str, low: float, high: float) -> dict[str, float]:
-    """Sample a number whose order of magnitude is unknown."""
-    return {name: trial.suggest_float(name, low, high, log=True)}
-
-
-def _sample_common(trial: optuna.Trial, learning_rates: tuple[float, float] = (1e-4, 3e-2)) -> dict[str, Any]:
-    """Sample the numbers of every algorithm of ours."""
-    return {
-        **_log(trial, "learning_rate", *learning_rates),
-        **_log(trial, "one_minus_gamma", 1e-4, 3e-2),
-        **_log(trial, "ent_coef", 1e-8, 0.1),
-        "net_arch": trial.suggest_categorical("net_arch", list(_NET_ARCH)),
-        "activation_fn": trial.suggest_categorical("activation_fn", list(_ACTIVATION)),
-    }
-
-
-def _sample_rollouts_and_critic(trial: optuna.Trial) -> dict[str, Any]:
-    """Sample the numbers of the algorithms that step once per rollout."""
-    return {
-        "n_steps_pow": trial.suggest_int("n_steps_pow", 5, 11),
-        "batch_size_pow": trial.suggest_int("batch_size_pow", 5, 10),
-        "n_critic_updates": trial.suggest_int("n_critic_updates", 1, 20, log=True),
-        "normalize_advantage": trial.suggest_categorical("normalize_advantage", [False, True]),
-    }
-
-
-def sample_reinforce(trial: optuna.Trial) -> dict[str, Any]:
-    """
-    Sample REINFORCE's numbers. Its ingredients (baseline, credit, critic target) stay the configuration's.
-
-    What only some baselines allow is sampled only where the configuration has one of those: rl_zoo3 keeps the
-    configuration in the study's attributes, as text.
-
-    :param trial: the trial to sample for
-    :return: the numbers
-    """
-    sampled = {
-        **_sample_common(trial),
-        **_log(trial, "max_grad_norm", 0.3, 5.0),
-        "n_episodes_pow": trial.suggest_int("n_episodes_pow", 2, 6),
-    }
-    config = trial.study.user_attrs
+    space = {**_COMMON, "max_grad_norm": _log(0.3, 5.0), "n_episodes_pow": _whole(2, 6)}
     baseline = config.get("baseline", "state")
     if baseline != "optimal" and config.get("weights") != "per_decision":
-        sampled["normalize_advantage"] = trial.suggest_categorical("normalize_advantage", [False, True])
+        space |= _ADVANTAGE
     if baseline == "state":
-        sampled["n_critic_updates"] = trial.suggest_int("n_critic_updates", 1, 20, log=True)
-        sampled["batch_size_pow"] = trial.suggest_int("batch_size_pow", 5, 10)
+        space |= _CRITIC
     if config.get("critic_target") == "lambda":
-        sampled |= _log(trial, "one_minus_gae_lambda", 1e-3, 0.3)
-    return sampled
+        space |= _LAMBDA
+    return space
 
 
-def sample_ispg(trial: optuna.Trial) -> dict[str, Any]:
+def ispg_space(config: Mapping[str, Any]) -> Space:
     """
-    Sample REINFORCE's numbers, and those of the reuse. The weights and the replay stay the configuration's.
+    Make the search space of REINFORCE's numbers, and of the reuse. The weights and the replay stay the configuration's.
 
-    :param trial: the trial to sample for
-    :return: the numbers
+    :param config: the configuration
+    :return: the search space
     """
-    return {
-        **sample_reinforce(trial),
-        "gradient_steps": trial.suggest_int("gradient_steps", 2, 50, log=True),
-        "min_ess": trial.suggest_float("min_ess", 0.1, 0.9),
-    }
+    min_ess = partial(Trial.suggest_float, low=0.1, high=0.9)
+    return {**reinforce_space(config), "gradient_steps": _whole(2, 50, log=True), "min_ess": min_ess}
 
 
-def sample_vpg(trial: optuna.Trial) -> dict[str, Any]:
+def vpg_space(config: Mapping[str, Any]) -> Space:
     """
-    Sample VPG's numbers. Its ingredients (advantage, critic target) stay the configuration's, and n and λ are sampled
-    where they use them.
+    Make VPG's search space. Its ingredients (advantage, critic target) stay the configuration's, and n and λ are
+    sampled where they use them.
 
-    :param trial: the trial to sample for
-    :return: the numbers
+    :param config: the configuration
+    :return: the search space
     """
-    sampled = {
-        **_sample_common(trial),
-        **_log(trial, "max_grad_norm", 0.3, 5.0),
-        **_sample_rollouts_and_critic(trial),
-    }
-    config = trial.study.user_attrs
+    space = {**_ROLLOUTS, "max_grad_norm": _log(0.3, 5.0)}
     advantage = config.get("advantage", "gae")
     if advantage == "n_step":
-        sampled["lookahead"] = trial.suggest_int("lookahead", 2, 100, log=True)
+        space |= {"lookahead": _whole(2, 100, log=True)}
     if advantage == "gae" or config.get("critic_target", "lambda") == "lambda":
-        sampled |= _log(trial, "one_minus_gae_lambda", 1e-3, 0.3)
-    return sampled
+        space |= _LAMBDA
+    return space
 
 
-def sample_npg(trial: optuna.Trial) -> dict[str, Any]:
+def npg_space(config: Mapping[str, Any]) -> Space:
     """
-    Sample NPG's numbers. Its ingredients (step rule, Fisher matrix, line search) stay the configuration's.
+    Make NPG's search space. Its ingredients (step rule, Fisher matrix, line search) stay the configuration's.
 
-    :param trial: the trial to sample for
-    :return: the numbers
+    :param config: the configuration
+    :return: the search space
     """
-    sampled = {
-        **_sample_common(trial),
-        **_sample_rollouts_and_critic(trial),
-        **_log(trial, "one_minus_gae_lambda", 1e-3, 0.3),
-        **_log(trial, "cg_damping", 1e-4, 0.3),
-        "cg_max_steps": trial.suggest_int("cg_max_steps", 5, 30),
-    }
-    config = trial.study.user_attrs
+    space = {**_ROLLOUTS, **_LAMBDA, "cg_damping": _log(1e-4, 0.3), "cg_max_steps": _whole(5, 30)}
     fixed = config.get("step_rule") == "fixed"
     if fixed:
-        sampled |= _log(trial, "step_size", 1e-3, 1.0)
+        space |= {"step_size": _log(1e-3, 1.0)}
     if not fixed or config.get("line_search"):
-        sampled |= _log(trial, "target_kl", 1e-3, 0.1)
-    return sampled
+        space |= {"target_kl": _log(1e-3, 0.1)}
+    return space
 
 
-def sample_ppo_cc(trial: optuna.Trial) -> dict[str, Any]:
+def ppo_cc_space(config: Mapping[str, Any]) -> Space:
     """
-    Sample what rl_zoo3 samples for PPO, and the numbers of the surrogate and the critic that the configuration has.
+    Make rl_zoo3's search space of PPO, with the numbers of the surrogate and the critic that the configuration has.
 
-    :param trial: the trial to sample for
-    :return: the numbers
+    :param config: the configuration
+    :return: the search space
     """
-    sampled = {
-        **_sample_common(trial, learning_rates=(1e-5, 2e-3)),
-        **_log(trial, "one_minus_gae_lambda", 1e-4, 0.1),
-        "n_steps_pow": trial.suggest_int("n_steps_pow", 5, 12),
-        "batch_size_pow": trial.suggest_int("batch_size_pow", 2, 10),
-        "n_epochs": trial.suggest_categorical("n_epochs", [1, 5, 10, 20]),
-        "max_grad_norm": trial.suggest_float("max_grad_norm", 0.3, 2.0),
+    space: Space = {
+        **_COMMON,
+        "learning_rate": _log(1e-5, 2e-3),
+        "one_minus_gae_lambda": _log(1e-4, 0.1),
+        "n_steps_pow": _whole(5, 12),
+        "batch_size_pow": _whole(2, 10),
+        "n_epochs": _one_of(1, 5, 10, 20),
+        "max_grad_norm": partial(Trial.suggest_float, low=0.3, high=2.0),
     }
-    config = trial.study.user_attrs
     surrogate = config.get("surrogate", "clip")
     if surrogate == "clip":
-        sampled["clip_range"] = trial.suggest_categorical("clip_range", [0.1, 0.2, 0.3, 0.4])
+        space |= {"clip_range": _one_of(0.1, 0.2, 0.3, 0.4)}
     if config.get("clip_range_vf") is not None:
-        sampled |= _log(trial, "clip_range_vf", 0.05, 50.0)
+        space |= {"clip_range_vf": _log(0.05, 50.0)}
     if surrogate in ("kl", "adaptive_kl"):
-        sampled |= _log(trial, "kl_coef", 0.1, 30.0)
+        space |= {"kl_coef": _log(0.1, 30.0)}
     if surrogate == "adaptive_kl":
-        sampled |= _log(trial, "desired_kl", 1e-3, 0.1)
-    return sampled
+        space |= {"desired_kl": _log(1e-3, 0.1)}
+    return space

@@ -2,10 +2,10 @@
 
 import contextlib
 from argparse import Namespace
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import rl_zoo3.train
@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import CallbackList, EvalCallback
 from sb3_pgext.checkpoints import CheckpointCallback, resume
 from sb3_pgext.zoo.experiments import Experiment
 
-__all__ = ["STARTED_WITH", "checkpoints_folder", "continued", "trainings"]
+__all__ = ["checkpoints_folder", "continued", "trainings"]
 
 _SAME_NAME = ["algo", "log_folder", "tensorboard_log", "n_timesteps", "eval_freq", "save_freq", "env_kwargs"]
 _SAME_NAME += ["eval_env_kwargs", "seed", "log_interval", "save_replay_buffer", "verbose", "n_eval_envs", "device"]
@@ -23,9 +23,6 @@ _ARGUMENTS = {name: name for name in _SAME_NAME}
 _ARGUMENTS |= {"env": "env_id", "eval_episodes": "n_eval_episodes", "vec_env": "vec_env_type"}
 _ARGUMENTS |= {"progress": "show_progress"}
 """Argument of a training → the parameter of rl_zoo3's experiment that it becomes."""
-
-STARTED_WITH = _ARGUMENTS.keys() | {"checkpoint_every", "num_threads"}
-"""The arguments of a training that its continuation depends on."""
 
 
 def checkpoints_folder(run: Path) -> Path:
@@ -38,8 +35,7 @@ def checkpoints_folder(run: Path) -> Path:
     return run / "checkpoints"
 
 
-@contextlib.contextmanager
-def trainings(checkpoint_every: int, vec_env: str | None) -> Iterator[None]:
+def trainings(checkpoint_every: int, vec_env: str | None) -> contextlib.AbstractContextManager[Any]:
     """
     Replace rl_zoo3's trainings by ours, whose configurations may say more, and which write checkpoints.
 
@@ -47,13 +43,7 @@ def trainings(checkpoint_every: int, vec_env: str | None) -> Iterator[None]:
     :param vec_env: the kind of vectorised environment; None for what the configuration says
     :return: context
     """
-    before = rl_zoo3.train.ExperimentManager
-    training = partial(_Training, checkpoint_every, vec_env=vec_env)
-    rl_zoo3.train.ExperimentManager = training  # type: ignore[assignment, misc]
-    try:
-        yield
-    finally:
-        rl_zoo3.train.ExperimentManager = before  # type: ignore[misc]
+    return mock.patch.object(rl_zoo3.train, "ExperimentManager", partial(_Training, checkpoint_every, vec_env=vec_env))
 
 
 def continued(folder: Path, config: dict[str, Any], args: dict[str, Any], trust: bool | None) -> None:
@@ -62,7 +52,7 @@ def continued(folder: Path, config: dict[str, Any], args: dict[str, Any], trust:
 
     :param folder: of the run
     :param config: its configuration
-    :param args: the arguments that it was started with, all of :data:`STARTED_WITH`
+    :param args: the arguments that it was started with
     :param trust: see :func:`sb3_pgext.resume`
     :raises ValueError: there is no checkpoint, or it does not fit
     """
@@ -133,8 +123,7 @@ class _Continuation(_Training):
 
     def learn(self, model: BaseAlgorithm) -> None:
         """Train as rl_zoo3 does, which begins at step 0, for the steps that are left."""
-        log_interval = {"log_interval": self.log_interval if self.log_interval > -1 else None}
-        options: dict[str, Any] = {} if self.log_interval == -1 else log_interval
+        options: dict[str, Any] = {"log_interval": self.log_interval} if self.log_interval > -1 else {}
         assert model.env is not None
         with contextlib.closing(model.env), contextlib.suppress(KeyboardInterrupt):
             rest = self.n_timesteps - model.num_timesteps

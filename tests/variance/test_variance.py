@@ -82,7 +82,7 @@ def test_all_values_treat_a_time_limit_alike(capsys, tmp_path):
 def test_no_two_batches_share_random_numbers(tmp_path):
     """Neither within a task nor between tasks, whose sub-environments have seeds in a row."""
     study = parse_study("reinforce", MDP, "gamma=0.9", n_batches=60, n_episodes=4)
-    save_snapshots(study, tmp_path, lambda steps: None)
+    save_snapshots(study, tmp_path)
     batches = th.cat([sample(study, tmp_path, 0, 0, first)[0] for first in (0, 20, 40)])
     assert len(batches) == 60
     correlation = th.corrcoef(batches - batches.mean(0)) - th.eye(60)

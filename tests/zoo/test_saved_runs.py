@@ -55,8 +55,6 @@ def saved(text):
         ("gamma: !!python/module:os ''", "os"),
         ("- a\n- list", "allowed is a mapping"),
         ("a: [", "allowed are plain values"),
-        ("callback: &it [*it]", "recursive"),
-        ("env_wrapper: [&it {gymnasium.wrappers.ClipAction: *it}]", "recursive"),
     ],
 )
 def test_code_is_refused_by_name(text, entry):

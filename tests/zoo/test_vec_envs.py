@@ -183,7 +183,7 @@ def test_the_command_line_goes_before_the_configuration(tmp_path: Path, monkeypa
 def test_a_wrong_kind_on_the_command_line_is_one_line(capsys) -> None:
     assert main(["train", "--vec-env", "envpol"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: unknown --vec-env 'envpol', did you mean 'envpool'?")
+    assert error.startswith("error: unknown vec_env 'envpol', did you mean 'envpool'?")
     assert error.count("\n") == 1
 
 
