@@ -1,4 +1,4 @@
-"""Programs that others wrote around SB3's PPO, once as they are, and once with our classes in its place.
+r"""Programs that others wrote around SB3's PPO, once as they are, and once with our classes in its place.
 
 usage: python benchmarks/clients.py [--only imitation rllte …]
 
@@ -10,9 +10,11 @@ the ``zoo`` extra. The others pin versions that contradict it, so they go into a
 require, and are left out if they are not there:
 
     pip install --target FOLDER --no-deps \
-        imitation==1.0.1 seals==0.2.1 scikit-learn==1.9.1 threadpoolctl==3.8.0 tqdm \
-        huggingface-sb3==3.0 huggingface-hub datasets==5.2.0 dill multiprocess pyarrow xxhash fsspec \
-        rllte-core==1.0.1 termcolor nvidia-ml-py \
+        imitation==1.0.1 seals==0.2.1 scikit-learn==1.9.1 threadpoolctl==3.8.0 tqdm==4.70.1 \
+        huggingface-sb3==3.0 huggingface-hub==2.4.0 datasets==5.2.0 dill==0.4.1 multiprocess==0.70.19 \
+        pyarrow==26.0.1 xxhash==4.1.0 fsspec==2026.9.0 httpx==0.28.1 httpcore==1.0.9 h11==0.16.0 anyio==4.16.0 \
+        sniffio==1.3.1 idna==3.20 certifi==2026.10.19.post1 \
+        rllte-core==1.0.1 termcolor==3.3.0 nvidia-ml-py==13.615.71 \
         supersuit==3.11.0 tinyscaler==1.2.8 pettingzoo==1.27.0
     PYTHONPATH=.:FOLDER python benchmarks/clients.py
 
