@@ -75,10 +75,12 @@ def flattened(
     decoupled = bool(group.get("decoupled_weight_decay", isinstance(optimizer, th.optim.AdamW)))
     for p, values, gradient in zip(parameters, views(flat, parameters), views(flat.grad, parameters), strict=True):
         p.data, p.grad = values, gradient
+    adam = FlatAdam(flat, exp_avg, exp_avg_sq, count, options, decoupled, fused)
     try:
-        yield FlatAdam(flat, exp_avg, exp_avg_sq, count, options, decoupled, fused)
+        yield adam
     finally:
-        count, columns = count.cpu(), [views(x, parameters) for x in (flat, exp_avg, exp_avg_sq)]
+        # Its own count: a compiled step has moved it to the device.
+        count, columns = adam.count.cpu(), [views(x, parameters) for x in (flat, exp_avg, exp_avg_sq)]
         for p, storage, values, first, second in zip(parameters, own_storage, *columns, strict=True):
             p.data, p.grad = storage.copy_(values), None
             if count > 0:

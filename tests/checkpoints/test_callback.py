@@ -179,8 +179,10 @@ def test_a_thread_is_told_so_too(tmp_path):
 def test_an_interrupted_training_can_be_resumed_where_it_was(tmp_path):
     """The callback that holds the folder is still there, and has not been told of the end."""
     callback = CheckpointCallback(100, tmp_path)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with pytest.raises(KeyboardInterrupt):
         small(VPG).learn(600, callback=[callback, Interrupt(400, in_update=False)])
+    signal.signal(signal.SIGINT, handler)
     resume(tmp_path).learn(64, callback=CheckpointCallback(100, tmp_path), reset_num_timesteps=False)
 
 
