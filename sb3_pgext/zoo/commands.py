@@ -16,6 +16,7 @@ from rl_zoo3.enjoy import enjoy as zoo_enjoy
 from rl_zoo3.train import train as zoo_train
 from rl_zoo3.utils import StoreDict, get_model_path
 
+from sb3_pgext.arguments import require_count
 from sb3_pgext.zoo.configs import check_config, config_path
 from sb3_pgext.zoo.names import check_environment, check_name, import_environments
 from sb3_pgext.zoo.registration import ALGORITHMS
@@ -58,6 +59,8 @@ def train(arguments: Sequence[str]) -> None:
         flags.conf_file = str(config_path(flags.algo))
         arguments = ["--conf-file", flags.conf_file, *arguments]
     check_config(flags.algo, flags.env, flags.conf_file, flags.hyperparams)
+    if flags.n_timesteps is not None:
+        require_count("--n-timesteps", flags.n_timesteps)
     if flags.trained_agent and not (flags.trained_agent.endswith(".zip") and Path(flags.trained_agent).is_file()):
         raise ValueError(f"--trained-agent {flags.trained_agent}: there is no such .zip file")
     every = _CHECKPOINT_EVERY if own.checkpoint_every is None else own.checkpoint_every
@@ -155,6 +158,7 @@ def _known_flags(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("-conf", "--conf-file")
     parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict)
     parser.add_argument("-i", "--trained-agent", default="")
+    parser.add_argument("-n", "--n-timesteps", type=int)
     parser.add_argument("-optimize", "--optimize-hyperparameters", action="store_true")
     # of enjoy and record-video
     parser.add_argument("-f", "--folder", default="logs")

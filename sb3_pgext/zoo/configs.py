@@ -124,7 +124,7 @@ def check_complete(algo: str, config: Mapping[str, Any], where: str) -> None:
         starts = {key: _start(key, config[key]) for key in _SCHEDULES.intersection(config)}
         if algo in ALGORITHMS:
             _check_arguments(ALGORITHMS[algo], {**config, **starts})
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # SB3's own checks assert
         raise ValueError(f"{where}: {error}") from error
 
 

@@ -36,7 +36,10 @@ def entry_for(env_id: str, conf_file: str) -> str:
     """
     if Path(conf_file).suffix not in (".yml", ".yaml"):
         return env_id
-    entries = _entries(Path(conf_file).read_text())
+    try:
+        entries = _entries(Path(conf_file).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{conf_file}: allowed is YAML, in UTF-8. {error}") from error
     if not entries or env_id in entries:
         return env_id
     if ATARI in entries and ExperimentManager.is_atari(env_id):

@@ -190,3 +190,16 @@ def test_a_mistake_is_named_by_the_entry_that_has_it(tmp_path: Path) -> None:
     _write(path, {"Pendulum-v0": _MINIMAL | {"gama": 1}})
     with pytest.raises(ValueError, match=r"vpg\.yml: Pendulum-v0: unknown key 'gama'"):
         read_config("vpg", "Pendulum-v1", str(path))
+
+
+@pytest.mark.parametrize("content", [b"CartPole-v1: {policy: M\xe9lange}", b"CartPole-v1: [1, 2"])
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "mine.yml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"mine\.yml: allowed is YAML, in UTF-8"):
+        check_config("reinforce", "CartPole-v1", str(tmp_path / "mine.yml"))
+
+
+def test_what_sb3_refuses_is_refused_with_the_place() -> None:
+    """SB3's PPO asserts, and names no file."""
+    with pytest.raises(ValueError, match=r"-params: `batch_size` must be greater than 1"):
+        check_config("ppo_cc", "CartPole-v1", params={"batch_size": 1})

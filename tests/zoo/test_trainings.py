@@ -163,6 +163,8 @@ def test_none_are_written_where_none_are_wanted(capsys):
         (["--resume", "nothing"], "nothing: allowed is the folder of a run"),
         (["--resume", "nothing", "-n", "100"], "-n 100 with --resume: allowed are --trust and --gym-packages alone"),
         (["--algo", "ppo", "--checkpoint-every", "100"], "--checkpoint-every with --algo ppo: allowed is reinforce,"),
+        (["-n", "0"], "--n-timesteps=0: allowed is a whole number >= 1"),
+        (["--n-timesteps", "-5"], "--n-timesteps=-5: allowed is a whole number >= 1"),
         (["--resume", "nothing", "--checkpoint-every", "7"], "--checkpoint-every 7 with --resume: allowed are --trust"),
         (["--optimize", "--checkpoint-every", "7"], "--checkpoint-every with --optimize-hyperparameters: allowed"),
     ],
