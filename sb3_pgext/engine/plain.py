@@ -1,5 +1,6 @@
 """Recognising user code: what a graph of a policy would not see."""
 
+import functools
 from collections.abc import Hashable
 from typing import Any
 
@@ -25,9 +26,8 @@ def foreign_part(policy: th.nn.Module) -> str | None:
     if distribution is not None:
         parts.append(("action_dist", distribution))
     for name, part in parts:
-        classes = [c for c in type(part).__mro__ if c.__module__.partition(".")[0] not in _LIBRARIES]
-        if classes:
-            return f"{name} is a {classes[0].__name__}, which is neither torch's nor SB3's"
+        if (foreign := _foreign_class(type(part))) is not None:  # type: ignore[arg-type]
+            return f"{name} is a {foreign}, which is neither torch's nor SB3's"
         if any(getattr(part, hooks, None) for hooks in _HOOKS):
             return f"{name} has a hook"
         if has_own_methods(part):
@@ -37,7 +37,18 @@ def foreign_part(policy: th.nn.Module) -> str | None:
 
 def has_own_methods(instance: Any) -> bool:
     """True if a method of its class has been replaced in an instance."""
-    return any(callable(getattr(type(instance), name, None)) for name in vars(instance))
+    return not _methods(type(instance)).isdisjoint(vars(instance))  # type: ignore[arg-type]
+
+
+@functools.cache
+def _methods(cls: type) -> frozenset[str]:
+    return frozenset(name for name in dir(cls) if callable(getattr(cls, name, None)))
+
+
+@functools.cache
+def _foreign_class(cls: type) -> str | None:
+    """The name of the first class that is of no known package."""
+    return next((c.__name__ for c in cls.__mro__ if c.__module__.partition(".")[0] not in _LIBRARIES), None)
 
 
 def has_sb3s(policy: Any, sb3s: type, *methods: str) -> bool:
@@ -68,4 +79,4 @@ def structure_of(policy: th.nn.Module) -> Hashable:
 
 def _constants(module: th.nn.Module) -> Hashable:
     scalars = (bool, int, float, str, tuple, th.dtype)
-    return tuple((name, repr(value)) for name, value in vars(module).items() if isinstance(value, scalars))
+    return tuple((name, value) for name, value in vars(module).items() if isinstance(value, scalars))

@@ -110,13 +110,13 @@ class _Storage(RolloutBuffer):
             for key, column in columns.items():
                 column[t] = np.reshape(obs[key], column.shape[1:])
         else:
-            columns[t] = np.reshape(obs, columns.shape[1:])
+            columns[t] = obs.reshape(columns.shape[1:])
         self.actions[t] = action.reshape(self.n_envs, self.action_dim)
         self.rewards[t] = reward
         self.episode_starts[t] = episode_start
         if value.device.type == "cpu":
-            self.values[t] = value.detach().numpy().reshape(self.n_envs)
-            self.log_probs[t] = log_prob.detach().numpy().reshape(self.n_envs)
+            self.values[t] = value.numpy().ravel()
+            self.log_probs[t] = log_prob.numpy().ravel()
         else:
             self._on_device.append((value.detach().flatten(), log_prob.detach().flatten()))
         self.pos += 1
