@@ -13,8 +13,9 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
 from sb3_pgext.engine import graphs
@@ -285,3 +286,59 @@ def test_views_of_the_buffer(algorithm):
     if algorithm is ClippedCriticPPO:
         theirs = model_on(PPO, env, batch_size=8, n_epochs=2).learn(96, AddsNovelty())
         assert all(th.equal(p, q) for p, q in zip(parameters, theirs.policy.parameters(), strict=True))
+
+
+# --- Attributes, losses and buffers of a user's own -------------------------------------------------------------------
+
+
+@family
+def test_a_wrong_value_set_later_is_named_when_learning_begins(algorithm):
+    model = model_on(algorithm, lambda: AnySpaces(VECTOR, spaces.Discrete(2))).learn(1)
+    model.learning_rate = "0.1"
+    with pytest.raises(ValueError, match=r"learning_rate='0\.1'"):
+        model.learn(1)
+
+
+def test_fewer_replayed_batches_from_the_next_rollout_on():
+    model = model_on(ISPG, lambda: AnySpaces(VECTOR, spaces.Discrete(2)), replay_batches=3, min_ess=0.0)
+    model.learn(300)
+    assert len(model.replay_buffer.batches) > 2
+    model.replay_batches = 1
+    model.learn(1, reset_num_timesteps=False)
+    assert len(model.replay_buffer.batches) == 2, "the new one, and the one replayed"
+
+
+def test_whole_numbers_that_are_normalized():
+    """VecNormalize leaves the space as it is, and the policy acts on the normalised numbers, as in SB3."""
+    space, acted_on = spaces.Box(-100, 100, (3,), np.int64), []
+
+    class Seen(BaseCallback):
+        def _on_step(self):
+            acted_on.append(self.locals["obs_tensor"].clone())
+            return True
+
+    env = VecNormalize(DummyVecEnv([lambda: AnySpaces(space, spaces.Discrete(2))]), norm_reward=False)
+    ClippedCriticPPO("MlpPolicy", env, n_steps=8, batch_size=8, device="cpu").learn(8, Seen())
+    assert any((observations % 1 != 0).any() for observations in acted_on)
+
+
+def test_a_loss_of_a_users_own_moves_what_it_depends_on():
+    class WithATerm(ClippedCriticPPO):
+        def _loss(self, minibatch, coefficients):
+            loss, logged = super()._loss(minibatch, coefficients)
+            return loss + self.policy.auxiliary.square().sum(), logged
+
+    model = model_on(WithATerm, lambda: AnySpaces(VECTOR, spaces.Discrete(2)))
+    model.policy.auxiliary = th.nn.Parameter(th.ones(2))
+    model.policy.optimizer.add_param_group({"params": [model.policy.auxiliary]})
+    model.learn(1)
+    assert (model.policy.auxiliary < 1).all()
+
+
+def test_a_buffer_that_yields_other_samples_is_refused():
+    class Own(RolloutBuffer):
+        def get(self, batch_size=None):
+            yield from ()
+
+    with pytest.raises(ValueError, match=r"rollout_buffer_class=.*leaves get alone"):
+        model_on(VPG, lambda: AnySpaces(VECTOR, spaces.Discrete(2)), rollout_buffer_class=Own)

@@ -77,18 +77,26 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
 
     def _setup_model(self) -> None:
         require(hasattr(self, "observation_space"), "env", None, "an environment or the id of one")
-        self._check_arguments()
+        self.check_arguments()
         super()._setup_model()  # type: ignore[safe-super]
+
+    def check_arguments(self) -> None:
+        """
+        Check all arguments, and that none of them would be ignored beside the others.
+
+        :raises ValueError: naming the argument, its value and what is allowed
+        """
+        self._check_arguments()
+        require_effective(self, self.ineffective_arguments())
 
     def _check_arguments(self) -> None:
         """
-        Check all arguments; subclasses extend this with their own.
+        Check each argument, at construction and when learning begins; subclasses extend this with their own.
 
         :raises ValueError: naming the argument, its value and what is allowed
         """
         require_schedule("learning_rate", self.learning_rate)
         require_bool("compile", self.compile)
-        require_effective(self, self.ineffective_arguments())
 
     def ineffective_arguments(self) -> dict[str, tuple[Any, str]]:
         """
@@ -109,7 +117,7 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         """The constructors' numbers and choices as they are now; of those passed to losses, whether there are any."""
         key: list[Hashable] = [type(self)]
         for name in argument_names(type(self)):
-            value = getattr(self, name, None)
+            value = python_number(getattr(self, name, None))
             if name in self.passed_to_losses:
                 key.append((name, value is None))
             elif isinstance(value, (bool, int, float, str)):
@@ -124,7 +132,9 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         replaced = [(name, value) for scope in (self, *theirs) for name, value in vars(scope).items()]
         kinds = (FunctionType, MethodType, property, classmethod, staticmethod)
         own = {name for name, value in replaced if isinstance(value, kinds) or callable(getattr(ours, name, None))}
-        own = {name for name in own - _NEVER_TRACED if hasattr(ours, name) and not name.startswith("__")}
+        of_package = [vars(c) for c in type(self).__mro__ if c.__module__.partition(".")[0] == package]
+        own = {name for name in own - _NEVER_TRACED if any(name in scope for scope in of_package)}
+        own = {name for name in own if not name.startswith("__")}
         return f"{type(self).__name__} overrides {', '.join(sorted(own))}" if own else None
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
@@ -148,6 +158,7 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         progress_bar: bool = False,
     ) -> Self:
         """SB3's ``learn``. Whole episodes are finished, so that a little more than ``total_timesteps`` may be taken."""
+        self._check_arguments()
         name = type(self).__name__ if tb_log_name is None else tb_log_name
         return super().learn(  # type: ignore[safe-super]
             total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar

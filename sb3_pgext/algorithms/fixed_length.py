@@ -66,6 +66,9 @@ class FixedLengthAlgorithm(OnPolicyGradientAlgorithm):
         buffer = self.rollout_buffer_class
         suitable = buffer is None or (isinstance(buffer, type) and issubclass(buffer, kind))
         require(suitable, "rollout_buffer_class", buffer, f"None or a subclass of {kind.__name__}")
+        own = [name for name in ("get", "_get_samples") if getattr(buffer or kind, name) is not getattr(kind, name)]
+        allowed = f"one that leaves {' and '.join(own)} alone: the arrays are read"
+        require(not own, "rollout_buffer_class", buffer, allowed)
 
     @property
     def _has_dict_observations(self) -> bool:

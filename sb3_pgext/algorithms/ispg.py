@@ -171,6 +171,7 @@ class ISPG(EpisodicAlgorithm):
         """Play whole episodes; the new batch also enters ``self.replay_buffer``."""
         finished = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         if finished:
+            self._take_over(self.replay_buffer)  # replay_batches may have changed
             self.replay_buffer.add(self.episodes, self._log_prob(self.episodes), self._numbers_of_policy())
         return finished
 
@@ -347,8 +348,8 @@ class ISPG(EpisodicAlgorithm):
     def _log_prob_under(self, episodes: EpisodeBatch, policy: dict[str, th.Tensor]) -> th.Tensor:
         """:meth:`_log_prob` with the numbers of another policy."""
         own = {name: tensor.clone() for name, tensor in self.policy.state_dict().items() if name in policy}
-        self.policy.load_state_dict(policy, strict=False)
         try:
+            self.policy.load_state_dict(policy, strict=False)
             return self._log_prob(episodes)
         finally:
             self.policy.load_state_dict(own, strict=False)

@@ -14,7 +14,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from sb3_pgext.engine.eager import evaluation_mode
 from sb3_pgext.rollouts.acting import unvalidated_distributions
 
-__all__ = ["critic_parameters", "forget_dependencies", "policy_parameters"]
+__all__ = ["critic_parameters", "forget_dependencies", "moved_parameters", "policy_parameters"]
 
 _dependencies: "WeakKeyDictionary[ActorCriticPolicy, dict[str, tuple[Hashable, list[str]]]]" = WeakKeyDictionary()
 """Policy → output → its parameters when they were last asked for, and the names of those that the output depends on."""
@@ -44,6 +44,27 @@ def critic_parameters(policy: ActorCriticPolicy) -> dict[str, th.nn.Parameter]:
     """
     of_values, of_policy = _parameters_of(policy, "values", policy.predict_values), policy_parameters(policy)
     return {name: parameter for name, parameter in of_values.items() if name not in of_policy}
+
+
+def moved_parameters(
+    policy: ActorCriticPolicy, user_loss: Callable[[], th.Tensor] | None = None
+) -> list[th.nn.Parameter]:
+    """
+    Parameters that a step along the loss of the policy and the critic together may move.
+
+    :param policy: any actor-critic policy
+    :param user_loss: a loss that a user has changed, which may depend on more of them
+    :return: the parameters, in the order of ``policy.parameters()``
+    """
+    forget_dependencies(policy)
+    used = policy_parameters(policy).keys() | critic_parameters(policy).keys()
+    named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    if user_loss is not None:
+        with th.random.fork_rng(), evaluation_mode(policy):
+            loss = user_loss()
+        gradients = th.autograd.grad(loss, list(named.values()), allow_unused=True) if loss.requires_grad else ()
+        used |= {name for name, gradient in zip(named, gradients, strict=False) if gradient is not None}
+    return [p for name, p in named.items() if name in used]
 
 
 def forget_dependencies(policy: ActorCriticPolicy) -> None:

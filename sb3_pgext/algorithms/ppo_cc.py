@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from sb3_pgext.algorithms.constructor import given
 from sb3_pgext.algorithms.distributions import any_distribution, distribution_parameters, kl_divergence
 from sb3_pgext.algorithms.fixed_length import FixedLengthAlgorithm
-from sb3_pgext.algorithms.parameters import critic_parameters, forget_dependencies, policy_parameters
+from sb3_pgext.algorithms.parameters import moved_parameters
 from sb3_pgext.arguments import (
     require,
     require_bool,
@@ -24,7 +24,14 @@ from sb3_pgext.arguments import (
     require_positive,
     require_schedule,
 )
-from sb3_pgext.engine import minibatches, require_finite_losses, require_finite_state, rows, whole_update
+from sb3_pgext.engine import (
+    foreign_part,
+    minibatches,
+    require_finite_losses,
+    require_finite_state,
+    rows,
+    whole_update,
+)
 from sb3_pgext.estimators.statistics import explained_variance, standardize
 from sb3_pgext.estimators.surrogates import (
     adapted_kl_coef,
@@ -99,8 +106,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
     :param vf_coef: coefficient of the critic's loss
     :param max_grad_norm: The maximum norm of the gradient of a step; None for no limit
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
-    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
-        (-1: only at the beginning of the rollout)
+    :param sde_sample_freq: with gSDE, sample new noise every n steps of a rollout (-1: only at its beginning)
     :param rollout_buffer_class: Rollout buffer class to use. If None, it will be automatically selected
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param target_kl: end the update where the estimated divergence from the policy that acted exceeds 1.5 times this
@@ -123,8 +129,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         lecture 004 (for ``"kl"`` and ``"adaptive_kl"``)
     :param recompute_advantage: compute advantages and targets anew from the rewards, with the current critic, before
         each epoch but the first (Andrychowicz et al. 2021); V_old stays, a callback's advantages do not
-    :param compile: compile acting and the update of a minibatch of ``batch_size`` steps (some seconds, once): the same
-        results up to rounding, in less time
+    :param compile: compile acting and updates (some seconds, once): the same results up to rounding, in less time
     :raises ValueError: an argument is not allowed, or would have no effect beside the others
     """
 
@@ -201,10 +206,13 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         old_distribution = self._distribution_parameters(rollout) if self.penalizes_kl else ()
         steps = self._steps(rollout, old_distribution)
 
+        parameters = self._moved_parameters(steps, coefficients)
+        if not parameters:  # all frozen
+            return
         log, near = [], True
         with self.engine.descending(
             self.policy.optimizer,
-            self._moved_parameters(),
+            parameters,
             self._loss,
             max_norm=math.inf if self.max_grad_norm is None else self.max_grad_norm,
             proceed=None if self.target_kl is None else self._within_target_kl,
@@ -232,13 +240,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
                 self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.desired_kl)
 
     def _loss(self, minibatch: Steps, coefficients: Coefficients) -> tuple[th.Tensor, th.Tensor]:
-        """
-        The loss that a step descends, a function of the policy's parameters and these arguments alone.
-
-        :param minibatch: B steps
-        :param coefficients: the update's
-        :return: the loss, differentiable, and the numbers for the log, one vector
-        """
+        """The loss that a step descends, of these arguments and the parameters alone; and a vector for the log."""
         values, log_prob, entropy = self.policy.evaluate_actions(minibatch.observations, minibatch.actions)
         values = values.flatten()
         log_ratio = log_prob - minibatch.old_log_prob
@@ -251,7 +253,6 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         clip = self._value_clip, coefficients.clip_range_vf
         critic_loss = value_loss(values, minibatch.returns, minibatch.old_values, *clip)
         entropy_loss = -(-log_prob if entropy is None else entropy).mean()
-
         loss = policy_gradient_loss
         if self.ent_coef:
             loss = loss + self.ent_coef * entropy_loss
@@ -284,9 +285,8 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
             return clipped_surrogate(ratio, advantages, coefficients.clip_range)
         if self.surrogate == "none":
             return unclipped_surrogate(ratio, advantages)
-        distribution = self.policy.action_dist
-        new_distribution = distribution_parameters(distribution)
-        kl = kl_divergence(old_distribution, new_distribution, distribution, self.kl_direction)
+        new = self.policy.action_dist
+        kl = kl_divergence(old_distribution, distribution_parameters(new), new, self.kl_direction)
         return kl_penalized_surrogate(ratio, advantages, kl, coefficients.kl_coef)
 
     @property
@@ -298,15 +298,17 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         assert self.target_kl is not None
         return ~(terms[APPROX_KL] > 1.5 * self.target_kl)  # SB3 goes on with a NaN
 
-    def _moved_parameters(self) -> list[th.nn.Parameter]:
-        forget_dependencies(self.policy)
-        used = policy_parameters(self.policy).keys() | critic_parameters(self.policy).keys()
-        return [p for name, p in self.policy.named_parameters() if name in used]
+    def _moved_parameters(self, steps: Steps, coefficients: Coefficients) -> list[th.nn.Parameter]:
+        """The parameters that the loss depends on; where a user has changed it, by a look at one minibatch."""
+        changed = self._overridden() or foreign_part(self.policy)
+        first = rows(steps, slice(self.batch_size))
+        return moved_parameters(self.policy, (lambda: self._loss(first, coefficients)[0]) if changed else None)
 
     def _coefficients(self) -> Coefficients:
         progress = self._current_progress_remaining
-        clip_range_vf = math.inf if self.clip_range_vf is None else self.clip_range_vf(progress)
-        return Coefficients(self.clip_range(progress), clip_range_vf, self.kl_coef)
+        ranges = (math.inf if x is None else x for x in (self.clip_range, self.clip_range_vf))
+        clip_range, clip_range_vf = (x(progress) if callable(x) else x for x in ranges)
+        return Coefficients(clip_range, clip_range_vf, self.kl_coef)
 
     def _steps(self, rollout: Rollout, old_distribution: tuple[th.Tensor, ...]) -> Steps:
         """The rollout; Ψ standardised if that is done once."""

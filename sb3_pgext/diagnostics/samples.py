@@ -39,7 +39,7 @@ def set_options(model: EpisodicAlgorithm | VPG, **options: Any) -> dict[str, Any
     ineffective = {name: only for name, (only, _) in trial.ineffective_arguments().items() if name not in options}
     changed = {name: only for name, only in ineffective.items() if getattr(trial, name) != only}
     vars(trial).update(changed)
-    trial._check_arguments()
+    trial.check_arguments()
     vars(model).update(options | changed)
     if isinstance(model, FixedLengthAlgorithm) and model.rollout_buffer.full:
         model.collector.compute_advantages(model, model.rollout_buffer)
@@ -108,7 +108,7 @@ def gradient_samples(
     statistics = {name: tensor.clone() for name, tensor in model.policy.named_buffers()}
     try:
         setattr(model, model.batch_argument, size)
-        model._check_arguments()
+        model.check_arguments()
         with _no_log(model), evaluation_mode(model.policy):
             _, callback = model._setup_learn(model.num_timesteps, reset_num_timesteps=False)
             assert model.env is not None

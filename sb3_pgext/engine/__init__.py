@@ -3,6 +3,7 @@
 from sb3_pgext.engine.compiled import CompiledEngine
 from sb3_pgext.engine.eager import Engine, evaluation_mode
 from sb3_pgext.engine.nested import minibatches, rows
+from sb3_pgext.engine.plain import foreign_part
 from sb3_pgext.engine.regression import regress
 from sb3_pgext.engine.whole_updates import require_finite_losses, require_finite_state, whole_update
 
@@ -10,6 +11,7 @@ __all__ = [
     "CompiledEngine",
     "Engine",
     "evaluation_mode",
+    "foreign_part",
     "minibatches",
     "regress",
     "require_finite_losses",

@@ -60,7 +60,7 @@ def flattened(
     """
     (group,) = optimizer.param_groups
     own_storage = [p.data for p in parameters]
-    states = [optimizer.state[p] for p in parameters if p in optimizer.state]
+    states = [optimizer.state[p] for p in parameters if optimizer.state.get(p)]
     flat = concatenated([p.detach() for p in parameters])
     flat.grad = th.zeros_like(flat)
     exp_avg, exp_avg_sq = (
@@ -102,7 +102,7 @@ def can_be_flattened(optimizer: th.optim.Optimizer, parameters: Sequence[th.nn.P
     special = group["amsgrad"] or group["capturable"] or group["differentiable"]
     special = special or optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     special = special or any(p._post_accumulate_grad_hooks for p in parameters)  # which may replace the gradient
-    counts = {float(optimizer.state[p]["step"]) if p in optimizer.state else 0.0 for p in parameters}
+    counts = {float(optimizer.state[p]["step"]) if optimizer.state.get(p) else 0.0 for p in parameters}
     of_one_kind = len({(p.device, p.dtype) for p in parameters}) == 1
     return not (chosen or special) and len(counts) == 1 and of_one_kind
 

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Hashable
 from typing import Any
 
+import numpy as np
 import torch as th
 
 __all__ = ["foreign_part", "has_own_methods", "has_sb3s", "structure_of"]
@@ -72,11 +73,12 @@ def structure_of(policy: th.nn.Module) -> Hashable:
     :param policy: without a foreign part
     :return: classes of all modules with their numbers, strings and switches, and the forms of all parameters
     """
-    modules = tuple((type(m), _constants(m)) for m in policy.modules())
+    parts = [*policy.modules(), getattr(policy, "action_dist", None)]
+    modules = tuple((type(part), _constants(part)) for part in parts if part is not None)
     parameters = tuple((name, p.shape, p.stride(), p.dtype) for name, p in policy.named_parameters())
     return modules, parameters
 
 
-def _constants(module: th.nn.Module) -> Hashable:
-    scalars = (bool, int, float, str, tuple, th.dtype)
-    return tuple((name, value) for name, value in vars(module).items() if isinstance(value, scalars))
+def _constants(part: Any) -> Hashable:
+    scalars = (bool, int, float, str, tuple, th.dtype, np.number)
+    return tuple((name, value) for name, value in vars(part).items() if isinstance(value, scalars))

@@ -68,7 +68,7 @@ def draw_actions(model: Any, act: Act, n_steps: int) -> Actions:
     """
     if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
         model.policy.reset_noise(model.n_envs)
-    obs = copied(model._last_obs, model.observation_space)
+    obs = copied(model, model._last_obs)
     observations = obs_as_tensor(obs, model.device)
     try:
         tensor, values, log_probs = act(observations)
@@ -84,17 +84,23 @@ def draw_actions(model: Any, act: Act, n_steps: int) -> Actions:
     return Actions(obs, observations, tensor, values, log_probs, drawn, _environment_actions(model, drawn))
 
 
-def copied(observations: Any, space: spaces.Space) -> Any:
+def copied(model: Any, observations: Any) -> Any:
     """
     A copy of observations in the dtype of their space, which an environment need not keep to.
 
+    :param model: whose environment they come from
     :param observations: ``(E, *observation shape)``, or a dict of such arrays
-    :param space: the observation space
     :return: the copy
     """
-    if isinstance(space, spaces.Dict):
-        return {key: np.array(observations[key], dtype=part.dtype) for key, part in space.spaces.items()}
-    return np.array(observations, dtype=space.dtype)
+    normalized = model.get_vec_normalize_env() is not None  # whole numbers become others, in a space that stays
+
+    def copy(array: Any, space: spaces.Space) -> Any:
+        if isinstance(space, spaces.Dict):
+            return {key: copy(array[key], part) for key, part in space.spaces.items()}
+        array, dtype = np.array(array), np.dtype(space.dtype)
+        return array if normalized and dtype.kind != "f" else array.astype(dtype, copy=False)
+
+    return copy(observations, model.observation_space)
 
 
 def _environment_actions(model: Any, actions: np.ndarray) -> np.ndarray:

@@ -187,5 +187,5 @@ class EpisodeCollector(Collector):
             else:
                 continue
             require_observation(model.observation_space, final, rollout_buffer.size(), int(e))
-            rollout_buffer.add_final_observation(int(e), copied(final, model.observation_space))
+            rollout_buffer.add_final_observation(int(e), copied(model, final))
         model._update_info_buffer(of_finished, ended[finished])

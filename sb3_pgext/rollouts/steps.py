@@ -103,7 +103,7 @@ class StepCollector(Collector):
         return True
 
     def _finish(self, model: Any, callback: BaseCallback, rollout_buffer: RolloutBuffer, seen: dict[str, Any]) -> None:
-        self.last_obs = copied(model._last_obs, model.observation_space)
+        self.last_obs = copied(model, model._last_obs)
         self.last_dones = model._last_episode_starts.copy()
         self.last_values = model._values(obs_as_tensor(self.last_obs, model.device))
         self.compute_advantages(model, rollout_buffer)

@@ -148,7 +148,7 @@ def _check_arguments(algorithm: type[BaseAlgorithm], config: Mapping[str, Any]) 
     constructor: Any = algorithm
     model = constructor(env=None, **arguments, _init_setup_model=False)
     model.n_envs = config.get("n_envs", 1)
-    model._check_arguments()
+    model.check_arguments()
 
 
 def read_config(algo: str, env_id: str, conf_file: str | None = None) -> dict[str, Any]:

@@ -59,8 +59,15 @@ def test_steps_are_counted_on_or_anew(algorithm, reset_num_timesteps):
     seen = []
     model = small(algorithm, learning_rate=lambda progress: seen.append(progress) or 1e-3 * progress)
     assert model.learn(2 * UPDATE).num_timesteps == 2 * UPDATE
-    seen.clear()
-    model.learn(2 * UPDATE, reset_num_timesteps=reset_num_timesteps)
+
+    class ForgetTheChecks(BaseCallback):
+        def _on_training_start(self):
+            seen.clear()
+
+        def _on_step(self):
+            return True
+
+    model.learn(2 * UPDATE, ForgetTheChecks(), reset_num_timesteps=reset_num_timesteps)
     rounds = 1 if reset_num_timesteps else 2
     assert model.num_timesteps == rounds * 2 * UPDATE
     assert len(model.ep_info_buffer) == rounds * 2 * UPDATE // 5

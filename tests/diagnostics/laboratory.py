@@ -56,7 +56,7 @@ def present_estimates(model, options_of):
         for options in options_of:
             for name, value in options.items():
                 setattr(model, name, value)
-            model._check_arguments()
+            model.check_arguments()
             if model.batch_argument == "n_steps":
                 model.collector.compute_advantages(model, model.rollout_buffer)
             gradients.append(model.estimate_gradient())
