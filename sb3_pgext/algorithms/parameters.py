@@ -62,8 +62,7 @@ def moved_parameters(
     if user_loss is not None:
         with th.random.fork_rng(), evaluation_mode(policy):
             loss = user_loss()
-        gradients = th.autograd.grad(loss, list(named.values()), allow_unused=True) if loss.requires_grad else ()
-        used |= {name for name, gradient in zip(named, gradients, strict=False) if gradient is not None}
+        used |= set(_names_in_graph(loss, named))
     return [p for name, p in named.items() if name in used]
 
 
@@ -87,13 +86,16 @@ def _parameters_of(
         # Not validated: an observation from a space without bounds may be too large for the network, and what depends
         # on what can be seen all the same.
         with evaluation_mode(policy), unvalidated_distributions(), th.enable_grad():
-            value = compute(_any_observations(policy)).sum()
-            found = list(named.values())
-            gradients = (
-                th.autograd.grad(value, found, allow_unused=True) if value.requires_grad else [None] * len(found)
-            )
-        known[output] = present, [name for name, g in zip(named, gradients, strict=True) if g is not None]
+            known[output] = present, _names_in_graph(compute(_any_observations(policy)).sum(), named)
     return {name: named[name] for name in known[output][1]}
+
+
+def _names_in_graph(value: th.Tensor, named: dict[str, th.nn.Parameter]) -> list[str]:
+    """The names of those parameters that a scalar has been computed from."""
+    if not value.requires_grad:
+        return []
+    gradients = th.autograd.grad(value, list(named.values()), allow_unused=True)
+    return [name for name, gradient in zip(named, gradients, strict=True) if gradient is not None]
 
 
 def _any_observations(policy: ActorCriticPolicy) -> PyTorchObs:
