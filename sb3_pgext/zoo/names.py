@@ -86,5 +86,5 @@ def import_environments(packages: Iterable[str]) -> dict[str, ModuleType]:
         except ModuleNotFoundError as error:
             if error.name != package.split(".")[0] and error.name != package:
                 raise
-            raise ValueError(f"unknown package of environments {package!r}: {error}") from error
+            raise ValueError(f"gym_packages: unknown package of environments {package!r}: {error}") from error
     return modules

@@ -35,7 +35,7 @@ def test_what_is_no_text_is_no_name(value: object) -> None:
 
 
 def test_a_missing_package_of_environments_is_named() -> None:
-    with pytest.raises(ValueError, match="unknown package of environments 'no_such_envs'"):
+    with pytest.raises(ValueError, match="gym_packages: unknown package of environments 'no_such_envs'"):
         import_environments(["no_such_envs"])
 
 
