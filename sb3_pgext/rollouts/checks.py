@@ -40,8 +40,11 @@ def _bad_row(
     if env_index is None:
         env_index = int(np.argmin(good.reshape(len(good), -1).all(axis=1)))
         array = array[env_index]
-    where = f"sub-environment {env_index} at vector step {n_steps}"
-    return ValueError(f"{what}={array} of {where} of this rollout: allowed {allowed}")
+    return ValueError(f"{what}={array} of {_where(n_steps, env_index)} of this rollout: allowed {allowed}")
+
+
+def _where(n_steps: int, env_index: int | None) -> str:
+    return f"{'' if env_index is None else f'sub-environment {env_index} at '}vector step {n_steps}"
 
 
 def _surely_finite(array: Any) -> bool:
@@ -117,16 +120,17 @@ def _require_of_space(
     Require the shape that a space says and, of a discrete one, numbers that SB3's networks take, wherever it starts:
     torch names nobody, and gives up a GPU.
     """
-    where = f"{'' if env_index is None else f'sub-environment {env_index} at '}vector step {n_steps}"
     if isinstance(space, spaces.Dict):
         if not isinstance(array, dict) or not array.keys() >= space.spaces.keys():
             present = list(array) if isinstance(array, dict) else type(array).__name__
+            where = _where(n_steps, env_index)
             raise ValueError(f"keys of {what}={present} of {where}: allowed are {list(space.spaces)}")
         for key, part in space.spaces.items():
             _require_of_space(f"{what} {key!r}", array[key], part, before, n_steps, env_index)
         return
     array, shape = np.asarray(array), (*before, *space.shape)  # type: ignore[misc]
     if array.shape != shape:
+        where = _where(n_steps, env_index)
         raise ValueError(f"shape of {what}={array.shape} of {where}: allowed is {shape}, as the observation space says")
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
         end = space.n if isinstance(space, spaces.Discrete) else space.nvec
