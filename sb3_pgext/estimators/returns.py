@@ -18,7 +18,6 @@ __all__ = [
     "monte_carlo_advantages",
     "n_step_advantages",
     "next_values",
-    "rollout_advantages",
     "td_errors",
     "trajectory_returns",
 ]
@@ -251,37 +250,3 @@ def critic_targets(
         return discounted_returns(rewards, episode, gamma, bootstrap_values)
     gae_lambda = 0.0 if target == "td" else gae_lambda
     return lambda_returns(rewards, values, episode, gamma, gae_lambda, bootstrap_values)
-
-
-def rollout_advantages(
-    rewards: th.Tensor,
-    values: th.Tensor,
-    segment: th.Tensor,
-    gamma: float,
-    gae_lambda: float,
-    bootstrap_values: th.Tensor,
-    n_envs: int,
-) -> th.Tensor:
-    r"""
-    :func:`generalized_advantages` of a fixed-length rollout, rounded as SB3 rounds them.
-
-    :math:`\Psi_t = \delta_t + \gamma\lambda \Psi_{t+1}` by the recursion itself, for all sub-environments at once: the
-    sums are added up in the order of SB3's, so that the same seed gives the same bits.
-
-    :param rewards: r_t, ``(M,)``, the steps of a sub-environment next to each other
-    :param values: V(s_t), ``(M,)``
-    :param segment: consecutive steps of one episode have the same number, ``(M,)``, integer
-    :param gamma: discount, in [0, 1]
-    :param gae_lambda: trade-off between bias (0) and variance (1), in [0, 1]
-    :param bootstrap_values: V of what follows each segment, 0 after a terminal state, ``(N,)``
-    :param n_envs: number of sub-environments, E; each has M/E steps
-    :return: ``(M,)``
-    """
-    delta = td_errors(rewards, values, segment, gamma, bootstrap_values)
-    decay = gamma * gae_lambda * (~last_steps(segment)).to(delta.dtype)
-    total = delta.new_zeros(n_envs)
-    totals = []
-    for step_delta, step_decay in zip(*(x.view(n_envs, -1).flip(1).unbind(1) for x in (delta, decay)), strict=True):
-        total = step_delta + step_decay * total
-        totals.append(total)
-    return th.stack(totals[::-1], dim=1).flatten()

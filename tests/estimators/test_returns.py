@@ -80,19 +80,6 @@ def test_gradients_pass_through():
     assert rewards.grad.tolist() == [1.0, 0.5, 0.25, 0.0, 0.0]
 
 
-@given(st.integers(1, 4), st.integers(1, 9), fractions, fractions, st.integers(0, 100))
-def test_rollout_advantages(n_envs, n_steps, gamma, gae_lambda, seed):
-    """The same sums, of E sub-environments of as many steps each, cut anywhere."""
-    generator = th.Generator().manual_seed(seed)
-    ends = th.rand(n_envs, n_steps, generator=generator) < 0.3
-    ends[:, -1] = True
-    segment = ends.flatten().cumsum(0) - ends.flatten().long()
-    rewards, values = th.randn(2, n_envs * n_steps, dtype=th.float64, generator=generator)
-    bootstrap_values = th.randn(int(ends.sum()), dtype=th.float64, generator=generator)
-    arguments = (rewards, values, segment, gamma, gae_lambda, bootstrap_values)
-    th.testing.assert_close(R.rollout_advantages(*arguments, n_envs), R.generalized_advantages(*arguments))
-
-
 def batch_with_values(lengths, seed):
     """Episodes of which some end in a terminal state and some are bootstrapped; arguments of the advantages."""
     episode, _, rewards = flat_batch(lengths, seed)
