@@ -1,6 +1,10 @@
 """Action distributions as plain tensors, and the divergence between two policies in closed form."""
 
+import math
+from dataclasses import dataclass
+
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution, sum_independent_dims
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
@@ -10,7 +14,75 @@ from torch.distributions import Distribution as TorchDistribution
 from sb3_pgext.engine import evaluation_mode, rows
 from sb3_pgext.estimators.natural import Metric, Tangents, bernoulli_metric, categorical_metric, normal_metric
 
-__all__ = ["any_distribution", "distribution_parameters", "fisher_metric", "kl_divergence", "log_prob_and_entropy"]
+__all__ = [
+    "JointActions",
+    "any_distribution",
+    "distribution_parameters",
+    "fisher_metric",
+    "kl_divergence",
+    "log_prob_and_entropy",
+]
+
+MAX_JOINT_ACTIONS = 256
+"""Joint actions that are enumerated at most."""
+
+
+@dataclass(frozen=True)
+class JointActions:
+    """
+    The A joint actions of a Discrete, MultiDiscrete or MultiBinary space, numbered in the order of an odometer.
+
+    :param sizes: number of values of each of the parts
+    """
+
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, space: spaces.Space) -> "JointActions | None":
+        """
+        The joint actions of a space.
+
+        :param space: any action space
+        :return: None for a Box, and where there are more than 256
+        """
+        if isinstance(space, spaces.Discrete):
+            sizes = (int(space.n),)
+        elif isinstance(space, spaces.MultiDiscrete):
+            sizes = tuple(map(int, space.nvec.flatten()))
+        elif isinstance(space, spaces.MultiBinary):
+            sizes = (2,) * math.prod(space.shape)
+        else:
+            return None
+        return cls(sizes) if math.prod(sizes) <= MAX_JOINT_ACTIONS else None
+
+    def __len__(self) -> int:
+        """A, the number of joint actions."""
+        return math.prod(self.sizes)
+
+    def numbers(self, actions: th.Tensor) -> th.Tensor:
+        """
+        The numbers of actions.
+
+        :param actions: as the policy draws them, ``(B,)`` or ``(B, number of parts)``
+        :return: 0 … A-1, ``(B,)``, int64
+        """
+        number = 0
+        for part, size in zip(actions.reshape(-1, len(self.sizes)).long().unbind(1), self.sizes, strict=True):
+            number = number * size + part
+        return number  # type: ignore[return-value]
+
+    def log_probs(self, distribution: Distribution) -> th.Tensor:
+        """
+        The log-probabilities of all joint actions.
+
+        :param distribution: of B states
+        :return: log π(a|s), ``(B, A)``, differentiable
+        """
+        total: th.Tensor | None = None
+        for part in _log_probs_of_parts(distribution):
+            total = part if total is None else (total.unsqueeze(2) + part.unsqueeze(1)).flatten(1)
+        assert total is not None
+        return total
 
 
 @th.no_grad()
@@ -100,6 +172,18 @@ def _metric(part: TorchDistribution) -> Metric:
     if isinstance(part, Normal):
         return normal_metric(part.scale)
     raise ValueError(f"fisher='exact': allowed is 'empirical' with actions from a {type(part).__name__} distribution")
+
+
+def _log_probs_of_parts(distribution: Distribution) -> list[th.Tensor]:
+    """Of each part of a joint action the log-probabilities of its values, ``(B, size)`` each."""
+    of_parts = []
+    for part in _parts(distribution):
+        if isinstance(part, Bernoulli):
+            both = th.stack([-part.logits, part.logits], dim=2)
+            of_parts.extend(th.nn.functional.logsigmoid(both).unbind(1))
+        else:
+            of_parts.append(part.logits)
+    return of_parts
 
 
 def _parts(distribution: Distribution) -> list[TorchDistribution]:
