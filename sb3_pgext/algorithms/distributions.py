@@ -45,6 +45,7 @@ class JointActions:
         :param space: any action space
         :return: None for a Box, and where there are more than 256
         """
+        sizes: tuple[int, ...]
         if isinstance(space, spaces.Discrete):
             sizes = (int(space.n),)
         elif isinstance(space, spaces.MultiDiscrete):
@@ -66,10 +67,11 @@ class JointActions:
         :param actions: as the policy draws them, ``(B,)`` or ``(B, number of parts)``
         :return: 0 … A-1, ``(B,)``, int64
         """
-        number = 0
-        for part, size in zip(actions.reshape(-1, len(self.sizes)).long().unbind(1), self.sizes, strict=True):
+        parts = actions.reshape(-1, len(self.sizes)).long().unbind(1)
+        number = th.zeros_like(parts[0])
+        for part, size in zip(parts, self.sizes, strict=True):
             number = number * size + part
-        return number  # type: ignore[return-value]
+        return number
 
     def log_probs(self, distribution: Distribution) -> th.Tensor:
         """
@@ -78,10 +80,9 @@ class JointActions:
         :param distribution: of B states
         :return: log π(a|s), ``(B, A)``, differentiable
         """
-        total: th.Tensor | None = None
-        for part in _log_probs_of_parts(distribution):
-            total = part if total is None else (total.unsqueeze(2) + part.unsqueeze(1)).flatten(1)
-        assert total is not None
+        total, *others = _log_probs_of_parts(distribution)
+        for part in others:
+            total = (total.unsqueeze(2) + part.unsqueeze(1)).flatten(1)
         return total
 
 
@@ -176,12 +177,12 @@ def _metric(part: TorchDistribution) -> Metric:
 
 def _log_probs_of_parts(distribution: Distribution) -> list[th.Tensor]:
     """Of each part of a joint action the log-probabilities of its values, ``(B, size)`` each."""
-    of_parts = []
+    of_parts: list[th.Tensor] = []
     for part in _parts(distribution):
         if isinstance(part, Bernoulli):
             both = th.stack([-part.logits, part.logits], dim=2)
             of_parts.extend(th.nn.functional.logsigmoid(both).unbind(1))
-        else:
+        elif isinstance(part, Categorical):
             of_parts.append(part.logits)
     return of_parts
 
