@@ -1,7 +1,15 @@
 """sb3-pgext: the policy-gradient family that Stable-Baselines3 leaves out."""
 
 from sb3_pgext import envs  # registers the finite environments with gymnasium
-from sb3_pgext.algorithms import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
+from sb3_pgext.algorithms import (
+    ISPG,
+    NPG,
+    REINFORCE,
+    VPG,
+    ClippedCriticPPO,
+    DiscreteSAC,
+    OffPolicyActorCritic,
+)
 from sb3_pgext.checkpoints import CheckpointCallback, has_checkpoint, load, resume, save
 from sb3_pgext.vec_envs import EnvPoolVecEnv, GymnasiumVecEnv
 
@@ -14,8 +22,10 @@ __all__ = [
     "VPG",
     "CheckpointCallback",
     "ClippedCriticPPO",
+    "DiscreteSAC",
     "EnvPoolVecEnv",
     "GymnasiumVecEnv",
+    "OffPolicyActorCritic",
     "__version__",
     "envs",
     "has_checkpoint",

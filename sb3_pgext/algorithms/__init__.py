@@ -2,8 +2,10 @@
 
 from sb3_pgext.algorithms.ispg import ISPG
 from sb3_pgext.algorithms.npg import NPG
+from sb3_pgext.algorithms.opac import OffPolicyActorCritic
 from sb3_pgext.algorithms.ppo_cc import ClippedCriticPPO
 from sb3_pgext.algorithms.reinforce import REINFORCE
+from sb3_pgext.algorithms.sacd import DiscreteSAC
 from sb3_pgext.algorithms.vpg import VPG
 
-__all__ = ["ISPG", "NPG", "REINFORCE", "VPG", "ClippedCriticPPO"]
+__all__ = ["ISPG", "NPG", "REINFORCE", "VPG", "ClippedCriticPPO", "DiscreteSAC", "OffPolicyActorCritic"]

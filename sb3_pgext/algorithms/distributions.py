@@ -20,6 +20,7 @@ __all__ = [
     "distribution_parameters",
     "fisher_metric",
     "kl_divergence",
+    "largest_entropy",
     "log_prob_and_entropy",
 ]
 
@@ -84,6 +85,21 @@ class JointActions:
         for part in others:
             total = (total.unsqueeze(2) + part.unsqueeze(1)).flatten(1)
         return total
+
+
+def largest_entropy(space: spaces.Space) -> float:
+    """
+    The entropy of uniform actions, minus the log-probability of each.
+
+    :param space: any action space; of a Box the actions are scaled to [-1, 1]
+    :return: log of the number of joint actions, or of the volume
+    """
+    if isinstance(space, spaces.Discrete):
+        return math.log(space.n)
+    if isinstance(space, spaces.MultiDiscrete):
+        return sum(math.log(n) for n in space.nvec.flatten())
+    assert space.shape is not None
+    return math.prod(space.shape) * math.log(2.0)
 
 
 @th.no_grad()

@@ -12,7 +12,7 @@ from torch.nn.modules.module import (
 )
 
 from sb3_pgext.engine.adam import FlatAdam, concatenated, views
-from sb3_pgext.engine.eager import Engine, Geometry, LossFunction, Proceed, Product, Step
+from sb3_pgext.engine.eager import Draw, Engine, Geometry, LossFunction, Proceed, Product, Step
 from sb3_pgext.engine.graphs import Graph, graph_of, warn_once
 from sb3_pgext.engine.nested import leaves, rebuilding
 from sb3_pgext.estimators.natural import fisher_vector_product
@@ -53,10 +53,10 @@ class CompiledEngine(Engine):
         super().__init__(policy)
         self.key, self.foreign, self.acts = key, foreign, acts
 
-    def acting(self, with_values: bool = True) -> Callable[[PyTorchObs], Sequence[Any]]:
+    def acting(self, with_values: bool = True, draw: Draw | None = None) -> Draw:
         """See :meth:`~sb3_pgext.engine.eager.Engine.acting`; the same random numbers are drawn."""
-        eagerly = super().acting(with_values)
-        if not self.acts:
+        eagerly = super().acting(with_values, draw)
+        if not self.acts or (draw is not None and self.foreign is not None):
             return eagerly
         graphs: dict[Hashable, Graph | None] = {}
         policy, n_registered = self.policy, _Registrations.n
@@ -72,9 +72,10 @@ class CompiledEngine(Engine):
             arguments = [*parameters, *given]
             form = tuple([(x.shape, x.dtype) for x in given])
             if form not in graphs:
-                forward = _of_tensors(policy, (observations,))
+                forward = _of_tensors(policy if draw is None else _FunctionOfPolicy(policy, draw), (observations,))
                 with th.no_grad(), unvalidated_distributions():
-                    graphs[form] = graph_of(policy, None, forward, arguments, "acting", draws=True)
+                    key = None if draw is None else self.key
+                    graphs[form] = graph_of(policy, key, forward, arguments, "acting", draws=True)
             graph = graphs[form]
             if graph is None:
                 return eagerly(observations)
@@ -160,28 +161,31 @@ class CompiledEngine(Engine):
             warn_once(policy, "an update", self.foreign or f"Compiled are {only}, not this optimizer")
             return step
         moved = {id(p) for p in parameters}
-        # Not moved, but not constant either: the policy's while the critic is fitted, or what is frozen for some time.
-        others = [p.detach() for p in policy.parameters() if id(p) not in moved]
         names = tuple(name for name, p in policy.named_parameters() if id(p) in moved)
         options = tuple(sorted((name, value) for name, value in adam.options.items() if name != "lr"))
         full_key = (self.key, loss_function.__qualname__, key, max_norm, options, adam.decoupled, names)
         device = adam.parameters.device
         adam.count = adam.count.to(device)  # a graph with a part on the CPU would wait for it
         state = [adam.parameters, adam.exp_avg, adam.exp_avg_sq, adam.count]
-        constant = [*state, *others, th.tensor(adam.options["lr"], dtype=th.float64, device=device)]
+        learning_rate = th.tensor(adam.options["lr"], dtype=th.float64, device=device)
+        constant: list[th.Tensor] = []
         tensors_of = _as_tensors(device)
         shapes: list[th.Size] | None = None
         graph: Graph | None = None
 
         def compiled_step(*minibatch: Any) -> tuple[Any, th.Tensor | None, bool]:
             nonlocal shapes, graph
+            if not constant:  # now that all networks that are moved at the same time lie where they will
+                # Not moved here, but not constant either: the policy's while the critic is fitted, or what is frozen.
+                others = [p.detach() for p in policy.parameters() if id(p) not in moved]
+                constant.extend([*state, *others, learning_rate])
             arguments = [*constant, *(x.contiguous() for x in tensors_of(minibatch))]
             given_shapes = [x.shape for x in arguments[len(constant) :]]
             if shapes is None:
                 shapes, (_, batch_size) = given_shapes, key
                 if batch_size not in (None, len(leaves(minibatch)[0])):  # of a batch that is shorter each time
                     return step(*minibatch)
-                update = _update(policy, parameters, adam, loss_function, max_norm, minibatch, len(others))
+                update = _update(policy, parameters, adam, loss_function, max_norm, minibatch, len(constant) - 5)
                 graph = graph_of(policy, full_key, update, arguments, "an update")
             if graph is None or given_shapes != shapes:
                 return step(*minibatch)

@@ -17,6 +17,9 @@ from sb3_pgext.rollouts.acting import unvalidated_distributions
 
 __all__ = ["Engine", "LossFunction", "Step", "evaluation_mode"]
 
+Draw = Callable[[PyTorchObs], Sequence[Any]]
+"""Observations → actions, and what else is asked for beside them."""
+
 LossFunction = Callable[..., tuple[th.Tensor, Any]]
 """Minibatch → its loss, a scalar, and tensors for the log, without a graph."""
 
@@ -61,17 +64,20 @@ class Engine:
     def __init__(self, policy: Any):
         self.policy = policy
 
-    def acting(self, with_values: bool = True) -> Callable[[PyTorchObs], Sequence[Any]]:
+    def acting(self, with_values: bool = True, draw: Draw | None = None) -> Draw:
         """
         Acting during a rollout.
 
         :param with_values: whether values and log-probabilities are needed
-        :return: observations → actions, values, log-probabilities, as the policy's ``forward``
+        :param draw: how a policy without a critic of V acts; None for the policy's ``forward``
+        :return: observations → actions, values, log-probabilities, as the policy's ``forward``; or those of ``draw``
         """
         policy = self.policy
 
         def act(observations: PyTorchObs) -> Sequence[Any]:
             with th.no_grad(), unvalidated_distributions():
+                if draw is not None:
+                    return draw(observations)
                 if with_values:
                     return policy(observations)
                 return policy.get_distribution(observations).get_actions(), None, None

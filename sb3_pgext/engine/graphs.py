@@ -7,7 +7,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch as th
-from stable_baselines3.common.distributions import Distribution, SquashedDiagGaussianDistribution
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from sb3_pgext.engine.nested import leaves, rebuilding
 from sb3_pgext.engine.packages import package_of
-from sb3_pgext.engine.plain import foreign_part, structure_of
+from sb3_pgext.engine.plain import distributions_of, foreign_part, structure_of
 
 __all__ = ["Graph", "graph_of", "warn_once"]
 
@@ -139,9 +139,8 @@ def _graph(
             graph = _compile(traced, arguments)
             graph(list(arguments))
     finally:
-        distribution = getattr(policy, "action_dist", None)
-        if isinstance(distribution, Distribution):  # what the tracing has left in it stands for no observation
-            distribution.distribution = None  # type: ignore[assignment]
+        for distribution in distributions_of(policy):  # what the tracing has left in it stands for no observation
+            distribution.distribution = None
 
     def call(tensors: list[th.Tensor]) -> Any:
         return rebuild(iter(graph(tensors)))
@@ -243,8 +242,8 @@ def _mm(a: th.Tensor, b: th.Tensor) -> th.Tensor:
 
 def _decompositions(policy: th.nn.Module) -> dict[Any, Callable[..., Any]]:
     """Operations that are traced as others; the density of a squashed action hangs on the last bit of its tanh."""
-    distribution = getattr(policy, "action_dist", None)
-    squashes = getattr(policy, "squash_output", False) or isinstance(distribution, SquashedDiagGaussianDistribution)
+    squashes = getattr(policy, "squash_output", False)
+    squashes = squashes or any(isinstance(d, SquashedDiagGaussianDistribution) for d in distributions_of(policy))
     own: dict[Any, Callable[..., Any]] = {th.ops.aten.multinomial.default: _multinomial, th.ops.aten.mm.default: _mm}
     return own if squashes else own | {th.ops.aten.tanh.default: _tanh}
 

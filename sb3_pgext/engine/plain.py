@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch as th
 
-__all__ = ["foreign_part", "has_own_methods", "has_sb3s", "structure_of"]
+__all__ = ["distributions_of", "foreign_part", "has_own_methods", "has_sb3s", "structure_of"]
 
 _LIBRARIES = ("torch", "stable_baselines3", "sb3_contrib", "sb3_pgext", "abc", "typing", "builtins")
 """Packages whose modules are known to compute from their parameters, their attributes and their input alone."""
@@ -22,10 +22,8 @@ def foreign_part(policy: th.nn.Module) -> str | None:
     :param policy: any network
     :return: the part and the reason, for a message; None if there is none
     """
-    distribution = getattr(policy, "action_dist", None)
     parts = [("the policy", policy), *((name, m) for name, m in policy.named_modules() if name)]
-    if distribution is not None:
-        parts.append(("action_dist", distribution))
+    parts.extend(("action_dist", distribution) for distribution in distributions_of(policy))
     for name, part in parts:
         if (foreign := _foreign_class(type(part))) is not None:  # type: ignore[arg-type]
             return f"{name} is a {foreign}, which is neither torch's nor SB3's"
@@ -34,6 +32,12 @@ def foreign_part(policy: th.nn.Module) -> str | None:
         if has_own_methods(part):
             return f"{name} has a method that has been replaced"
     return None
+
+
+def distributions_of(policy: th.nn.Module) -> list[Any]:
+    """SB3's distributions in a policy, which are no modules: its own, or its actor's."""
+    held = (getattr(module, "action_dist", None) for module in (policy, getattr(policy, "actor", None)))
+    return [distribution for distribution in held if distribution is not None]
 
 
 def has_own_methods(instance: Any) -> bool:
@@ -73,8 +77,7 @@ def structure_of(policy: th.nn.Module) -> Hashable:
     :param policy: without a foreign part
     :return: classes of all modules with their numbers, strings and switches, and the forms of all parameters
     """
-    parts = [*policy.modules(), getattr(policy, "action_dist", None)]
-    modules = tuple((type(part), _constants(part)) for part in parts if part is not None)
+    modules = tuple((type(part), _constants(part)) for part in (*policy.modules(), *distributions_of(policy)))
     parameters = tuple((name, p.shape, p.stride(), p.dtype) for name, p in policy.named_parameters())
     return modules, parameters
 

@@ -1,0 +1,169 @@
+"""The frame of off-policy methods: SB3's loop of collecting and training, with checked arguments and numbers."""
+
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFreq
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_pgext.algorithms.base import PolicyGradientAlgorithm
+from sb3_pgext.algorithms.distributions import largest_entropy
+from sb3_pgext.arguments import require, require_bool, require_count, require_fraction
+from sb3_pgext.rollouts.acting import copied, explain, fresh_after_failure, require_finite_parameters
+from sb3_pgext.rollouts.checks import require_finite, require_observation, require_observations
+from sb3_pgext.rollouts.transitions import CheckedVecEnv
+
+__all__ = ["OffPolicyGradientAlgorithm"]
+
+Self = TypeVar("Self", bound="OffPolicyGradientAlgorithm")
+
+
+class OffPolicyGradientAlgorithm(PolicyGradientAlgorithm, OffPolicyAlgorithm):
+    """
+    A policy that acts while its replay is filled, by SB3's own loop, and is trained from it.
+
+    A subclass says how an action is drawn (``_draw``) and trains.
+    """
+
+    batch_argument = "train_freq"
+
+    def _setup_model(self) -> None:
+        self._checked_env: CheckedVecEnv | None = None
+        # SB3 would warn that n_steps is ignored, which it is not.
+        buffer, n_steps = self.replay_buffer_class, self.n_steps
+        if isinstance(buffer, type) and issubclass(buffer, NStepReplayBuffer) and n_steps > 1:
+            self.replay_buffer_kwargs = {"n_steps": n_steps, "gamma": self.gamma} | self.replay_buffer_kwargs
+            self.n_steps = 1
+        super()._setup_model()
+        self.n_steps = n_steps
+
+    def _draw(self, observations: Any) -> tuple[th.Tensor, ...]:
+        """
+        Draw actions.
+
+        :param observations: ``(E, *observation shape)``
+        :return: the actions, and their log-probabilities, ``(E,)``, where these are kept
+        """
+        raise NotImplementedError
+
+    def learn(
+        self: Self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """SB3's ``learn``: ``log_interval`` counts episodes."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
+        """SB3's, which resets the environment."""
+        assert self.env is not None
+        with fresh_after_failure(self):
+            try:
+                begun = super()._setup_learn(*arguments, **options)
+            except Exception as error:
+                explain(error, self.env, "in a reset")
+                raise
+            require_observations(self.env, self._last_obs, 0)
+            return begun
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        train_freq: TrainFreq,
+        replay_buffer: ReplayBuffer,
+        *arguments: Any,
+        **options: Any,
+    ) -> RolloutReturn:
+        """SB3's, over an environment whose answers are checked before callbacks and the replay see them."""
+        if self._checked_env is None or self._checked_env.venv is not env:
+            self._checked_env = CheckedVecEnv(env)
+        self._checked_env.n_steps = 0
+        with fresh_after_failure(self):
+            require_finite_parameters(self.policy)
+            self._act = self.engine.acting(draw=self._draw)
+            return super().collect_rollouts(
+                self._checked_env, callback, train_freq, replay_buffer, *arguments, **options
+            )
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: Any = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """SB3's: uniform at first, then the policy's, with noise; also notes the log-probabilities."""
+        if self.num_timesteps < learning_starts and not (self.use_sde and self.use_sde_at_warmup):
+            self._log_prob_of_actions = np.full(n_envs, -largest_entropy(self.action_space), np.float32)
+            return super()._sample_action(learning_starts, action_noise, n_envs)
+        observations = obs_as_tensor(copied(self, self._last_obs), self.device)
+        drawn, *log_prob = self._act(observations)
+        shape: Any = self.action_space.shape
+        actions = drawn.cpu().numpy().reshape(-1, *shape)
+        require_finite("action", actions, 0)
+        if log_prob:
+            self._log_prob_of_actions = log_prob[0].cpu().numpy()
+        if not isinstance(self.action_space, spaces.Box):
+            return actions, actions
+        scaled = self.policy.scale_action(self.policy.unscale_action(actions))  # rounded as SB3's are
+        if action_noise is not None:
+            scaled = np.clip(scaled + action_noise(), -1, 1)
+        return self.policy.unscale_action(scaled), scaled
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: Any,
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        for e in np.flatnonzero(dones):
+            final_obs = infos[e].get("terminal_observation")
+            if final_obs is not None:
+                require_observation(self.observation_space, final_obs, 0, int(e))
+        if hasattr(replay_buffer, "add_log_prob"):
+            replay_buffer.add_log_prob(self._log_prob_of_actions)
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    def _check_arguments(self) -> None:
+        for argument in ("buffer_size", "batch_size"):
+            require_count(argument, getattr(self, argument))
+        require_count("learning_starts", self.learning_starts, at_least=0)
+        allowed = f"less than the buffer's size, {self.buffer_size}"
+        require(self.learning_starts < self.buffer_size, "learning_starts", self.learning_starts, allowed)
+        require_count("gradient_steps", self.gradient_steps, at_least=-1)
+        require_fraction("tau", self.tau)
+        require_fraction("gamma", self.gamma)
+        require_count("n_steps", self.n_steps)
+        require_bool("optimize_memory_usage", self.optimize_memory_usage)
+        train_freq: Any = self.train_freq if isinstance(self.train_freq, tuple) else (self.train_freq, "step")
+        require_count("train_freq", train_freq[0])
+        named = [getattr(unit, "value", unit) for unit in train_freq[1:]] in (["step"], ["episode"])
+        require(named, "train_freq", self.train_freq, "a number of steps, or (number, 'step' or 'episode')")
+        buffer = self.replay_buffer_class
+        suitable = buffer is None or (isinstance(buffer, type) and issubclass(buffer, ReplayBuffer))
+        require(suitable, "replay_buffer_class", buffer, "None or a subclass of SB3's ReplayBuffer")
+        if not (isinstance(self.sde_sample_freq, int) and self.sde_sample_freq == -1):
+            require_count("sde_sample_freq", self.sde_sample_freq)
+            require(self.use_sde, "sde_sample_freq", self.sde_sample_freq, "-1 without use_sde=True")
+        require_bool("use_sde_at_warmup", self.use_sde_at_warmup)
+        super()._check_arguments()
+
+    def ineffective_arguments(self) -> dict[str, tuple[Any, str]]:
+        """See :meth:`~sb3_pgext.algorithms.base.PolicyGradientAlgorithm.ineffective_arguments`."""
+        arguments = super().ineffective_arguments()
+        if not self.use_sde:
+            arguments["use_sde_at_warmup"] = (False, "without use_sde=True")
+        return arguments
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_checked_env", "_act", "_log_prob_of_actions"]
