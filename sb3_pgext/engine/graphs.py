@@ -205,7 +205,8 @@ def _compile(traced: th.fx.GraphModule, arguments: Sequence[th.Tensor]) -> Graph
 
     import torch._inductor  # here, because it takes a second and 50 MiB that nobody else needs
 
-    patches = {"fallback_random": True, "triton.cudagraphs": True}
+    # Kernels are tried out at the first call; while compiling it would be on random numbers, which are no indices.
+    patches = {"fallback_random": True, "triton.cudagraphs": True, "triton.autotune_at_compile_time": False}
     graph = torch._inductor.standalone_compile(
         traced, list(arguments), dynamic_shapes="from_example_inputs", options={"config_patches": patches}
     )
