@@ -223,6 +223,13 @@ def _multinomial(
     return (probabilities / th.empty_like(probabilities).exponential_()).argmax(-1, keepdim=True)
 
 
+def _bernoulli(probabilities: th.Tensor, *, generator: Any = None) -> th.Tensor:
+    """What torch calls for it: the compiler draws other numbers on a GPU, and the same ones on the CPU."""
+    if not probabilities.is_cuda:
+        return NotImplemented
+    return th.empty_like(probabilities, memory_format=th.contiguous_format).bernoulli_(probabilities)
+
+
 def _tanh(x: th.Tensor) -> th.Tensor:
     """
     In two fifths of the time of the compiler's: much of a tiny network's is its activations. Off by 1.6e-7 of the
@@ -245,8 +252,13 @@ def _decompositions(policy: th.nn.Module) -> dict[Any, Callable[..., Any]]:
     """Operations that are traced as others; the density of a squashed action hangs on the last bit of its tanh."""
     squashes = getattr(policy, "squash_output", False)
     squashes = squashes or any(isinstance(d, SquashedDiagGaussianDistribution) for d in distributions_of(policy))
-    own: dict[Any, Callable[..., Any]] = {th.ops.aten.multinomial.default: _multinomial, th.ops.aten.mm.default: _mm}
-    return own if squashes else own | {th.ops.aten.tanh.default: _tanh}
+    aten: Any = th.ops.aten
+    own: dict[Any, Callable[..., Any]] = {
+        aten.multinomial.default: _multinomial,
+        aten.bernoulli.default: _bernoulli,
+        aten.mm.default: _mm,
+    }
+    return own if squashes else own | {aten.tanh.default: _tanh}
 
 
 def _is_constant(traced: th.fx.GraphModule, node: th.fx.Node) -> bool:
