@@ -66,12 +66,13 @@ def learnt(algorithm, device, compile, n_steps=80, **options):
 @pytest.mark.filterwarnings("error:compile=True")
 def test_compiled_training_is_the_same(algorithm, policy, action, device):
     start = vector_of(model_of(algorithm, device, True, action, policy))
-    eager, model = (learnt(algorithm, device, c, action=action, policy=policy) for c in (False, True))
+    # Two updates: in later ones of NPG, rounding turned a ReLU over on a GPU, which led a twelfth of the way elsewhere.
+    eager, model = (learnt(algorithm, device, c, n_steps=40, action=action, policy=policy) for c in (False, True))
     assert len(module._graphs[model.policy]) >= 2
     assert None not in module._graphs[model.policy].values()
     wanted, found = vector_of(eager), vector_of(model)
     assert not th.equal(found, start)
-    assert (found - wanted).norm() < 1e-2 * (wanted - start).norm()
+    assert (found - wanted).norm() < 1e-3 * (wanted - start).norm()
 
 
 @family
