@@ -28,7 +28,6 @@ from sb3_pgext.engine import (
     foreign_part,
     minibatches,
     require_finite_losses,
-    require_finite_state,
     rows,
     whole_update,
 )
@@ -346,7 +345,6 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         """Log SB3's keys and ours: means over the minibatches, ``approx_kl`` over those of the last epoch."""
         terms = th.stack([terms for of_epoch in log for terms, _ in of_epoch])
         require_finite_losses("loss", terms[:, LOSS], self._n_updates)
-        require_finite_state(self)
         norms = [norm for of_epoch in log for _, norm in of_epoch if norm is not None]
         means = dict(zip(self._logged, terms.mean(0), strict=True))
         means["approx_kl"] = terms[-len(log[-1]) :, APPROX_KL].mean()

@@ -10,6 +10,7 @@ from stable_baselines3.common.save_util import recursive_getattr
 
 from sb3_pgext.engine.nested import leaves, rebuilding
 from sb3_pgext.rollouts.acting import unvalidated_distributions
+from sb3_pgext.rollouts.checks import first_not_finite
 
 __all__ = ["require_finite_losses", "require_finite_state", "whole_update"]
 
@@ -89,12 +90,13 @@ def require_finite_state(model: BaseAlgorithm) -> None:
     :param model: after an update
     :raises ValueError: naming a parameter that is NaN or infinite, or whose moments in the optimizer are
     """
-    names: dict[th.Tensor, str] = {}
+    names: dict[Any, str] = {}
     tensors: dict[str, th.Tensor] = {}
     for part_name, part in _trained_parts(model):
         if isinstance(part, th.nn.Module):
-            names |= {p: f"parameter {name} of the {part_name}" for name, p in part.named_parameters()}
-            tensors |= {names[p]: p for p in part.parameters()}
+            named = {p: f"parameter {name} of the {part_name}" for name, p in part.named_parameters()}
+            names |= named
+            tensors |= {name: p for p, name in named.items()}
         elif isinstance(part, th.optim.Optimizer):
             for p, state in part.state.items():
                 of_parameter = f"of {names.get(p, 'a parameter outside of the networks')}"
@@ -102,11 +104,6 @@ def require_finite_state(model: BaseAlgorithm) -> None:
                 tensors |= {f"the optimizer's {key} {of_parameter}": x for key, x in moments.items()}
         else:
             tensors[part_name] = part
-    tensors = {name: x.detach() for name, x in tensors.items() if x.numel() > 0}
-    if not tensors:
-        return
-    # The largest entry of each: NaN or infinite if one is. Nothing leaves the device but the answer.
-    largest = th.stack(th._foreach_norm(list(tensors.values()), th.inf))
-    if not largest.isfinite().all():
-        name = next(name for name, x in tensors.items() if not x.isfinite().all())
-        raise ValueError(f"{name} is NaN or infinite after update {model._n_updates}: allowed are finite numbers only")
+    wrong = first_not_finite(tensors)
+    if wrong is not None:
+        raise ValueError(f"{wrong} is NaN or infinite after update {model._n_updates}: allowed are finite numbers only")

@@ -15,12 +15,12 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from sb3_pgext.rollouts.checks import normalizers_of, require_finite, require_step
+from sb3_pgext.rollouts.checks import first_not_finite, normalizers_of, require_finite, step_check, surely_finite
 
 __all__ = [
     "Act",
     "Actions",
-    "checked_step",
+    "checked_steps",
     "copied",
     "draw_actions",
     "explain",
@@ -80,7 +80,8 @@ def draw_actions(model: Any, act: Act, n_steps: int) -> Actions:
         raise
     tensor = tensor.reshape(-1, *model.action_space.shape)
     drawn = tensor.cpu().numpy()
-    require_finite("action", drawn, n_steps)
+    if not surely_finite(drawn):
+        require_finite("action", drawn, n_steps)
     return Actions(obs, observations, tensor, values, log_probs, drawn, _environment_actions(model, drawn))
 
 
@@ -111,27 +112,30 @@ def _environment_actions(model: Any, actions: np.ndarray) -> np.ndarray:
     return np.clip(actions, model.action_space.low, model.action_space.high)
 
 
-def checked_step(model: Any, env: VecEnv, actions: np.ndarray, n_steps: int) -> VecEnvStepReturn:
+def checked_steps(model: Any, env: VecEnv) -> Callable[[np.ndarray, int], VecEnvStepReturn]:
     """
-    Step the environment, and look at what it returns before anybody else does: who saves on a step must not save what
+    The steps of a rollout, whose results are looked at before anybody else does: who saves on a step must not save what
     a NaN has spoilt.
 
     :param model: counts the steps
     :param env: the environment
-    :param actions: ``(E, …)``
-    :param n_steps: vector steps before it in the rollout
-    :return: observations, rewards, dones as booleans whatever they came as, infos
-    :raises ValueError: an observation or a reward has another shape, is not finite, or lacks a key. Whatever else the
-        environment raises goes through, with a note of the step (Python 3.11 or newer)
+    :return: a function of actions, ``(E, …)``, and of the vector steps before: observations, rewards, dones as booleans
+        whatever they came as, infos. It raises what :func:`~sb3_pgext.rollouts.checks.step_check` does. Whatever else
+        the environment raises goes through, with a note of the step (Python 3.11 or newer)
     """
-    try:
-        observations, rewards, dones, infos = env.step(actions)
-    except Exception as error:
-        explain(error, env, f"at vector step {n_steps} of this rollout")
-        raise
-    model.num_timesteps += env.num_envs
-    require_step(env, observations, rewards, n_steps)
-    return observations, rewards, np.asarray(dones, dtype=bool), infos
+    check = step_check(env)
+
+    def step(actions: np.ndarray, n_steps: int) -> VecEnvStepReturn:
+        try:
+            observations, rewards, dones, infos = env.step(actions)
+        except Exception as error:
+            explain(error, env, f"at vector step {n_steps} of this rollout")
+            raise
+        model.num_timesteps += env.num_envs
+        check(observations, rewards, n_steps)
+        return observations, rewards, np.asarray(dones, dtype=bool), infos
+
+    return step
 
 
 def explain(error: Exception, env: VecEnv, when: str) -> None:
@@ -158,9 +162,8 @@ def require_finite_parameters(policy: th.nn.Module) -> None:
     :param policy: a network
     :raises ValueError: naming a parameter that is NaN or infinite
     """
-    parameters = dict(policy.named_parameters())
-    if not th.cat([p.detach().flatten() for p in parameters.values()]).isfinite().all():
-        name = next(name for name, parameter in parameters.items() if not parameter.isfinite().all())
+    name = first_not_finite(dict(policy.named_parameters()))
+    if name is not None:
         raise ValueError(f"parameter {name} of the policy is NaN or infinite: allowed are finite numbers only")
 
 

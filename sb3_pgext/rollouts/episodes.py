@@ -17,7 +17,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pgext.rollouts.acting import checked_step, copied, draw_actions
+from sb3_pgext.rollouts.acting import checked_steps, copied, draw_actions
 from sb3_pgext.rollouts.buffers import EpisodeBuffer, each
 from sb3_pgext.rollouts.checks import require_observation
 from sb3_pgext.rollouts.collector import Collector
@@ -133,10 +133,11 @@ class EpisodeCollector(Collector):
         costly = model.policy.share_features_extractor and list(model.policy.features_extractor.parameters())
         with_values = bool(model.has_critic and costly)
         act, normalizer, n_steps = model.engine.acting(with_values), model._vec_normalize_env, 0
+        step = checked_steps(model, env)
         schedule = EpisodeSchedule(seen["n_rollout_steps"], env.num_envs, model.max_episode_steps)
         while not schedule.complete:
             actions = draw_actions(model, act, n_steps)
-            new_obs, rewards, dones, infos = checked_step(model, env, actions.clipped, n_steps)
+            new_obs, rewards, dones, infos = step(actions.clipped, n_steps)
             seen.update(n_steps=n_steps, obs_tensor=actions.observations, actions=actions.drawn)
             seen.update(clipped_actions=actions.clipped, new_obs=new_obs, rewards=rewards, dones=dones, infos=infos)
             callback.update_locals(seen)

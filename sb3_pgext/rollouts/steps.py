@@ -10,7 +10,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.estimators.returns import generalized_advantages
-from sb3_pgext.rollouts.acting import checked_step, copied, draw_actions
+from sb3_pgext.rollouts.acting import checked_steps, copied, draw_actions
 from sb3_pgext.rollouts.checks import require_observation
 from sb3_pgext.rollouts.collector import Collector
 
@@ -75,11 +75,11 @@ class StepCollector(Collector):
     def _play(
         self, model: Any, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, seen: dict[str, Any]
     ) -> bool:
-        act = model.engine.acting()
+        act, step = model.engine.acting(), checked_steps(model, env)
         self.final_observations = {}
         for n_steps in range(seen["n_rollout_steps"]):
             actions = draw_actions(model, act, n_steps)
-            new_obs, rewards, dones, infos = checked_step(model, env, actions.clipped, n_steps)
+            new_obs, rewards, dones, infos = step(actions.clipped, n_steps)
             seen.update(n_steps=n_steps, obs_tensor=actions.observations, actions=actions.drawn)
             seen.update(values=actions.values, log_probs=actions.log_probs, clipped_actions=actions.clipped)
             seen.update(new_obs=new_obs, rewards=rewards, dones=dones, infos=infos)
