@@ -5,6 +5,7 @@ and leaves nothing behind in the process.
 What changes while ``compile=True`` is in ``engine/test_changes.py``; bad numbers are in ``test_bad_training.py``.
 """
 
+import copy
 import threading
 import warnings
 
@@ -260,6 +261,35 @@ def test_learning_inside_a_callback(algorithm):
     assert th.distributions.Distribution._validate_args is before
 
 
+class LearnsAgain(BaseCallback):
+    """Trains its own model in the middle of a rollout, or a copy of it."""
+
+    def __init__(self, copied):
+        super().__init__()
+        self.copied, self.n = copied, 0
+
+    def _on_step(self):
+        self.n += 1
+        if self.n == 3:
+            model = self.model
+            if self.copied:
+                model = copy.deepcopy(model)
+                model.set_env(DummyVecEnv([lambda: AnySpaces(VECTOR, spaces.Discrete(2))] * 2))
+            model.learn(40)
+        return True
+
+
+@family
+def test_learning_of_the_same_model_inside_a_callback(algorithm):
+    model = model_on(algorithm, lambda: AnySpaces(VECTOR, spaces.Discrete(2)))
+    start = [p.clone() for p in model.policy.parameters()]
+    with pytest.raises(RuntimeError, match=r"learn\(\) in a callback of a rollout of the same model"):
+        model.learn(60, LearnsAgain(copied=False))
+    assert all(map(th.equal, start, model.policy.parameters()))
+    model.learn(60, LearnsAgain(copied=True))
+    assert model._n_updates > 0
+
+
 class AddsNovelty(BaseCallback):
     """An intrinsic reward, computed as RLeXplore's RND and ICM do: from views of the buffer, which need its strides."""
 
@@ -289,6 +319,16 @@ def test_views_of_the_buffer(algorithm):
 
 
 # --- Attributes, losses and buffers of a user's own -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", [VPG, REINFORCE, ISPG])
+def test_a_gradient_of_nothing(algorithm, tmp_path):
+    """Before the first rollout, and after a load, which brings none."""
+    model = model_on(algorithm, lambda: AnySpaces(VECTOR, spaces.Discrete(2)))
+    model.save(tmp_path / "model")
+    for without in (model, algorithm.load(tmp_path / "model", device="cpu")):
+        with pytest.raises(ValueError, match=r"(rollout_buffer|episodes|number of batches).*learn"):
+            without.estimate_gradient()
 
 
 @family

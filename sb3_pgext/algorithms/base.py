@@ -9,7 +9,9 @@ import gymnasium as gym
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.utils import configure_logger
 
 from sb3_pgext.algorithms.constructor import argument_names, check_sb3_arguments, sb3_class
 from sb3_pgext.arguments import (
@@ -47,6 +49,13 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
     """Arguments that compiled losses get with each call, so that their graphs hold for all values."""
 
     compile: bool = False
+
+    @property
+    def logger(self) -> Logger:
+        """SB3's, also before the first ``learn()``."""
+        if not hasattr(self, "_logger"):
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, type(self).__name__)
+        return self._logger
 
     if TYPE_CHECKING:
 

@@ -36,7 +36,8 @@ class FixedLengthAlgorithm(OnPolicyGradientAlgorithm):
 
     @property
     def rollout(self) -> Rollout:
-        """The full rollout buffer, flat."""
+        """The full rollout buffer, flat; a ValueError if it is not full."""
+        require(self.rollout_buffer.full, "rollout_buffer", "not full", "one that learn() has filled")
         return Rollout.of(self.rollout_buffer, self.device)
 
     def _compute_returns_and_advantage(

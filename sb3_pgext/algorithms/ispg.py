@@ -10,7 +10,6 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
-from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.algorithms.base import ACTION_SPACES
@@ -244,8 +243,7 @@ class ISPG(EpisodicAlgorithm):
 
         :raises ValueError: there are none
         """
-        batches = self.replay_buffer.batches
-        require(len(batches) > 0, "number of batches in the replay", 0, "at least 1: learn first, or load a replay")
+        batches = self.replay_buffer.some()
         # Nothing in it that would be lost in a file.
         episodes = replace(concatenated([batch.episodes for batch in batches]), final_observations=None)
         return EpisodeDataset(episodes, th.cat([batch.log_prob for batch in batches]))
@@ -272,8 +270,6 @@ class ISPG(EpisodicAlgorithm):
         if not self.bootstraps:
             no_values = th.zeros_like(recorded_episodes.bootstrap_values)
             recorded_episodes = replace(recorded_episodes, bootstrap_values=no_values)
-        if not hasattr(self, "_logger"):
-            self._logger = configure_logger(self.verbose, self.tensorboard_log, type(self).__name__)
         for n_done in range(n_updates):
             self._update_current_progress_remaining(n_done, n_updates)
             episodes = self._with_present_values(recorded_episodes)
@@ -299,7 +295,7 @@ class ISPG(EpisodicAlgorithm):
 
     def _live_batches(self) -> list[ReplayedBatch]:
         """The new batch, and the old ones that the policy has not moved away from."""
-        *old, new = self.replay_buffer.batches
+        *old, new = self.replay_buffer.some()
         if self.min_ess == 0:
             return self.replay_buffer.batches
 
@@ -366,7 +362,9 @@ class ISPG(EpisodicAlgorithm):
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """SB3's, of files that you trust. All episodes are finished, whatever ``truncate_last_traj`` says."""
-        self._take_over(EpisodeReplay.load(path, self.device, self.verbose))
+        replay = EpisodeReplay.load(path, self.device, self.verbose)
+        replay.require_fitting(self.policy.state_dict(), policy_parameters(self.policy).keys())
+        self._take_over(replay)
 
     def _check_arguments(self) -> None:
         require_count("gradient_steps", self.gradient_steps)

@@ -10,6 +10,7 @@ from sb3_pgext.algorithms.base import ACTION_SPACES
 from sb3_pgext.algorithms.constructor import given
 from sb3_pgext.algorithms.episodic import Baseline, EpisodicAlgorithm
 from sb3_pgext.algorithms.parameters import policy_parameters
+from sb3_pgext.arguments import require
 from sb3_pgext.engine import whole_update
 
 __all__ = ["REINFORCE"]
@@ -123,6 +124,7 @@ class REINFORCE(EpisodicAlgorithm):
         :return: :math:`\hat g` of ``self.episodes``, plus the gradient of the entropy bonus, ``(P,)``, in the order of
             :func:`~sb3_pgext.algorithms.parameters.policy_parameters`
         """
+        require(hasattr(self, "episodes"), "episodes", None, "those of a learn()")
         self.policy.set_training_mode(True)
         advantages = self._advantages(self.episodes, self._returns(self.episodes))
         parameters = list(policy_parameters(self.policy).values())

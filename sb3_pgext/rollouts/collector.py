@@ -1,6 +1,8 @@
 """The frame of every rollout: what comes before and after its steps."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -15,6 +17,8 @@ __all__ = ["Collector"]
 class Collector(ABC):
     """Plays rollouts with the current policy, and stores them."""
 
+    _playing: int | None = None  # the id of the model: a copy of it in a callback may learn
+
     def collect(
         self, model: Any, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int
     ) -> bool:
@@ -28,9 +32,10 @@ class Collector(ABC):
         :param n_rollout_steps: number of vector steps, or of whole episodes
         :return: False if the callback ended the training; the steps so far are dropped
         :raises ValueError: an observation, an action, a reward or a parameter of the policy is not finite
+        :raises RuntimeError: a callback of the model's rollout has called its ``learn()``
         """
         assert model._last_obs is not None, "No previous observation was provided"
-        with fresh_after_failure(model):
+        with self._alone(model), fresh_after_failure(model):
             model.policy.set_training_mode(False)
             require_finite_parameters(model.policy)
             rollout_buffer.buffer_size = n_rollout_steps  # which may have changed since the last rollout
@@ -47,6 +52,18 @@ class Collector(ABC):
                 return False
             self._finish(model, callback, rollout_buffer, seen)
             return True
+
+    @contextmanager
+    def _alone(self, model: Any) -> Iterator[None]:
+        if self._playing == id(model):
+            raise RuntimeError(
+                "learn() in a callback of a rollout of the same model: allowed is another one, or a copy"
+            )
+        self._playing = id(model)
+        try:
+            yield
+        finally:
+            self._playing = None
 
     def _begin(self, model: Any, env: VecEnv) -> None:  # noqa: B027  nothing, where a rollout goes on with an episode
         """Prepare the environment for the rollout."""

@@ -1,7 +1,7 @@
 """The last batches of episodes, kept to be learnt from again."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -59,6 +59,32 @@ class EpisodeReplay:
         new = ReplayedBatch(episodes, log_prob, policy, self._n_added)
         self._n_added += 1
         self.keep([*self.batches, new][-self.n_batches :])
+
+    def some(self) -> list[ReplayedBatch]:
+        """
+        :return: the batches
+        :raises ValueError: there are none
+        """
+        require(
+            len(self.batches) > 0, "number of batches in the replay", 0, "at least 1: learn first, or load a replay"
+        )
+        return self.batches
+
+    def require_fitting(self, policy: Mapping[str, th.Tensor], needed: Collection[str]) -> None:
+        """
+        Require that all batches were played by policies of one architecture.
+
+        :param policy: its numbers, and the critic's: name → tensor
+        :param needed: names of those that it cannot do without
+        :raises ValueError: naming the numbers that differ
+        """
+        shapes = {name: x.shape for name, x in policy.items()}
+        for batch in self.batches:
+            other = {name for name, x in batch.policy.items() if shapes.get(name) != x.shape}
+            differ = sorted(other | (set(needed) - batch.policy.keys()))
+            require(
+                not differ, "replay buffer", differ, "one of policies that have the same parameters, of the same shapes"
+            )
 
     def keep(self, batches: list[ReplayedBatch]) -> None:
         """

@@ -440,6 +440,29 @@ def test_an_old_replay_stays_if_writing_fails(tmp_path, monkeypatch):
     assert (tmp_path / "new" / "replay.pkl").read_bytes() == before
 
 
+def test_a_replay_that_is_loaded_into_a_training(tmp_path):
+    """It takes the place of what was there, with all that was computed of it."""
+    saved, late = (collected(2, replay_batches=1, min_ess=0.0, seed=seed) for seed in (0, 1))
+    late.estimate_gradient()  # computes the batches' likelihoods under each other's policies
+    saved.save_replay_buffer(tmp_path / "replay")
+    late.load_replay_buffer(tmp_path / "replay")
+    late.policy.load_state_dict(saved.policy.state_dict())
+    assert th.equal(late.estimate_gradient(), saved.estimate_gradient())
+    late.learn(1, reset_num_timesteps=False)
+    assert logged(late, "batches_used") == 2
+
+
+@pytest.mark.parametrize(("net_arch", "differ"), [([5], "policy_net.0"), ([4, 4], "policy_net.2"), ([], "policy_net.0")])
+def test_a_replay_of_another_architecture(net_arch, differ, tmp_path):
+    collected(policy_kwargs={"net_arch": [4]}).save_replay_buffer(tmp_path / "replay")
+    model = collected(policy_kwargs={"net_arch": net_arch})
+    batches, before = model.replay_buffer.batches, [p.clone() for p in model.policy.parameters()]
+    with pytest.raises(ValueError, match=rf"replay buffer=\[.*{differ}\.weight.*: allowed is one of policies that"):
+        model.load_replay_buffer(tmp_path / "replay")
+    assert model.replay_buffer.batches is batches
+    assert all(map(th.equal, before, model.policy.parameters()))
+
+
 def test_something_else_is_no_replay(tmp_path):
     th.save([1], tmp_path / "list.pkl")
     with pytest.raises(ValueError, match="replay buffer"):

@@ -15,6 +15,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -374,6 +375,16 @@ def other_slope(model):
             module.negative_slope = 0.9
 
 
+def slope_of_numpy(model):
+    for module in model.policy.modules():
+        if isinstance(module, th.nn.LeakyReLU):
+            module.negative_slope = np.float32(0.9)
+
+
+def replaced_distribution(model):
+    model.policy.action_dist = SquashedDiagGaussianDistribution(2)
+
+
 def dropout(model):
     for module in model.policy.modules():
         if isinstance(module, th.nn.Dropout):
@@ -386,6 +397,8 @@ BETWEEN = {
     "forward": (own_forward, {}, [VPG, NPG, ClippedCriticPPO]),
     "value_net.forward": (own_value_net, {}, SMALL),
     "slope": (other_slope, {"activation_fn": th.nn.LeakyReLU}, SMALL),
+    "slope of numpy": (slope_of_numpy, {"activation_fn": th.nn.LeakyReLU}, SMALL),
+    "action_dist": (replaced_distribution, {}, [VPG, REINFORCE, ClippedCriticPPO]),
     "dropout": (dropout, {"activation_fn": lambda: th.nn.Dropout(0.0)}, SMALL),
 }
 
@@ -404,7 +417,7 @@ def test_what_is_changed_between_two_updates(what, algorithm):
         found.append(trained.after(change))
         assert not th.allclose(found[-1], unchanged, rtol=0, atol=1e-6)
     th.testing.assert_close(found[1], found[0], rtol=1e-3, atol=2e-5)
-    if what not in ("slope", "dropout"):
+    if what not in ("slope", "slope of numpy", "action_dist", "dropout"):
         assert len(trained.messages) == 1, "the reason that all of it has"
 
 
