@@ -321,6 +321,20 @@ def test_views_of_the_buffer(algorithm):
 # --- Attributes, losses and buffers of a user's own -------------------------------------------------------------------
 
 
+@family
+@pytest.mark.parametrize("action_space", [spaces.Discrete(2), VECTOR])
+def test_learning_within_autocast(algorithm, action_space):
+    """It ends where the training in single precision does, up to what bfloat16 rounds."""
+    found = []
+    for precise in (True, False):
+        model = model_on(algorithm, lambda: AnySpaces(VECTOR, action_space))
+        start = th.nn.utils.parameters_to_vector(model.policy.parameters())
+        with th.autocast("cpu", dtype=th.bfloat16, enabled=not precise):
+            model.learn(1)
+        found.append((th.nn.utils.parameters_to_vector(model.policy.parameters()) - start).detach())
+    assert th.nn.functional.cosine_similarity(*found, dim=0) > 0.9
+
+
 @pytest.mark.parametrize("algorithm", [VPG, REINFORCE, ISPG])
 def test_a_gradient_of_nothing(algorithm, tmp_path):
     """Before the first rollout, and after a load, which brings none."""

@@ -98,7 +98,8 @@ class StepCollector(Collector):
                     rewards[e] += (model.gamma * value).item()
                     self.final_observations[n_steps, int(e)] = final_obs, value.item()
             starts = model._last_episode_starts
-            rollout_buffer.add(actions.obs, actions.drawn, rewards, starts, actions.values, actions.log_probs)
+            of_policy = actions.values.float(), actions.log_probs.float()  # in half precision within torch.autocast
+            rollout_buffer.add(actions.obs, actions.drawn, rewards, starts, *of_policy)
             model._last_obs, model._last_episode_starts = new_obs, dones
         return True
 

@@ -452,7 +452,9 @@ def test_a_replay_that_is_loaded_into_a_training(tmp_path):
     assert logged(late, "batches_used") == 2
 
 
-@pytest.mark.parametrize(("net_arch", "differ"), [([5], "policy_net.0"), ([4, 4], "policy_net.2"), ([], "policy_net.0")])
+@pytest.mark.parametrize(
+    ("net_arch", "differ"), [([5], "policy_net.0"), ([4, 4], "policy_net.2"), ([], "policy_net.0")]
+)
 def test_a_replay_of_another_architecture(net_arch, differ, tmp_path):
     collected(policy_kwargs={"net_arch": [4]}).save_replay_buffer(tmp_path / "replay")
     model = collected(policy_kwargs={"net_arch": net_arch})
