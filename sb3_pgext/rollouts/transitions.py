@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_pgext.rollouts.acting import explain
-from sb3_pgext.rollouts.checks import require_step
+from sb3_pgext.rollouts.checks import step_check
 
 __all__ = [
     "CheckedVecEnv",
@@ -31,6 +31,7 @@ class CheckedVecEnv(VecEnvWrapper):
     def __init__(self, venv: VecEnv):
         super().__init__(venv)
         self.n_steps = 0
+        self._check = step_check(venv)
 
     def reset(self) -> VecEnvObs:
         """See SB3's ``VecEnv``."""
@@ -49,7 +50,7 @@ class CheckedVecEnv(VecEnvWrapper):
         except Exception as error:
             explain(error, self.venv, f"at vector step {n_steps} of this rollout")
             raise
-        require_step(self.venv, observations, rewards, n_steps)
+        self._check(observations, rewards, n_steps)
         return observations, rewards, dones, infos
 
 
