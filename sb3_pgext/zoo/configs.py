@@ -31,6 +31,9 @@ _NOISE_KEYS = {"noise_type", "noise_std"}
 _SET_BY_ZOO = {"self", "env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"}
 """Constructor arguments that rl_zoo3 passes itself, from its flags."""
 
+_EVALUATED = {"policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs"}
+"""Constructor arguments whose strings rl_zoo3 evaluates."""
+
 _REQUIRED = ("n_timesteps", "policy")
 
 _SCHEDULES = {"learning_rate", "clip_range", "clip_range_vf"}
@@ -140,11 +143,14 @@ def _start(key: str, value: Any) -> Any:
 
 def _check_arguments(algorithm: type[BaseAlgorithm], config: Mapping[str, Any]) -> None:
     """Refuse what the constructor refuses, without an environment and a network."""
-    arguments = {key: value for key, value in config.items() if key not in _ZOO_KEYS}
+    arguments = {key: value for key, value in config.items() if key not in _ZOO_KEYS | _NOISE_KEYS}
     if "." in arguments["policy"]:  # a class, which rl_zoo3 imports
         arguments["policy"] = "MlpPolicy"
-    if isinstance(arguments.get("policy_kwargs"), str):
-        del arguments["policy_kwargs"]
+    for key in _EVALUATED.intersection(arguments):
+        if isinstance(arguments[key], str):
+            del arguments[key]
+    if isinstance(arguments.get("train_freq"), list):
+        arguments["train_freq"] = tuple(arguments["train_freq"])
     constructor: Any = algorithm
     model = constructor(env=None, **arguments, _init_setup_model=False)
     model.n_envs = config.get("n_envs", 1)

@@ -16,7 +16,7 @@ from sb3_pgext.zoo.registration import ALGORITHMS
 
 __all__ = ["Entry", "check_entry", "check_zoo", "entries", "list_zoo"]
 
-_EXAMPLE_OF_DEFAULT = "Pendulum-v1"
+_EXAMPLE_OF_DEFAULT = "CartPole-v1"
 
 
 class Entry(NamedTuple):

@@ -1,13 +1,15 @@
 """The one list of our algorithms, and its registration with rl_zoo3."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from rl_zoo3 import ALGOS
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from sb3_pgext.algorithms import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
+from sb3_pgext.algorithms import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO, DiscreteSAC, OffPolicyActorCritic
 from sb3_pgext.zoo import samplers
 
 _REGISTERED: dict[str, tuple[type[BaseAlgorithm], Callable[[Mapping[str, Any]], samplers.Space]]] = {
@@ -16,6 +18,8 @@ _REGISTERED: dict[str, tuple[type[BaseAlgorithm], Callable[[Mapping[str, Any]], 
     "npg": (NPG, samplers.npg_space),
     "ppo_cc": (ClippedCriticPPO, samplers.ppo_cc_space),
     "ispg": (ISPG, samplers.ispg_space),
+    "opac": (OffPolicyActorCritic, samplers.opac_space),
+    "sacd": (DiscreteSAC, samplers.sacd_space),
 }
 """Zoo key → class, and its search space."""
 
@@ -26,6 +30,8 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {key: algorithm for key, (algorithm
 def register() -> None:
     """Make rl_zoo3 know our algorithms: to train, enjoy and optimise them."""
     for key, (algorithm, space) in _REGISTERED.items():
+        critic = "qf" if issubclass(algorithm, OffPolicyAlgorithm) else "vf"
+        convert = partial(samplers.convert_params, critic=critic)
         ALGOS[key] = algorithm
-        HYPERPARAMS_SAMPLER[key] = samplers.sampler(space)
-        HYPERPARAMS_CONVERTER[key] = samplers.convert_params
+        HYPERPARAMS_SAMPLER[key] = samplers.sampler(space, convert)
+        HYPERPARAMS_CONVERTER[key] = convert

@@ -14,13 +14,15 @@ Space = dict[str, Callable[[Trial, str], Any]]
 """Name of each number → a function that samples it."""
 
 
-def convert_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+def convert_params(sampled_params: dict[str, Any], critic: str = "vf") -> dict[str, Any]:
     """
     Turn what optuna sampled into constructor arguments; rl_zoo3 calls it for ``--trial-id`` also.
 
-    ``<name>_pow`` stands for a power of two, ``one_minus_<name>`` for a distance from one.
+    ``<name>_pow`` stands for a power of two, ``one_minus_<name>`` for a distance from one. ``train_freq`` stands for as
+    many gradient steps too, divided by ``subsample_steps``, as in rl_zoo3.
 
     :param sampled_params: the parameters of an optuna trial
+    :param critic: the critic's key in ``net_arch``, ``"vf"`` or ``"qf"``
     :return: keyword arguments of the algorithm's constructor
     """
     params: dict[str, Any] = {}
@@ -31,20 +33,25 @@ def convert_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
             params[name.removeprefix("one_minus_")] = 1 - value
         else:
             params[name] = value
+    if "train_freq" in params:
+        params["gradient_steps"] = max(params["train_freq"] // params.pop("subsample_steps", 1), 1)
     net_arch, activation_fn = _NET_ARCH[params.pop("net_arch")], _ACTIVATION[params.pop("activation_fn")]
-    return {**params, "policy_kwargs": {"net_arch": {"pi": net_arch, "vf": net_arch}, "activation_fn": activation_fn}}
+    return {**params, "policy_kwargs": {"net_arch": {"pi": net_arch, critic: net_arch}, "activation_fn": activation_fn}}
 
 
-def sampler(space: Callable[[Mapping[str, Any]], Space]) -> Callable[..., dict[str, Any]]:
+def sampler(
+    space: Callable[[Mapping[str, Any]], Space], convert: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Callable[..., dict[str, Any]]:
     """
     Make rl_zoo3's sampler of a search space. Its arguments beside the trial are for other algorithms.
 
     :param space: the search space beside a configuration, which rl_zoo3 keeps in the study's attributes, as text
+    :param convert: :func:`convert_params` of the algorithm
     :return: the sampler
     """
 
     def sample(trial: Trial, *_: Any) -> dict[str, Any]:
-        return convert_params({name: one(trial, name) for name, one in space(trial.study.user_attrs).items()})
+        return convert({name: one(trial, name) for name, one in space(trial.study.user_attrs).items()})
 
     return sample
 
@@ -73,6 +80,16 @@ _ADVANTAGE: Space = {"normalize_advantage": _one_of(False, True)}
 _CRITIC: Space = {"n_critic_updates": _whole(1, 20, log=True), "batch_size_pow": _whole(5, 10)}
 _ROLLOUTS: Space = {**_COMMON, "n_steps_pow": _whole(5, 11), **_CRITIC, **_ADVANTAGE}
 _LAMBDA: Space = {"one_minus_gae_lambda": _log(1e-3, 0.3)}
+_REPLAY: Space = {
+    "learning_rate": _log(1e-5, 2e-3),
+    "one_minus_gamma": _log(1e-4, 3e-2),
+    "batch_size_pow": _whole(2, 11),
+    "train_freq": _whole(1, 10),
+    "tau": _log(1e-3, 0.08),
+    "net_arch": _one_of(*_NET_ARCH),
+    "activation_fn": _one_of(*_ACTIVATION),
+}
+"""rl_zoo3's of SAC, with our networks."""
 
 
 def reinforce_space(config: Mapping[str, Any]) -> Space:
@@ -164,3 +181,37 @@ def ppo_cc_space(config: Mapping[str, Any]) -> Space:
     if surrogate == "adaptive_kl":
         space |= {"desired_kl": _log(1e-3, 0.1)}
     return space
+
+
+def opac_space(config: Mapping[str, Any]) -> Space:
+    """
+    Make rl_zoo3's search space of SAC, with the numbers of the gradient and of the temperature that the configuration
+    has. A target of the entropy stays the configuration's: what is possible depends on the actions.
+
+    :param config: the configuration
+    :return: the search space
+    """
+    space = dict(_REPLAY)
+    if config.get("gradient") == "sampled":
+        space |= {"weight_clip": _log(1.0, 20.0)}
+    if config.get("n_action_samples") is not None:
+        space |= {"n_action_samples": _whole(2, 32, log=True)}
+    if not _is_learnt(config):
+        space |= {"ent_coef": _log(1e-4, 0.5)}
+    return space
+
+
+def sacd_space(config: Mapping[str, Any]) -> Space:
+    """
+    Make the search space of discrete SAC: ``opac``'s, and the target of the entropy, up to that of two actions.
+
+    :param config: the configuration
+    :return: the search space
+    """
+    space = {**opac_space(config), "subsample_steps": _whole(1, 8)}
+    return space | {"target_entropy": _log(0.01, 0.69)} if _is_learnt(config) else space
+
+
+def _is_learnt(config: Mapping[str, Any]) -> bool:
+    """Whether the entropy's coefficient is, and not a number."""
+    return str(config.get("ent_coef", "auto")).startswith("auto")

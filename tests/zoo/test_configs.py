@@ -37,7 +37,7 @@ def test_the_zoo_can_be_checked(monkeypatch, tmp_path: Path, capsys) -> None:
         _write(tmp_path / f"{algo}.yml", {"CartPole-v1": _MINIMAL, "default": _MINIMAL, "atari": _MINIMAL})
     monkeypatch.setattr("sb3_pgext.zoo.configs.configs_folder", lambda: tmp_path)
     assert main(["zoo", "check"]) == 0
-    assert "15 of 15 configurations are valid" in capsys.readouterr().out
+    assert "21 of 21 configurations are valid" in capsys.readouterr().out
     wrong = {"CartPole-v1": _MINIMAL | {"gamma": 2}, "default": _MINIMAL | {"gama": 1}, "atari": _MINIMAL | {"gama": 1}}
     _write(tmp_path / "vpg.yml", wrong)
     assert main(["zoo", "check"]) == 1
@@ -45,7 +45,7 @@ def test_the_zoo_can_be_checked(monkeypatch, tmp_path: Path, capsys) -> None:
     assert "vpg.yml: CartPole-v1: ValueError: gamma=2: allowed is a number in [0, 1]" in printed
     assert "vpg.yml: default: ValueError:" in printed
     assert "vpg.yml: atari: ValueError: atari: unknown key 'gama', did you mean 'gamma'?" in printed
-    assert "12 of 15 configurations are valid" in printed
+    assert "18 of 21 configurations are valid" in printed
 
 
 def test_an_environment_that_is_not_installed_is_no_mistake(monkeypatch, tmp_path: Path, capsys) -> None:
@@ -61,7 +61,7 @@ def test_an_environment_that_is_not_installed_is_no_mistake(monkeypatch, tmp_pat
     assert main(["zoo", "check"]) == 0
     printed = capsys.readouterr().out
     assert "Hopper-v5: not installed, not checked: MuJoCo is not installed" in printed
-    assert "5 of 5 configurations are valid" in printed
+    assert "7 of 7 configurations are valid" in printed
 
     def without_mujoco_and_wrong(entry):
         without_mujoco(entry._replace(name="Pendulum-v1") if entry.algo == "vpg" else entry)
@@ -197,6 +197,37 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path: Path, content: bytes) -> None
     (tmp_path / "mine.yml").write_bytes(content)
     with pytest.raises(ValueError, match=r"mine\.yml: allowed is YAML, in UTF-8"):
         check_config("reinforce", "CartPole-v1", str(tmp_path / "mine.yml"))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"gradient": "sampled", "weight_clip": 2.0},
+        {"gradient": "all_action"},
+        {"target_entropy": 0.3},
+        {"train_freq": [1, "episode"], "gradient_steps": -1},
+        {"replay_buffer_class": "HerReplayBuffer", "replay_buffer_kwargs": "dict(n_sampled_goal=4)"},
+        {"noise_type": "normal", "noise_std": 0.1},
+    ],
+)
+def test_what_rl_zoo3_makes_of_a_replay_is_allowed(params: dict[str, Any]) -> None:
+    check_config("opac", "Pendulum-v1", params=params)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"gradient": "allaction"}, "gradient='allaction': allowed is one of 'auto', 'all_action', 'sampled'"),
+        ({"weight_clip": 2.0}, "weight_clip=2.0: allowed is None with gradient='auto': only 'sampled' has weights"),
+        ({"ent_coef": "automatic_x"}, "ent_coef='automatic_x': allowed is a number >= 0, 'auto'"),
+        ({"learning_starts": 200, "buffer_size": 100}, "learning_starts=200: allowed is less than the buffer's size"),
+        ({"train_freq": [1, "epoch"]}, r"train_freq=\(1, 'epoch'\): allowed is a number of steps"),
+    ],
+)
+def test_what_a_replay_cannot_be_trained_with_is_refused(params: dict[str, Any], message: str) -> None:
+    """Before there is an environment; what depends on its actions is refused when the model is made."""
+    with pytest.raises(ValueError, match=f"-params: {message}"):
+        check_config("opac", "Pendulum-v1", params=params)
 
 
 def test_what_sb3_refuses_is_refused_with_the_place() -> None:

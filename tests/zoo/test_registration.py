@@ -8,7 +8,7 @@ import rl_zoo3
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
 
-from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
+from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO, DiscreteSAC, OffPolicyActorCritic
 from sb3_pgext.zoo import ALGORITHMS
 
 
@@ -18,6 +18,8 @@ def test_our_algorithms_are_in_rl_zoo3s_tables() -> None:
     assert ALGORITHMS["npg"] is NPG
     assert ALGORITHMS["ppo_cc"] is ClippedCriticPPO
     assert ALGORITHMS["ispg"] is ISPG
+    assert ALGORITHMS["opac"] is OffPolicyActorCritic
+    assert ALGORITHMS["sacd"] is DiscreteSAC
     for algo, algorithm in ALGORITHMS.items():
         assert ALGOS[algo] is algorithm
         assert rl_zoo3.ALGOS[algo] is algorithm
@@ -108,6 +110,33 @@ def test_whatever_is_sampled_for_ispg_is_accepted_beside_its_configuration(confi
         sampled = HYPERPARAMS_SAMPLER["ispg"](trial, 1, 8, {})
         ISPG("MlpPolicy", "CartPole-v1", device="cpu", **config | sampled)
         assert HYPERPARAMS_CONVERTER["ispg"](trial.params) == sampled
+
+
+@pytest.mark.parametrize(
+    ("algo", "env_id", "config", "sampled_too"),
+    [
+        ("opac", "Pendulum-v1", {}, set()),
+        ("opac", "Pendulum-v1", {"ent_coef": 0.1}, {"ent_coef"}),
+        ("opac", "Pendulum-v1", {"gradient": "all_action", "n_action_samples": 4}, {"n_action_samples"}),
+        ("opac", "CartPole-v1", {"gradient": "sampled", "ent_coef": "auto_0.1"}, {"weight_clip"}),
+        ("sacd", "CartPole-v1", {}, {"target_entropy"}),
+        ("sacd", "CartPole-v1", {"ent_coef": 0.01}, {"ent_coef"}),
+    ],
+)
+def test_whatever_is_sampled_for_a_replay_is_accepted_beside_its_configuration(
+    algo: str, env_id: str, config: dict[str, Any], sampled_too: set[str]
+) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for key, value in config.items():
+        study.set_user_attr(key, str(value))
+    for _ in range(10):
+        trial = study.ask()
+        sampled = HYPERPARAMS_SAMPLER[algo](trial, 1, 8, {})
+        assert {"ent_coef", "n_action_samples", "target_entropy", "weight_clip"} & sampled.keys() == sampled_too
+        assert 1 <= sampled["gradient_steps"] <= sampled["train_freq"]
+        assert sampled["policy_kwargs"]["net_arch"].keys() == {"pi", "qf"}
+        assert HYPERPARAMS_CONVERTER[algo](trial.params) == sampled
+        ALGORITHMS[algo]("MlpPolicy", env_id, device="cpu", **config | sampled)
 
 
 def test_the_critics_numbers_are_sampled_where_there_is_a_critic() -> None:

@@ -11,7 +11,7 @@ import torch as th
 import yaml
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
-from sb3_pgext import VPG
+from sb3_pgext import VPG, DiscreteSAC
 from sb3_pgext.checkpoints.files import found, num_timesteps_at
 from sb3_pgext.cli import main
 from sb3_pgext.zoo.trainings import checkpoints_folder
@@ -56,6 +56,24 @@ def test_resumed_is_uninterrupted(options):
         assert th.equal(tensor, model.policy.state_dict()[name]), name
     assert len(again) == len(evaluations), "evaluations are continued"
     assert not Path("logs/vpg/CartPole-v1_2").exists()
+
+
+def test_a_replay_is_resumed_too():
+    config = {"n_timesteps": 300, "policy": "MlpPolicy", "learning_starts": 50, "ent_coef": "auto_0.1"}
+    Path("mine.yml").write_text(yaml.safe_dump({"default": config}))
+    flags = ["--conf-file", "mine.yml", "--seed", "3", "--device", "cpu", "--checkpoint-every", "100"]
+    assert main(["train", "--algo", "sacd", *flags, "--eval-freq", "-1"]) == 0
+    run = Path("logs/sacd/CartPole-v1_1")
+    expected = DiscreteSAC.load(run / "CartPole-v1.zip")
+    shutil.rmtree(found(checkpoints_folder(run))[0])
+    (run / "CartPole-v1.zip").unlink()
+    assert num_timesteps_at(found(checkpoints_folder(run))[0]) == 200
+    assert main(["train", "--resume", str(run)]) == 0
+    model = DiscreteSAC.load(run / "CartPole-v1.zip")
+    assert model.num_timesteps == expected.num_timesteps
+    assert th.equal(model.log_ent_coef, expected.log_ent_coef)
+    for name, tensor in expected.policy.state_dict().items():
+        assert th.equal(tensor, model.policy.state_dict()[name]), name
 
 
 @pytest.mark.filterwarnings("ignore:.*precision lowered by casting", "ignore:.*episodes")
