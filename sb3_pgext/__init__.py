@@ -8,6 +8,7 @@ from sb3_pgext.algorithms import (
     VPG,
     ClippedCriticPPO,
     DiscreteSAC,
+    ExponentialWeights,
     OffPolicyActorCritic,
 )
 from sb3_pgext.checkpoints import CheckpointCallback, has_checkpoint, load, resume, save
@@ -24,6 +25,7 @@ __all__ = [
     "ClippedCriticPPO",
     "DiscreteSAC",
     "EnvPoolVecEnv",
+    "ExponentialWeights",
     "GymnasiumVecEnv",
     "OffPolicyActorCritic",
     "__version__",

@@ -1,5 +1,6 @@
 """One file per algorithm, each reading like its pseudo-code."""
 
+from sb3_pgext.algorithms.ew import ExponentialWeights
 from sb3_pgext.algorithms.ispg import ISPG
 from sb3_pgext.algorithms.npg import NPG
 from sb3_pgext.algorithms.opac import OffPolicyActorCritic
@@ -8,4 +9,13 @@ from sb3_pgext.algorithms.reinforce import REINFORCE
 from sb3_pgext.algorithms.sacd import DiscreteSAC
 from sb3_pgext.algorithms.vpg import VPG
 
-__all__ = ["ISPG", "NPG", "REINFORCE", "VPG", "ClippedCriticPPO", "DiscreteSAC", "OffPolicyActorCritic"]
+__all__ = [
+    "ISPG",
+    "NPG",
+    "REINFORCE",
+    "VPG",
+    "ClippedCriticPPO",
+    "DiscreteSAC",
+    "ExponentialWeights",
+    "OffPolicyActorCritic",
+]

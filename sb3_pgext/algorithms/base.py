@@ -104,8 +104,11 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
 
         :raises ValueError: naming the argument, its value and what is allowed
         """
-        require_schedule("learning_rate", self.learning_rate)
+        self._check_learning_rate()
         require_bool("compile", self.compile)
+
+    def _check_learning_rate(self) -> None:
+        require_schedule("learning_rate", self.learning_rate)
 
     def ineffective_arguments(self) -> dict[str, tuple[Any, str]]:
         """

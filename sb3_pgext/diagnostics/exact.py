@@ -1,8 +1,7 @@
 r"""Exact quantities of a policy on a finite MDP (``docs/mathematics.md``, section 8), in float64.
 
-With π (S×A) taken from any policy network, :math:`P_\pi = \sum_a \pi P` and :math:`r_\pi = \sum_a \pi R`:
-:math:`V = (I - \gamma P_\pi)^{-1} r_\pi`, :math:`J = d^\top V`, or a backward recursion with a finite horizon. π is
-differentiable in θ, so the gradient of J is exact by automatic differentiation.
+π (S×A) is taken from any policy network, :math:`J = d^\top V`. π is differentiable in θ, so the gradient of J is exact
+by automatic differentiation.
 """
 
 from copy import copy, deepcopy
@@ -17,8 +16,9 @@ from sb3_pgext.algorithms.parameters import policy_parameters
 from sb3_pgext.arguments import require_fraction
 from sb3_pgext.envs import TabularMDP
 from sb3_pgext.estimators.statistics import flat_gradient
+from sb3_pgext.estimators.tables import Tables
 
-__all__ = ["action_probabilities", "exact_fisher", "exact_policy_gradient", "exact_return", "exact_values"]
+__all__ = ["action_probabilities", "exact_fisher", "exact_policy_gradient", "exact_return", "exact_values", "tables_of"]
 
 NEUTRAL_WRAPPERS = (OrderEnforcing, PassiveEnvChecker, Monitor)
 """Wrappers that leave observations, actions, rewards and ends as they are."""
@@ -34,7 +34,7 @@ def exact_return(policy: ActorCriticPolicy, mdp: gym.Env, gamma: float) -> float
     :return: J
     :raises ValueError: the return is infinite: with ``gamma=1`` and no horizon there are states without a way out
     """
-    model = _Model(mdp, gamma)
+    model = tables_of(mdp, gamma)
     return float(model.initial @ model.values(action_probabilities(policy, mdp))[0])
 
 
@@ -48,7 +48,7 @@ def exact_values(policy: ActorCriticPolicy, mdp: gym.Env, gamma: float) -> tuple
     :return: V ``(S,)`` and Q ``(S, A)``, float64
     :raises ValueError: as :func:`exact_return`
     """
-    model = _Model(mdp, gamma)
+    model = tables_of(mdp, gamma)
     probabilities = action_probabilities(policy, mdp)
     values = model.values(probabilities)
     return values[0], model.action_values(values[1])
@@ -68,7 +68,7 @@ def exact_policy_gradient(
     :return: ``(P,)``, float64, in the order of :func:`~sb3_pgext.algorithms.base.policy_parameters`
     :raises ValueError: as :func:`exact_return`
     """
-    model = _Model(mdp, gamma)
+    model = tables_of(mdp, gamma)
     policy = _in_float64(policy)
     probabilities = _action_probabilities(policy, model)
     parameters = list(policy_parameters(policy).values())
@@ -94,7 +94,7 @@ def exact_fisher(policy: ActorCriticPolicy, mdp: gym.Env, gamma: float) -> th.Te
     :return: ``(P, P)``, float64
     :raises ValueError: as :func:`exact_return`
     """
-    model = _Model(mdp, gamma)
+    model = tables_of(mdp, gamma)
     policy = _in_float64(policy)
     log_probabilities = _log_probabilities(policy, model)
     parameters = list(policy_parameters(policy).values())
@@ -113,60 +113,26 @@ def action_probabilities(policy: ActorCriticPolicy, mdp: gym.Env) -> th.Tensor:
     :param mdp: a :class:`~sb3_pgext.envs.TabularMDP`, bare or as ``gymnasium.make`` and SB3 wrap it
     :return: π(a|s), ``(S, A)``, float64, constant
     """
-    return _action_probabilities(_in_float64(policy), _Model(mdp, 1.0)).detach()
+    return _action_probabilities(_in_float64(policy), tables_of(mdp, 1.0)).detach()
 
 
-class _Model:
-    """The MDP as tensors, and the linear algebra on it."""
+def tables_of(mdp: gym.Env, gamma: float) -> Tables:
+    """
+    The tables of an MDP.
 
-    def __init__(self, mdp: gym.Env, gamma: float):
-        while isinstance(mdp, NEUTRAL_WRAPPERS):
-            mdp = mdp.env
-        if not isinstance(mdp, TabularMDP):
-            raise ValueError(f"mdp={mdp!r}: allowed is a TabularMDP, in no wrappers that change what it is")
-        require_fraction("gamma", gamma)
-        self.transitions = th.as_tensor(mdp.transitions)
-        self.rewards = th.as_tensor(mdp.expected_rewards)
-        self.initial = th.as_tensor(mdp.initial)
-        self.gamma = gamma
-        # A time limit on an endless task is no part of the task.
-        self.horizon = mdp.horizon if mdp.at_horizon == "terminate" else None
-
-    def values(self, probabilities: th.Tensor) -> list[th.Tensor]:
-        """V at each time, ``(S,)``, from the first step to past the last; without a horizon the same one twice."""
-        rewards = (probabilities * self.rewards).sum(1)
-        transitions = th.einsum("sa,sap->sp", probabilities, self.transitions)
-        if self.horizon is None:
-            values = self._solve(transitions, rewards, self.gamma)
-            return [values, values]
-        backward = [th.zeros_like(rewards)]
-        for _ in range(self.horizon):
-            backward.append(rewards + self.gamma * transitions @ backward[-1])
-        return backward[::-1]
-
-    def action_values(self, next_values: th.Tensor) -> th.Tensor:
-        """Q ``(S, A)`` of a step after which the values are ``next_values``."""
-        return self.rewards + self.gamma * self.transitions @ next_values
-
-    def visits(self, probabilities: th.Tensor, discount: float) -> list[th.Tensor]:
-        """Σ_t discount^t P(s_t = s), ``(S,)``: one entry per time with a horizon, without one a single sum."""
-        transitions = th.einsum("sa,sap->sp", probabilities, self.transitions)
-        if self.horizon is None:
-            return [self._solve(transitions.T, self.initial, discount)]
-        forward = [self.initial]
-        for _ in range(self.horizon - 1):
-            forward.append(discount * transitions.T @ forward[-1])
-        return forward
-
-    @staticmethod
-    def _solve(transitions: th.Tensor, right: th.Tensor, discount: float) -> th.Tensor:
-        """(I - discount P)⁻¹ right."""
-        radius = discount * th.linalg.eigvals(transitions.detach()).abs().max()
-        if radius >= 1 - 1e-12:
-            raise ValueError(
-                f"gamma={discount!r}: allowed is a number < 1 where there are states without a way out and no horizon"
-            )
-        return th.linalg.solve(th.eye(len(right), dtype=right.dtype) - discount * transitions, right)
+    :param mdp: a :class:`~sb3_pgext.envs.TabularMDP`, bare or as ``gymnasium.make`` and SB3 wrap it
+    :param gamma: discount, in [0, 1]
+    :return: its tables, float64; a time limit on an endless task is no part of the task
+    :raises ValueError: it is none, or in other wrappers
+    """
+    while isinstance(mdp, NEUTRAL_WRAPPERS):
+        mdp = mdp.env
+    if not isinstance(mdp, TabularMDP):
+        raise ValueError(f"mdp={mdp!r}: allowed is a TabularMDP, in no wrappers that change what it is")
+    require_fraction("gamma", gamma)
+    horizon = mdp.horizon if mdp.at_horizon == "terminate" else None
+    transitions, rewards, initial = map(th.as_tensor, (mdp.transitions, mdp.expected_rewards, mdp.initial))
+    return Tables(transitions, rewards, initial, gamma, horizon)
 
 
 def _in_float64(policy: ActorCriticPolicy) -> ActorCriticPolicy:
@@ -179,7 +145,7 @@ def _in_float64(policy: ActorCriticPolicy) -> ActorCriticPolicy:
     return policy
 
 
-def _log_probabilities(policy: ActorCriticPolicy, model: _Model) -> th.Tensor:
+def _log_probabilities(policy: ActorCriticPolicy, model: Tables) -> th.Tensor:
     """log π(a|s), ``(S, A)``, differentiable."""
     n_states, n_actions = model.rewards.shape
     states = th.arange(n_states).repeat_interleave(n_actions)
@@ -187,5 +153,5 @@ def _log_probabilities(policy: ActorCriticPolicy, model: _Model) -> th.Tensor:
     return policy.get_distribution(states).log_prob(actions).view(n_states, n_actions)
 
 
-def _action_probabilities(policy: ActorCriticPolicy, model: _Model) -> th.Tensor:
+def _action_probabilities(policy: ActorCriticPolicy, model: Tables) -> th.Tensor:
     return _log_probabilities(policy, model).exp()

@@ -17,7 +17,7 @@ from scipy import stats
 
 from sb3_pgext.algorithms.parameters import policy_parameters
 from sb3_pgext.diagnostics import exact_policy_gradient, gradient_statistics
-from sb3_pgext.diagnostics.exact import _action_probabilities, _in_float64, _Model
+from sb3_pgext.diagnostics.exact import _action_probabilities, _in_float64, tables_of
 from sb3_pgext.envs import TabularMDP, random_mdp
 from sb3_pgext.estimators.importance import WEIGHTS
 from sb3_pgext.estimators.statistics import flat_gradient
@@ -39,7 +39,7 @@ def largest_z(samples, exact):
 
 def expectation(model, mdp, behaviour, weights):
     """Σ_t γ^t Σ_s P(s_t = s) Σ_a ∇π(a|s) Q_t(s, a), with the states and the Q that the weights leave it with."""
-    policy, tables = _in_float64(model.policy), _Model(mdp, GAMMA)
+    policy, tables = _in_float64(model.policy), tables_of(mdp, GAMMA)
     pi, mu = _action_probabilities(policy, tables), behaviour.probabilities
     visits = tables.visits(mu if weights == "per_step" else pi.detach(), discount=GAMMA)
     values = tables.values(mu if weights in ("per_step", "causal") else pi.detach())

@@ -25,7 +25,7 @@ from sb3_pgext.diagnostics import (
     exact_values,
     gradient_samples,
 )
-from sb3_pgext.diagnostics.exact import _action_probabilities, _in_float64, _Model
+from sb3_pgext.diagnostics.exact import _action_probabilities, _in_float64, tables_of
 from sb3_pgext.envs import TabularMDP, random_mdp
 from sb3_pgext.rollouts import Segments
 from tests.diagnostics.laboratory import collect_batches, estimates, model_on
@@ -151,7 +151,7 @@ def test_a_time_limit_taken_for_the_end_is_a_bias():
     model.truncation = "bootstrap"
     samples = gradient_samples(model, 200)
     assert model.episodes.truncated.any()
-    policy, tables = _in_float64(model.policy), _Model(mdp, GAMMA)
+    policy, tables = _in_float64(model.policy), tables_of(mdp, GAMMA)
     pi = _action_probabilities(policy, tables)
     Q = exact_values(model.policy, mdp, GAMMA)[1]
     at_time, visits = tables.initial, 0.0
