@@ -22,14 +22,20 @@ __all__ = ["ExponentialWeights", "TabularPolicy"]
 
 class TabularPolicy(ActorCriticPolicy):
     """
-    A policy with one logit per state and action, all 0 at first, and a critic of none of its own, V = 0.
+    A policy with one logit per state and action, all 0 at first, and V = 0 for a critic.
 
-    Its arguments are those of SB3's ``ActorCriticPolicy`` that do not shape a network.
+    Its arguments are those of SB3's ``ActorCriticPolicy`` that do not shape a network. Observations and actions are
+    Discrete. Any on-policy algorithm takes it.
+
+    :raises ValueError: other observations or actions, or a network
     """
 
     def __init__(self, *arguments: Any, **options: Any):
         require(not options.get("net_arch"), "policy_kwargs: net_arch", options.get("net_arch"), "none: it is a table")
         super().__init__(*arguments, **options | {"net_arch": []})
+        for name in ("observation_space", "action_space"):
+            space = getattr(self, name)
+            require(isinstance(space, spaces.Discrete), name, space, "Discrete: the policy is a table")
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
@@ -43,7 +49,7 @@ class TabularPolicy(ActorCriticPolicy):
 
     @property
     def logits(self) -> th.Tensor:
-        """θ, ``(S, A)``, constant, in one memory with the parameters."""
+        """θ, ``(S, A)``, constant; what is written into it is written into the policy."""
         weight: Any = self.action_net.weight
         return weight.detach().T
 
@@ -59,14 +65,15 @@ class ExponentialWeights(FixedLengthAlgorithm):
 
     :param policy: "MlpPolicy", which is a :class:`TabularPolicy`, or a subclass of that
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: η; can be a function of the remaining progress (from 1 to 0). ``"auto"`` for the one that
-        makes the bound on the regret smallest over the rounds of ``learn``, with the largest \|Q\| of the
-        environment's tables, or 1
+    :param learning_rate: η; can be a function of the remaining progress (from 1 to 0). ``"auto"`` is the one that makes
+        the bound on the regret smallest over the rounds of ``learn``, for the largest \|Q\| that the environment's
+        rewards allow (``feedback="full"``; γ < 1 where there are several states), or for 1 (``"bandit"``)
     :param n_steps: steps of each sub-environment per round
     :param gamma: Discount factor, in [0, 1]
-    :param feedback: where Q̂ comes from: ``"full"``, the exact Q of a :class:`~sb3_pgext.envs.TabularMDP`, or
-        ``"bandit"``, the returns of the actions taken, divided by their probabilities. Of an episode that a rollout
-        cuts, the steps so far are not learnt from
+    :param feedback: where Q̂ comes from: ``"full"``, the exact Q of a :class:`~sb3_pgext.envs.TabularMDP`, whatever its
+        wrappers do, or ``"bandit"``, the returns of the actions taken, divided by their probabilities. The steps of an
+        episode that a rollout cuts are not learnt from, which favours short episodes: let ``n_steps`` be much longer.
+        One that a time limit cuts is taken to end there
     :param baseline: b, subtracted from the returns (for ``"bandit"``): with rewards in [0, 1], 1 makes them losses
     :param control_variate: c, one number per action, or one per state and action, that is near Q (for ``"bandit"``);
         None for 0
@@ -105,13 +112,22 @@ class ExponentialWeights(FixedLengthAlgorithm):
         compile: bool = False,
         _init_setup_model: bool = True,
     ):
-        constant = {"gae_lambda": 1.0, "ent_coef": 0.0, "vf_coef": 0.0, "max_grad_norm": None, "use_sde": False}
-        discrete = (spaces.Discrete,)
-        super().__init__(**given(locals()) | constant, sde_sample_freq=-1, supported_action_spaces=discrete)
+        arguments = given(locals()) | {"gae_lambda": 1.0, "ent_coef": 0.0, "vf_coef": 0.0, "max_grad_norm": None}
+        if isinstance(learning_rate, str):
+            require(learning_rate == "auto", "learning_rate", learning_rate, "'auto', a number > 0, or a schedule")
+        else:  # not in _check_arguments: rl_zoo3 puts 0 in its place where a saved model is only to act
+            require_schedule("learning_rate", learning_rate, above_0=True)
+        never = {"use_sde": False, "sde_sample_freq": -1}
+        super().__init__(**arguments | never, supported_action_spaces=(spaces.Discrete,))
 
     def _setup_lr_schedule(self) -> None:
         """SB3's; the η of the bound is known when learning begins."""
-        self.lr_schedule = FloatSchedule(0.0 if self.learning_rate == "auto" else self.learning_rate)
+        self.lr_schedule = FloatSchedule(self.learning_rate if self._has_step_size else 0.0)
+
+    @property
+    def _has_step_size(self) -> bool:
+        """False if η is that of the bound."""
+        return not (isinstance(self.learning_rate, str) and self.learning_rate == "auto")
 
     @whole_update
     def train(self) -> None:
@@ -150,28 +166,33 @@ class ExponentialWeights(FixedLengthAlgorithm):
 
     def _step_size(self) -> float:
         """η of this round."""
-        if self.learning_rate != "auto":
-            eta = self.lr_schedule(self._current_progress_remaining)
-            require(eta > 0, f"learning_rate at progress {self._current_progress_remaining:.3g}", eta, "a number > 0")
-            return eta
+        if not self._has_step_size:
+            return self._step_size_of_bound()
+        eta = self.lr_schedule(self._current_progress_remaining)
+        require(eta > 0, f"learning_rate at progress {self._current_progress_remaining:.3g}", eta, "a number > 0")
+        return eta
+
+    def _step_size_of_bound(self) -> float:
+        """The η of ``learning_rate="auto"``."""
         n_rounds = max(1, self._total_timesteps // (self.n_steps * self.n_envs))
-        n_actions, largest, one_state = self.policy.logits.shape[1], 1.0, len(self.policy.logits) == 1
+        n_states, n_actions = self.policy.logits.shape
+        largest = 1.0
         if self.feedback == "full":
-            largest = float(self._tables().rewards.abs().max()) / (1.0 if one_state else 1.0 - self.gamma)
-        return step_size_of_bound(n_actions, n_rounds, self.feedback, largest, one_state)
+            of_reward = float(self._tables().rewards.abs().max()) or 1.0
+            largest = of_reward if n_states == 1 else of_reward / (1 - self.gamma)
+        return step_size_of_bound(n_actions, n_rounds, self.feedback, largest, n_states == 1)
 
     def _tables(self) -> Tables:
         """The environment's."""
         names = ("transitions", "expected_rewards", "initial", "horizon", "at_horizon")
         assert self.env is not None
-        try:
-            transitions, rewards, initial, horizon, at_horizon = (self.env.get_attr(name, 0)[0] for name in names)
-        except AttributeError as error:
-            allowed = "'bandit' on an environment whose tables are not known"
-            raise ValueError(f"feedback='full': allowed is {allowed}") from error
+        known = all(map(self.env.has_attr, names))
+        require(known, "feedback", "full", "'bandit' on an environment whose tables are not known")
+        transitions, rewards, initial, horizon, at_horizon = (self.env.get_attr(name, 0)[0] for name in names)
         endless = horizon is None or at_horizon == "truncate"
         require(endless, "feedback", "full", "'bandit' where a horizon is part of the task, and Q depends on the time")
-        return Tables(th.as_tensor(transitions), th.as_tensor(rewards), th.as_tensor(initial), self.gamma)
+        transitions, rewards, initial = map(th.as_tensor, (transitions, rewards, initial))
+        return Tables(transitions, rewards, initial, self.gamma)
 
     def _entropy(self) -> float:
         """The mean entropy over all states."""
@@ -179,25 +200,27 @@ class ExponentialWeights(FixedLengthAlgorithm):
         return -(log_probs.exp() * log_probs).sum(1).mean().item()
 
     def _check_learning_rate(self) -> None:
-        if self.learning_rate != "auto":
-            require(not isinstance(self.learning_rate, str), "learning_rate", self.learning_rate, _ALLOWED_RATES)
-            require_schedule("learning_rate", self.learning_rate, above_0=True)
+        if self._has_step_size:
+            super()._check_learning_rate()
 
     def _check_arguments(self) -> None:
         require_one_of("feedback", self.feedback, ("full", "bandit"))
         require_number("baseline", self.baseline, "a finite number")
-        space, policy = self.observation_space, self.policy_class
-        require(isinstance(space, spaces.Discrete), "observation_space", space, "Discrete: the policy is a table")
+        policy = self.policy_class
         tabular = isinstance(policy, type) and issubclass(policy, TabularPolicy)
         require(tabular, "policy", getattr(policy, "__name__", policy), "'MlpPolicy' or a subclass of TabularPolicy")
+        super()._check_arguments()
+        if self.env is None:
+            return
         if self.control_variate is not None:
             self._check_control_variate()
-        super()._check_arguments()
         if self.feedback == "full":
-            self._tables()
+            one_state = len(self._tables().initial) == 1
+            bounded = self._has_step_size or self.gamma < 1 or one_state
+            require(bounded, "learning_rate", "auto", "a number or a schedule with gamma=1 and several states")
 
     def _check_control_variate(self) -> None:
-        shape = (int(self.observation_space.n), int(self.action_space.n))  # type: ignore[attr-defined]
+        shape = tuple(int(getattr(space, "n", 0)) for space in (self.observation_space, self.action_space))
         try:
             numbers = np.asarray(self.control_variate, dtype=np.float64)
         except (TypeError, ValueError):
@@ -213,6 +236,3 @@ class ExponentialWeights(FixedLengthAlgorithm):
             arguments["baseline"] = (0.0, "(the default) with feedback='full'")
             arguments["control_variate"] = (None, "with feedback='full'")
         return arguments
-
-
-_ALLOWED_RATES = "'auto', a finite number > 0, or a schedule of them"

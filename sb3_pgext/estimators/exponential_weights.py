@@ -36,8 +36,8 @@ def bandit_feedback(
     Q̂ from the actions that were taken, by inverse propensities:
     :math:`\hat Q(s,a) = \frac{(G - b - c(s,a)) \, 1\{a_t = a\}}{\pi(a|s)} + c(s,a)`, the mean over the visits of s.
 
-    Its mean is Q - b for the actions taken, and so Q up to a constant: b and c change the variance alone. (b weighs the
-    action taken only, which makes b = 1 the losses 1 - r of EXP3.)
+    Its mean is Q - b: b and c change the variance alone, as a constant changes no policy. b is subtracted from what was
+    earned, and not from the other actions' 0: with rewards in [0, 1], b = 1 makes them the losses of EXP3, negated.
 
     :param states: s_t, ``(M,)``, integer
     :param actions: a_t, ``(M,)``, integer
@@ -45,7 +45,7 @@ def bandit_feedback(
     :param log_prob: log π(a_t|s_t), ``(M,)``
     :param baseline: b
     :param control_variate: c, ``(S, A)``
-    :return: ``(S, A)``; 0 in states that were not visited
+    :return: Q̂, ``(S, A)``; 0 in states that were not visited
     """
     n_visits = th.bincount(states, minlength=len(control_variate)).unsqueeze(1)
     residuals = (returns - baseline - control_variate[states, actions]) * (-log_prob).exp()
@@ -76,17 +76,18 @@ def regret_bound(
     n_actions: int, n_rounds: int, eta: float, feedback: str, largest: float = 1.0, gamma: float | None = None
 ) -> float:
     r"""
-    The largest cumulative regret of K rounds, as far as theory says.
+    The largest cumulative regret that theory allows.
 
-    * Hedge, rewards in [0, largest]: :math:`\ln A/\eta + \eta K/8` (times the squared range)
-    * EXP3, one draw per round, b = the largest reward, c = 0, in expectation: :math:`\ln A/\eta + \eta K A/2`
+    * Hedge, rewards in [0, largest]: :math:`\ln A/\eta + \eta K A_{max}^2/8`
+    * EXP3, one draw per round, b = the largest reward, c = 0, the mean:
+      :math:`\ln A/\eta + \eta K A\,A_{max}^2/2`
     * a finite MDP with exact Q: :math:`(\ln A/\eta + \eta K A_{max}^2)/(1-\gamma)`
 
     :param n_actions: A
     :param n_rounds: K
     :param eta: η
     :param feedback: ``"full"`` or ``"bandit"``
-    :param largest: the largest reward, or the largest \|Q\| of an MDP
+    :param largest: :math:`A_{max}`, the largest reward, or the largest \|Q\| of an MDP
     :param gamma: discount of an MDP; None for a bandit
     :return: the bound
     """
