@@ -9,6 +9,7 @@ from sb3_pgext.diagnostics.exact import (
     exact_values,
 )
 from sb3_pgext.diagnostics.off_policy import OffPolicyEvaluation, evaluate_off_policy
+from sb3_pgext.diagnostics.regret import RegretCallback, regret
 from sb3_pgext.diagnostics.samples import estimated_gradient, gradient_samples, set_options
 from sb3_pgext.diagnostics.statistics import GradientStatistics, Interval, gradient_statistics
 
@@ -16,6 +17,7 @@ __all__ = [
     "GradientStatistics",
     "Interval",
     "OffPolicyEvaluation",
+    "RegretCallback",
     "action_probabilities",
     "estimated_gradient",
     "evaluate_off_policy",
@@ -26,5 +28,6 @@ __all__ = [
     "gradient_samples",
     "gradient_statistics",
     "policy_parameters",
+    "regret",
     "set_options",
 ]

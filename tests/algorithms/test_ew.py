@@ -188,9 +188,8 @@ def test_the_estimate_has_q_as_its_mean():
 
 @pytest.mark.parametrize("feedback", ["full", "bandit"])
 def test_the_best_arm_is_found(feedback):
-    model = make(feedback=feedback, baseline=0.0 if feedback == "full" else 1.0, learning_rate=0.1).learn(
-        600, log_interval=None
-    )
+    options = {"full": {}, "bandit": {"baseline": 1.0}}[feedback]
+    model = make(feedback=feedback, learning_rate=0.1, **options).learn(600, log_interval=None)
     assert probabilities(model)[0].argmax() == 2
     assert probabilities(model)[0, 2] > 0.9
 

@@ -1,4 +1,4 @@
-"""Claim: exponential weights and inverse propensities are what their definitions say, and have the means they should."""
+"""Claim: exponential weights and inverse propensities are what their definitions say, and have the right means."""
 
 import itertools
 import math
