@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch.func import functional_call, hessian
 
-from sb3_pgext import NPG
+from sb3_pgext import NPG, ClippedCriticPPO, ExponentialWeights
 from sb3_pgext.algorithms.distributions import distribution_parameters, fisher_metric, kl_divergence
+from sb3_pgext.algorithms.ew import TabularPolicy
 from sb3_pgext.algorithms.npg import Objective, Steps
 from sb3_pgext.algorithms.parameters import policy_parameters
 from sb3_pgext.diagnostics import action_probabilities, exact_fisher, exact_policy_gradient
@@ -106,14 +108,16 @@ def advantages_of(probabilities, mdp, gamma):
     return R + gamma * P @ values - values.unsqueeze(1)
 
 
-def tabular_model(mdp, **parameters):
+def tabular_model(algorithm, mdp, **parameters):
     """One logit per state and action."""
-    settings = {"gamma": 0.9, "cg_damping": 0.0, "cg_max_steps": 500, "cg_tolerance": 1e-28, "step_rule": "fixed"}
-    model = NPG("MlpPolicy", mdp, policy_kwargs={"net_arch": []}, device="cpu", seed=0, **settings | parameters)
-    in_float64(model).policy.action_net.bias.requires_grad_(False)
-    model.set_logger(th.nn.Module())  # nothing is logged
-    model.logger.record = lambda *_: None
-    return model
+    model = algorithm(TabularPolicy, mdp, gamma=0.9, device="cpu", seed=0, **parameters)
+    model.set_logger(Logger(None, []))
+    return in_float64(model)
+
+
+def tabular_npg(mdp, **parameters):
+    settings = {"cg_damping": 0.0, "cg_max_steps": 500, "cg_tolerance": 1e-28, "step_rule": "fixed"}
+    return tabular_model(NPG, mdp, **settings | parameters)
 
 
 def exact_expectations(model, mdp):
@@ -136,9 +140,10 @@ def exact_expectations(model, mdp):
 
 @pytest.mark.parametrize(("make", "step_size"), [(Bandit, 0.1), (lambda: random_mdp(0), 0.02)])
 def test_the_natural_step_is_exponential_weights(make, step_size):
-    """Lecture 004: π_{k+1}(a|s) ∝ π_k(a|s) exp(η A(s,a)), over 100 steps."""
+    """Lecture 004: π_{k+1}(a|s) ∝ π_k(a|s) exp(η A(s,a)), over 100 steps, by NPG, ExponentialWeights and hand."""
     mdp = make()
-    model = tabular_model(mdp, step_size=step_size)
+    model = tabular_npg(mdp, step_size=step_size)
+    other = tabular_model(ExponentialWeights, mdp, learning_rate=step_size, feedback="full")
     parameters = list(policy_parameters(model.policy).values())
     assert [p.numel() for p in parameters] == [mdp.observation_space.n * mdp.action_space.n]
     zeros = th.zeros(mdp.observation_space.n)
@@ -147,15 +152,38 @@ def test_the_natural_step_is_exponential_weights(make, step_size):
     for _ in range(100):
         model._objective_and_fisher = exact_expectations(model, mdp)
         model._natural_step(steps, parameters)
+        other.train()
         weights = weights * (step_size * advantages_of(weights, mdp, model.gamma)).exp()
         weights = weights / weights.sum(1, keepdim=True)
         assert (action_probabilities(model.policy, mdp) - weights).abs().max() < 1e-6
+        assert (action_probabilities(model.policy, mdp) - action_probabilities(other.policy, mdp)).abs().max() < 1e-6
     assert (weights - start).abs().max() > 0.2
+
+
+@pytest.mark.parametrize("eta", [0.05, 0.1])
+def test_the_regularised_form_with_one_draw_is_exp3(eta):
+    """Lecture 004: argmax <π - π_k, R̂> - KL(π, π_k) / η, R̂ of one draw, in 15 rounds of the same draws."""
+    surrogate = {"surrogate": "kl", "kl_direction": "new_old", "kl_coef": 1 / eta, "vf_coef": 0.0}
+    to_convergence = {"n_epochs": 100, "learning_rate": 3 * eta, "max_grad_norm": None, "normalize_advantage": False}
+    one_draw = {"n_steps": 1, "batch_size": 1, "policy_kwargs": {"optimizer_class": th.optim.SGD}}
+    seen = []
+    for algorithm, options in (
+        (ClippedCriticPPO, surrogate | to_convergence | one_draw),
+        (ExponentialWeights, {"learning_rate": eta}),
+    ):
+        mdp, policies = Bandit([0.6, 0.4, 0.5]), []
+        model = tabular_model(algorithm, mdp, **options)
+        for _ in range(15):
+            model.learn(1, reset_num_timesteps=False)
+            policies.append(action_probabilities(model.policy, mdp))
+        seen.append(th.stack(policies))
+    assert (seen[0] - seen[1]).abs().max() < 1e-6
+    assert (seen[0][-1] - seen[0][0]).abs().max() > 0.02
 
 
 def test_exact_expectations_are_those_of_the_laboratory():
     mdp = random_mdp(1)
-    model = tabular_model(mdp)
+    model = tabular_npg(mdp)
     parameters = list(policy_parameters(model.policy).values())
     objective, fisher = exact_expectations(model, mdp)(None, parameters)
     (gradient,) = th.autograd.grad(objective.total, parameters, retain_graph=True)
