@@ -10,6 +10,7 @@ from sb3_pgext.algorithms import (
     DiscreteSAC,
     ExponentialWeights,
     OffPolicyActorCritic,
+    SearchGradient,
 )
 from sb3_pgext.checkpoints import CheckpointCallback, has_checkpoint, load, resume, save
 from sb3_pgext.vec_envs import EnvPoolVecEnv, GymnasiumVecEnv
@@ -28,6 +29,7 @@ __all__ = [
     "ExponentialWeights",
     "GymnasiumVecEnv",
     "OffPolicyActorCritic",
+    "SearchGradient",
     "__version__",
     "envs",
     "has_checkpoint",

@@ -1,5 +1,6 @@
 """One file per algorithm, each reading like its pseudo-code."""
 
+from sb3_pgext.algorithms.es import SearchGradient
 from sb3_pgext.algorithms.ew import ExponentialWeights
 from sb3_pgext.algorithms.ispg import ISPG
 from sb3_pgext.algorithms.npg import NPG
@@ -18,4 +19,5 @@ __all__ = [
     "DiscreteSAC",
     "ExponentialWeights",
     "OffPolicyActorCritic",
+    "SearchGradient",
 ]

@@ -9,9 +9,9 @@ import gymnasium as gym
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.utils import configure_logger
 
 from sb3_pgext.algorithms.constructor import argument_names, check_sb3_arguments, sb3_class
 from sb3_pgext.arguments import (
@@ -19,10 +19,13 @@ from sb3_pgext.arguments import (
     require,
     require_bool,
     require_effective,
+    require_number,
     require_one_of,
     require_schedule,
 )
 from sb3_pgext.engine import CompiledEngine, Engine
+from sb3_pgext.rollouts.acting import explain, fresh_after_failure
+from sb3_pgext.rollouts.checks import require_observations
 
 __all__ = ["ACTION_SPACES", "PolicyGradientAlgorithm"]
 
@@ -49,12 +52,13 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
     """Arguments that compiled losses get with each call, so that their graphs hold for all values."""
 
     compile: bool = False
+    max_grad_norm: float | None = None
 
     @property
     def logger(self) -> Logger:
         """SB3's, also before the first ``learn()``."""
         if not hasattr(self, "_logger"):
-            self._logger = configure_logger(self.verbose, self.tensorboard_log, type(self).__name__)
+            self._logger = Logger(folder=None, output_formats=[])  # learn() makes the one with files
         return self._logger
 
     if TYPE_CHECKING:
@@ -145,8 +149,7 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         kinds = (FunctionType, MethodType, property, classmethod, staticmethod)
         own = {name for name, value in replaced if isinstance(value, kinds) or callable(getattr(ours, name, None))}
         of_package = [vars(c) for c in type(self).__mro__ if c.__module__.partition(".")[0] == package]
-        own = {name for name in own - _NEVER_TRACED if any(name in scope for scope in of_package)}
-        own = {name for name in own if not name.startswith("__")}
+        own = {name for name in own - _NEVER_TRACED if any(name in scope for scope in of_package) and name[:2] != "__"}
         return f"{type(self).__name__} overrides {', '.join(sorted(own))}" if own else None
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
@@ -159,6 +162,30 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         progress = self._current_progress_remaining
         require_schedule(f"learning_rate at progress {progress:.3g}", self.lr_schedule(progress))
         super()._update_learning_rate(optimizers)
+
+    def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
+        """SB3's, which resets the environment."""
+        assert self.env is not None
+        with fresh_after_failure(self):
+            try:
+                begun = super()._setup_learn(*arguments, **options)
+            except Exception as error:
+                explain(error, self.env, "in a reset")
+                raise
+            require_observations(self.env, self._last_obs, 0)
+            return begun
+
+    def _ascend(self, gradient: th.Tensor, parameters: list[th.nn.Parameter]) -> None:
+        """Take one optimizer step along ĝ, ``(P,)``, that moves these parameters of the policy and no others."""
+        norm = gradient.norm().item()
+        require_number("policy gradient norm", norm, f"a finite number (update {self._n_updates})")
+        self.logger.record("train/grad_norm", norm)
+        self.policy.optimizer.zero_grad(set_to_none=True)
+        for p, g in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+            p.grad = -g.view_as(p)
+        if self.max_grad_norm is not None:
+            th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        self.policy.optimizer.step()
 
     def learn(
         self: Self,

@@ -15,8 +15,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_pgext.algorithms.base import PolicyGradientAlgorithm
 from sb3_pgext.algorithms.distributions import largest_entropy
 from sb3_pgext.arguments import require, require_bool, require_count, require_fraction
-from sb3_pgext.rollouts.acting import copied, explain, fresh_after_failure, require_finite_parameters
-from sb3_pgext.rollouts.checks import require_finite, require_observation, require_observations
+from sb3_pgext.rollouts.acting import copied, fresh_after_failure, require_finite_parameters
+from sb3_pgext.rollouts.checks import require_finite, require_observation
 from sb3_pgext.rollouts.transitions import CheckedVecEnv
 
 __all__ = ["OffPolicyGradientAlgorithm"]
@@ -63,18 +63,6 @@ class OffPolicyGradientAlgorithm(PolicyGradientAlgorithm, OffPolicyAlgorithm):
     ) -> Self:
         """SB3's ``learn``: ``log_interval`` counts episodes."""
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-
-    def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
-        """SB3's, which resets the environment."""
-        assert self.env is not None
-        with fresh_after_failure(self):
-            try:
-                begun = super()._setup_learn(*arguments, **options)
-            except Exception as error:
-                explain(error, self.env, "in a reset")
-                raise
-            require_observations(self.env, self._last_obs, 0)
-            return begun
 
     def collect_rollouts(
         self,

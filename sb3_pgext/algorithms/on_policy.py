@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch as th
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
@@ -22,8 +21,6 @@ from sb3_pgext.algorithms.parameters import critic_parameters, forget_dependenci
 from sb3_pgext.arguments import require, require_count, require_fraction, require_number
 from sb3_pgext.engine import Engine, regress, require_finite_losses
 from sb3_pgext.estimators.statistics import explained_variance
-from sb3_pgext.rollouts.acting import explain, fresh_after_failure
-from sb3_pgext.rollouts.checks import require_observations
 
 __all__ = ["OnPolicyGradientAlgorithm"]
 
@@ -75,18 +72,6 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
             require(self.use_sde, "sde_sample_freq", self.sde_sample_freq, "-1 without use_sde=True")
         super()._check_arguments()
 
-    def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
-        """SB3's, which resets the environment."""
-        assert self.env is not None
-        with fresh_after_failure(self):
-            try:
-                begun = super()._setup_learn(*arguments, **options)
-            except Exception as error:
-                explain(error, self.env, "in a reset")
-                raise
-            require_observations(self.env, self._last_obs, 0)
-            return begun
-
     def _values(self, observations: PyTorchObs) -> th.Tensor:
         """V of the current critic, ``(K,)``, in single precision as SB3's buffers keep it, constant."""
         return Engine(self.policy).evaluate(self.policy.predict_values, (observations,)).flatten().float()
@@ -117,22 +102,7 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         return log_prob, entropy.mean()
 
     def _ascend(self, gradient: th.Tensor, parameters: list[th.nn.Parameter]) -> None:
-        """
-        Take one optimizer step along ĝ that moves the policy's parameters and no others.
-
-        :param gradient: ĝ, of what is to be made larger, ``(P,)``
-        :param parameters: the policy's
-        :raises ValueError: ĝ is not finite; the parameters are as they were
-        """
-        norm = gradient.norm().item()
-        require(math.isfinite(norm), "policy gradient norm", norm, f"a finite number (update {self._n_updates})")
-        self.logger.record("train/grad_norm", norm)
-        self.policy.optimizer.zero_grad(set_to_none=True)
-        for p, g in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
-            p.grad = -g.view_as(p)
-        if self.max_grad_norm is not None:
-            th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        self.policy.optimizer.step()
+        super()._ascend(gradient, parameters)
         self._log_std()
 
     def _log_std(self) -> None:

@@ -73,6 +73,8 @@ def draw_actions(model: Any, act: Act, n_steps: int) -> Actions:
     try:
         tensor, values, log_probs = act(observations)
     except RuntimeError:  # from probabilities that are NaN torch draws nothing, and does not say whose they are
+        if not hasattr(model.policy, "get_distribution"):
+            raise
         with th.no_grad(), unvalidated_distributions():
             distribution = model.policy.get_distribution(observations)
             log_prob = distribution.log_prob(distribution.mode())

@@ -22,7 +22,7 @@ from sb3_pgext.rollouts.buffers import EpisodeBuffer, each
 from sb3_pgext.rollouts.checks import require_observation
 from sb3_pgext.rollouts.collector import Collector
 
-__all__ = ["EpisodeCollector", "EpisodeSchedule"]
+__all__ = ["EpisodeCollector", "EpisodeSchedule", "begin_episodes"]
 
 MAX_STEPS_WITHOUT_END = 1_000_000
 """An episode longer than this, where the user gave no limit, is taken to have no end."""
@@ -107,6 +107,19 @@ class EpisodeSchedule:
         return ended, cut
 
 
+def begin_episodes(model: Any, env: VecEnv) -> None:
+    """
+    Reset the environment, unless every sub-environment is at the start of an episode.
+
+    :param model: has the last observations
+    :param env: the environment
+    """
+    if not np.all(model._last_episode_starts):
+        model._last_obs = env.reset()
+    # Whatever ends this rollout early, what follows must not take the middle of an episode for its start.
+    model._last_episode_starts = np.zeros(env.num_envs, dtype=bool)
+
+
 class EpisodeCollector(Collector):
     """
     Plays N whole episodes; the batch lies in ``model.episodes`` afterwards.
@@ -120,10 +133,7 @@ class EpisodeCollector(Collector):
     """
 
     def _begin(self, model: Any, env: VecEnv) -> None:
-        if not np.all(model._last_episode_starts):
-            model._last_obs = env.reset()
-        # Whatever ends this rollout early, what follows must not take the middle of an episode for its start.
-        model._last_episode_starts = np.zeros(env.num_envs, dtype=bool)
+        begin_episodes(model, env)
 
     def _play(
         self, model: Any, env: VecEnv, callback: BaseCallback, rollout_buffer: EpisodeBuffer, seen: dict[str, Any]
