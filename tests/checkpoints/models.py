@@ -8,7 +8,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
+from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO, SearchGradient
 
 SMALL = {
     REINFORCE: {"n_episodes": 4},
@@ -22,11 +22,14 @@ SMALL = {
         "desired_kl": 1e-4,
     },
     ISPG: {"n_episodes": 4, "gradient_steps": 2, "replay_batches": 2, "min_ess": 0.0},
+    SearchGradient: {"n_directions": 3, "zero_policy": False},
 }
 
 
 def small(algorithm, env_id="CartPole-v1", n_envs=2, normalize=False, env_kwargs=None, **arguments):
     """A model whose learning rate changes with the progress; episodes of whole-episode collection are short."""
+    if algorithm is SearchGradient:
+        env_kwargs = {"max_episode_steps": 25, **(env_kwargs or {})}
     env = make_vec_env(env_id, n_envs, seed=3, env_kwargs=env_kwargs)
     env = VecNormalize(env) if normalize else env
     if issubclass(algorithm, (REINFORCE, ISPG)):

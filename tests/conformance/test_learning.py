@@ -29,6 +29,7 @@ from tests.conformance.models import (
     UPDATE,
     each_of_ours,
     every_algorithm,
+    every_learner,
     in_turn,
     make_env,
     sampled,
@@ -42,7 +43,7 @@ SMALL_DICT = spaces.Dict({"vector": VECTOR, "kind": spaces.Discrete(3)})
 # --- counting --------------------------------------------------------------------------------------------------------
 
 
-@every_algorithm
+@every_learner
 @pytest.mark.parametrize(("total", "expected"), [(0, 0), (1, 1), (UPDATE, 1), (UPDATE + 1, 2)])
 def test_the_number_of_steps_is_a_lower_bound(algorithm, total, expected):
     model = small(algorithm)
@@ -52,7 +53,7 @@ def test_the_number_of_steps_is_a_lower_bound(algorithm, total, expected):
     assert th.equal(vector_of(model), before) == (expected == 0)
 
 
-@every_algorithm
+@every_learner
 @pytest.mark.parametrize("reset_num_timesteps", [True, False])
 def test_steps_are_counted_on_or_anew(algorithm, reset_num_timesteps):
     """With them the statistics of episodes, and the schedule of the learning rate."""
@@ -75,7 +76,7 @@ def test_steps_are_counted_on_or_anew(algorithm, reset_num_timesteps):
     assert list(dict.fromkeys(seen)) == ([0.5, 0.0] if reset_num_timesteps else [0.25, 0.0])
 
 
-@every_algorithm
+@every_learner
 def test_the_learning_rate_follows_its_schedule(algorithm):
     seen, rate = [], {}
     model = small(algorithm, learning_rate=lambda progress: seen.append(progress) or 0.1 * progress)
@@ -199,7 +200,7 @@ class Succeeds(AnySpaces):
         return observation, reward, terminated, truncated, {**info, "is_success": self.episode % 2 == 1}
 
 
-@every_algorithm
+@every_learner
 def test_episodes_are_logged(algorithm):
     """Their mean return and length as the Monitor counts them, and how many have succeeded when they ended."""
     model = small(algorithm, make_vec_env(Succeeds, 2))
@@ -209,7 +210,7 @@ def test_episodes_are_logged(algorithm):
     assert len(model.ep_success_buffer) == len(model.ep_info_buffer) == 3 * UPDATE // 5
 
 
-@every_algorithm
+@every_learner
 def test_the_window_of_the_statistics(algorithm):
     model = small(algorithm, stats_window_size=3)
     dumped = logged(model, 2 * UPDATE)
@@ -218,7 +219,7 @@ def test_the_window_of_the_statistics(algorithm):
     assert dumped[-1]["rollout/ep_rew_mean"] == pytest.approx(np.mean([info["r"] for info in model.ep_info_buffer]))
 
 
-@every_algorithm
+@every_learner
 def test_a_logger_of_the_users_own(algorithm, tmp_path):
     """It takes the place of TensorBoard's, in every training."""
     model = small(algorithm, tensorboard_log=str(tmp_path))
@@ -231,7 +232,7 @@ def test_a_logger_of_the_users_own(algorithm, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@every_algorithm
+@every_learner
 def test_folders_of_tensorboard(algorithm, tmp_path):
     """The algorithm's name or the given one, and a number that goes up when the steps are counted anew."""
     model = small(algorithm, tensorboard_log=str(tmp_path))
@@ -323,7 +324,7 @@ def test_callbacks_are_told_what_sb3_tells_them(algorithm, actions, stop_after):
         assert ours.seen.get(f"recorded at {event}") == theirs.seen.get(f"recorded at {event}")
 
 
-@every_algorithm
+@every_learner
 def test_a_callback_that_ends_the_training(algorithm):
     """At once, without an update; the next training goes on."""
     model = small(algorithm)
@@ -366,7 +367,7 @@ def test_every_n_steps(algorithm):
     assert [n for event, n, _ in recorder.calls[1:] if event == "step"] == [8, 16, 24, 32, 40]
 
 
-@every_algorithm
+@every_learner
 def test_checkpoints(algorithm, tmp_path):
     """Files that hold the model as it was at these steps."""
     env = VecNormalize(make_env())
@@ -410,7 +411,7 @@ def test_evaluations(algorithm, tmp_path):
     assert sum(event == "step" for event, *_ in after.calls[1:]) == 3
 
 
-@every_algorithm
+@every_learner
 def test_evaluations_are_normalized_as_the_training_is(algorithm):
     """At each one the statistics are those of the training then."""
     env = VecNormalize(make_env())

@@ -30,6 +30,7 @@ from tests.conformance.models import (
     each_of_ours,
     error_of,
     every_algorithm,
+    every_learner,
     in_turn,
     make_env,
     sampled,
@@ -379,7 +380,7 @@ def test_the_same_networks_predict_the_same_actions(algorithm, action, determini
     assert np.array_equal(*actions[0]) == deterministic
 
 
-@every_algorithm
+@every_learner
 def test_what_a_policy_without_memory_is_told_to_remember_is_handed_back(algorithm):
     model, memory = small(algorithm), (np.arange(3),)
     start = np.ones(2, dtype=bool)
@@ -515,7 +516,7 @@ def test_dropout_is_for_updates_only(algorithm):
     assert not model.policy.training
 
 
-@every_algorithm
+@every_learner
 def test_an_environment_of_each_form(algorithm):
     """By its name, as it is, wrapped, and vectorised: the same spaces, and a Monitor around what had none."""
     for env in ("CartPole-v1", gym.make("CartPole-v1"), gym.wrappers.TimeLimit(gym.make("CartPole-v1"), 7)):

@@ -23,6 +23,7 @@ from tests.conformance.models import (
     each_of_ours,
     error_of,
     every_algorithm,
+    every_learner,
     in_turn,
     make_env,
     sampled,
@@ -184,7 +185,7 @@ def test_a_file_has_the_parts_of_sb3s(algorithm, tmp_path):
     assert parts[0] == parts[1]
 
 
-@every_algorithm
+@every_learner
 def test_a_file_holds_nothing_of_the_last_rollout(algorithm):
     model, sizes = trained(algorithm), []
     for _ in range(2):
@@ -214,7 +215,7 @@ def test_other_policies_are_saved(algorithm, policy, tmp_path):
     loaded.learn(UPDATE)
 
 
-@every_algorithm
+@every_learner
 def test_a_file_without_an_environment(algorithm, tmp_path):
     """It predicts, and learns when it has got one."""
     model = trained_once(algorithm)
@@ -251,7 +252,7 @@ def test_the_device_is_chosen_when_loading(algorithm, device, tmp_path):
     loaded.learn(UPDATE)
 
 
-@every_algorithm
+@every_learner
 def test_from_device_to_device(algorithm, device, tmp_path):
     model = trained(algorithm, device=device)
     model.save(tmp_path / "model")
@@ -276,7 +277,7 @@ def with_unreadable(path, name):
             file.writestr(part, content)
 
 
-@every_algorithm
+@every_learner
 def test_custom_objects_take_the_place_of_what_was_saved(algorithm, tmp_path):
     """Which is not even read; what the file does not have is not added."""
     trained_once(algorithm).save(tmp_path / "model")
@@ -310,7 +311,7 @@ def test_what_is_excluded_and_included(algorithm, tmp_path):
     assert '"_logger"' not in data
 
 
-@every_algorithm
+@every_learner
 def test_a_file_of_a_version_before_or_after(algorithm, tmp_path):
     """Arguments that were not there yet have their defaults; attributes that are no longer there do not hurt."""
     own = set(constructor_arguments(algorithm)) - set(constructor_arguments(A2C)) - {"n_episodes", "batch_size"}
@@ -325,7 +326,7 @@ def test_a_file_of_a_version_before_or_after(algorithm, tmp_path):
     loaded.learn(UPDATE)
 
 
-@every_algorithm
+@every_learner
 def test_arguments_are_changed_when_loading(algorithm, tmp_path):
     trained_once(algorithm).save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model", env=make_env(), gamma=0.5, learning_rate=0.125)
@@ -407,7 +408,7 @@ def test_the_environment_is_reset_before_training_where_that_is_asked_for(algori
     assert env.envs[0].n_resets == before + in_rollout + force_reset
 
 
-@every_algorithm
+@every_learner
 def test_training_goes_on_where_it_was(algorithm):
     """The environment is reset by ``reset_num_timesteps`` only."""
     env = DummyVecEnv([CountsResets])
@@ -419,7 +420,7 @@ def test_training_goes_on_where_it_was(algorithm):
         assert env.envs[0].n_resets == (model.num_timesteps - n_steps) // 5 + reset_num_timesteps
 
 
-@every_algorithm
+@every_learner
 def test_another_environment_is_learnt_from(algorithm):
     first, second = (DummyVecEnv([CountsResets] * 2) for _ in range(2))
     model = small(algorithm, first).learn(UPDATE)
@@ -431,7 +432,7 @@ def test_another_environment_is_learnt_from(algorithm):
     assert all(env.n_resets > 1 for env in second.envs)
 
 
-@every_algorithm
+@every_learner
 def test_normalization_is_that_of_the_present_environment(algorithm):
     """It stays with the environment, out of the model's file."""
     env = VecNormalize(make_env())
@@ -446,7 +447,7 @@ def test_normalization_is_that_of_the_present_environment(algorithm):
     model.learn(UPDATE)
 
 
-@every_algorithm
+@every_learner
 def test_wrappers_are_there_once(algorithm):
     """A single environment gets a Monitor unless it has one; a VecEnv is taken as it is."""
     alone = small(algorithm, AnySpaces(VECTOR, ACTIONS["discrete"])).get_env()
@@ -459,7 +460,7 @@ def test_wrappers_are_there_once(algorithm):
     assert bare.env_is_wrapped(Monitor) == [False, False]
 
 
-@every_algorithm
+@every_learner
 def test_episodes_are_counted_once(algorithm):
     """Of sub-environments with a Monitor, or of a VecMonitor around them: two of 5 steps each."""
     for env in (make_env(), VecMonitor(DummyVecEnv([CountsResets] * 2))):
