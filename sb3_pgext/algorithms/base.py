@@ -12,6 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.utils import configure_logger
 
 from sb3_pgext.algorithms.constructor import argument_names, check_sb3_arguments, sb3_class
 from sb3_pgext.arguments import (
@@ -58,7 +59,7 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
     def logger(self) -> Logger:
         """SB3's, also before the first ``learn()``."""
         if not hasattr(self, "_logger"):
-            self._logger = Logger(folder=None, output_formats=[])  # learn() makes the one with files
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, type(self).__name__)
         return self._logger
 
     if TYPE_CHECKING:
