@@ -28,7 +28,7 @@ from sb3_pgext.algorithms.q_policies import (
     takes_noise,
 )
 from sb3_pgext.algorithms.temperature import default_target_entropy, initial_ent_coef, require_temperature
-from sb3_pgext.arguments import require, require_count, require_one_of, require_positive
+from sb3_pgext.arguments import require, require_count, require_positive
 from sb3_pgext.engine import LossFunction, Step, require_finite_losses, whole_update
 from sb3_pgext.estimators.q_critics import (
     all_action_surrogate,
@@ -339,15 +339,10 @@ class OffPolicyActorCritic(OffPolicyGradientAlgorithm):
         return JointActions.of(self.action_space)
 
     @property
-    def _action_space(self) -> spaces.Space | None:
-        """None where a configuration is checked, without an environment."""
-        return getattr(self, "action_space", None)
-
-    @property
     def _gradient(self) -> str:
-        discrete = isinstance(self._action_space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary))
-        default = "all_action" if discrete else "reparameterized"
-        return default if self.gradient == "auto" else self.gradient
+        if self.gradient != "auto":
+            return self.gradient
+        return "reparameterized" if isinstance(self.action_space, spaces.Box) else "all_action"
 
     @property
     def _n_draws(self) -> int | None:
@@ -356,12 +351,14 @@ class OffPolicyActorCritic(OffPolicyGradientAlgorithm):
         return (self.n_action_samples or 1) if drawn else None
 
     def _check_arguments(self) -> None:
-        require_one_of("gradient", self.gradient, GRADIENTS)
+        on_box, space = isinstance(self.action_space, spaces.Box), type(self.action_space).__name__
+        gradients = [g for g in GRADIENTS if on_box or g != "reparameterized"]
+        require(self.gradient in gradients, "gradient", self.gradient, f"one of {gradients} on a {space} action space")
         if self.n_action_samples is not None:
             require_count("n_action_samples", self.n_action_samples, 2 if self._gradient == "all_action" else 1)
-        if self.weight_clip is not None:
-            require_positive("weight_clip", self.weight_clip)
-        require_count("target_update_interval", self.target_update_interval)
+        elif self._gradient == "all_action":
+            enumerated = "2 or more with gradient='all_action' on a Box, or over more than 256 joint actions"
+            require(self._joint_actions is not None, "n_action_samples", None, enumerated)
         if self._gradient == "sampled":
             buffer = getattr(self, "replay_buffer", None) or self.replay_buffer_class
             keeps = buffer is None or hasattr(buffer, "add_log_prob")
@@ -369,35 +366,25 @@ class OffPolicyActorCritic(OffPolicyGradientAlgorithm):
             require(keeps, "replay_buffer_class", name, "None, or one with `add_log_prob`, for gradient='sampled'")
             allowed = "None with gradient='sampled', which needs the probability of what was done"
             require(self.action_noise is None, "action_noise", self.action_noise, allowed)
-        learns = None if not hasattr(self, "ent_coef_optimizer") else self.ent_coef_optimizer is not None
-        require_temperature(self.ent_coef, self.target_entropy, self._action_space, learns)
-        super()._check_arguments()
-        if self._action_space is not None:
-            self._check_gradient(self._action_space)
-
-    def _check_gradient(self, space: spaces.Space) -> None:
-        """Check that the gradient exists for these actions."""
-        on_box, name = isinstance(space, spaces.Box), type(space).__name__
-        gradients = [g for g in GRADIENTS if on_box or g != "reparameterized"]
-        require(self.gradient in gradients, "gradient", self.gradient, f"one of {gradients} on a {name} action space")
-        if self._gradient == "all_action" and self.n_action_samples is None:
-            enumerated = "2 or more with gradient='all_action' on a Box, or over more than 256 joint actions"
-            require(self._joint_actions is not None, "n_action_samples", None, enumerated)
         if on_box and self._gradient != "reparameterized":
             require(not self.use_sde, "use_sde", self.use_sde, f"False with gradient={self.gradient!r}")
+        if self.weight_clip is not None:
+            require_positive("weight_clip", self.weight_clip)
+        require_count("target_update_interval", self.target_update_interval)
+        learns = None if not hasattr(self, "ent_coef_optimizer") else self.ent_coef_optimizer is not None
+        require_temperature(self.ent_coef, self.target_entropy, self.action_space, learns)
+        super()._check_arguments()
 
     def ineffective_arguments(self) -> dict[str, tuple[Any, str]]:
         """See :meth:`~sb3_pgext.algorithms.base.PolicyGradientAlgorithm.ineffective_arguments`."""
         arguments = super().ineffective_arguments()
         if self._gradient != "sampled":
             arguments["weight_clip"] = (None, f"with gradient={self.gradient!r}: only 'sampled' has weights")
-        if not isinstance(self.ent_coef, str):
-            arguments["target_entropy"] = ("auto", "(the default) with a fixed ent_coef")
-        if self._action_space is None:
-            return arguments
         if self._joint_actions is not None or self._gradient == "reparameterized":
             arguments["n_action_samples"] = (None, "where all actions are enumerated, or gradient='reparameterized'")
-        if not isinstance(self._action_space, spaces.Box):
+        if not isinstance(self.ent_coef, str):
+            arguments["target_entropy"] = ("auto", "(the default) with a fixed ent_coef")
+        if not isinstance(self.action_space, spaces.Box):
             arguments["action_noise"] = (None, "on discrete actions")
         return arguments
 

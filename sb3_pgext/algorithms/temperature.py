@@ -35,13 +35,13 @@ def default_target_entropy(space: spaces.Space, share: float) -> float:
     return share * largest_entropy(space)
 
 
-def require_temperature(ent_coef: Any, target_entropy: Any, space: spaces.Space | None, learns: bool | None) -> None:
+def require_temperature(ent_coef: Any, target_entropy: Any, space: spaces.Space, learns: bool | None) -> None:
     """
     Check both arguments.
 
     :param ent_coef: a number, ``"auto"`` or ``"auto_0.1"``
     :param target_entropy: a number or ``"auto"``
-    :param space: action space; None if it is not known, where every finite entropy passes
+    :param space: action space
     :param learns: whether the model was made to learn α; None if it is being made
     :raises ValueError: naming the argument, its value and what is allowed
     """
@@ -58,7 +58,6 @@ def require_temperature(ent_coef: Any, target_entropy: Any, space: spaces.Space 
     kind = "'auto'" if learns else "a number"
     require(as_made, "ent_coef", ent_coef, f"{kind}, as when the model was made")
     if not (isinstance(target_entropy, str) and target_entropy == "auto"):
-        least = -math.inf if space is None or isinstance(space, spaces.Box) else 0.0
-        most = math.inf if space is None else largest_entropy(space)
+        least, most = -math.inf if isinstance(space, spaces.Box) else 0.0, largest_entropy(space)
         allowed = f"'auto' or a number in [{least}, {most:.4g}], the entropies that a policy can have"
         require_number("target_entropy", target_entropy, allowed, least, most)

@@ -227,7 +227,7 @@ def _settings(label: str, entry: object, env_id: str, content: Mapping[str, Any]
     if "n_timesteps" in params:
         raise ValueError(f"{where}: params: n_timesteps={params['n_timesteps']!r} is a key of the study, for all runs")
     config = configs.merge(configs.read_config(algo, env_id), params)
-    configs.check_complete(algo, config, where)
+    configs.check_complete(algo, env_id, config, where)
     environments = content["environments"]
     n_timesteps = _by_environment(content, "n_timesteps", env_id, environments, config["n_timesteps"])
     n_timesteps = _positive("n_timesteps", n_timesteps)

@@ -4,15 +4,20 @@ import contextlib
 import inspect
 import io
 import re
+import warnings
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import rl_zoo3
 import yaml
+from gymnasium import spaces
 from rl_zoo3 import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import sb3_pgext
 from sb3_pgext.arguments import require, require_count, require_one_of
@@ -105,11 +110,12 @@ def check_keys(algo: str, keys: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where}: unknown key {key!r}{hint}")
 
 
-def check_complete(algo: str, config: Mapping[str, Any], where: str) -> None:
+def check_complete(algo: str, env_id: str, config: Mapping[str, Any], where: str) -> None:
     """
     Refuse a configuration that a training would refuse, or stumble over, later, or that lacks what every one needs.
 
     :param algo: zoo key of the algorithm; the constructor's arguments are looked at of ours only
+    :param env_id: a registered environment
     :param config: the configuration
     :param where: where it stands, for the message
     :raises ValueError: naming the key, its value and what is allowed
@@ -126,7 +132,7 @@ def check_complete(algo: str, config: Mapping[str, Any], where: str) -> None:
         require_one_of("vec_env", config.get("vec_env", VEC_ENVS[0]), VEC_ENVS)
         starts = {key: _start(key, config[key]) for key in _SCHEDULES.intersection(config)}
         if algo in ALGORITHMS:
-            _check_arguments(ALGORITHMS[algo], {**config, **starts})
+            _check_arguments(ALGORITHMS[algo], env_id, {**config, **starts})
     except (ValueError, AssertionError) as error:  # SB3's own checks assert
         raise ValueError(f"{where}: {error}") from error
 
@@ -141,8 +147,8 @@ def _start(key: str, value: Any) -> Any:
     return float(match[1])
 
 
-def _check_arguments(algorithm: type[BaseAlgorithm], config: Mapping[str, Any]) -> None:
-    """Refuse what the constructor refuses, without an environment and a network."""
+def _check_arguments(algorithm: type[BaseAlgorithm], env_id: str, config: Mapping[str, Any]) -> None:
+    """Refuse what the constructor refuses, without a network."""
     arguments = {key: value for key, value in config.items() if key not in _ZOO_KEYS | _NOISE_KEYS}
     if "." in arguments["policy"]:  # a class, which rl_zoo3 imports
         arguments["policy"] = "MlpPolicy"
@@ -154,7 +160,23 @@ def _check_arguments(algorithm: type[BaseAlgorithm], config: Mapping[str, Any]) 
     constructor: Any = algorithm
     model = constructor(env=None, **arguments, _init_setup_model=False)
     model.n_envs = config.get("n_envs", 1)
+    model.observation_space, model.action_space = _spaces(env_id)
+    if model.action_space is None and issubclass(algorithm, OffPolicyAlgorithm):
+        return  # most of what these check depends on the actions
+    kinds = getattr(algorithm, "action_spaces", (spaces.Space,))
+    allowed = ", ".join(kind.__name__ for kind in kinds)
+    require(isinstance(model.action_space, (*kinds, type(None))), "action_space", model.action_space, allowed)
     model.check_arguments()
+
+
+@lru_cache
+def _spaces(env_id: str) -> tuple[spaces.Space[Any] | None, spaces.Space[Any] | None]:
+    """The observations and actions of an environment; None of one that cannot be made, which the training will tell."""
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.closing(gym.make(env_id)) as env:
+            return env.observation_space, env.action_space
+    return None, None
 
 
 def read_config(algo: str, env_id: str, conf_file: str | None = None) -> dict[str, Any]:
@@ -178,7 +200,7 @@ def read_config(algo: str, env_id: str, conf_file: str | None = None) -> dict[st
             raise ValueError(f"there is no configuration file {conf_file!r}: {error}") from error
         except (yaml.YAMLError, AttributeError, TypeError) as error:
             raise ValueError(f"{conf_file}: not a configuration by environment: {error}") from error
-    check_complete(algo, config, f"{conf_file}: {entry_for(env_id, conf_file)}")
+    check_complete(algo, env_id, config, f"{conf_file}: {entry_for(env_id, conf_file)}")
     return config
 
 
@@ -193,7 +215,7 @@ def check_config(algo: str, env_id: str, conf_file: str | None = None, params: M
     :raises ValueError: as :func:`read_config`, and for ``params`` the same
     """
     config = read_config(algo, env_id, conf_file)
-    check_complete(algo, {**config, **(params or {})}, "-params")
+    check_complete(algo, env_id, {**config, **(params or {})}, "-params")
 
 
 def merge(config: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:

@@ -203,8 +203,8 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path: Path, content: bytes) -> None
     "params",
     [
         {"gradient": "sampled", "weight_clip": 2.0},
-        {"gradient": "all_action"},
-        {"target_entropy": 0.3},
+        {"gradient": "all_action", "n_action_samples": 4},
+        {"target_entropy": -0.3},
         {"train_freq": [1, "episode"], "gradient_steps": -1},
         {"replay_buffer_class": "HerReplayBuffer", "replay_buffer_kwargs": "dict(n_sampled_goal=4)"},
         {"noise_type": "normal", "noise_std": 0.1},
@@ -217,17 +217,25 @@ def test_what_rl_zoo3_makes_of_a_replay_is_allowed(params: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"gradient": "allaction"}, "gradient='allaction': allowed is one of 'auto', 'all_action', 'sampled'"),
+        ({"gradient": "allaction"}, "gradient='allaction': allowed is one of"),
+        ({"gradient": "all_action", "n_action_samples": None}, "n_action_samples=None: allowed is 2 or more"),
+        ({"use_sde": True, "gradient": "sampled"}, "use_sde=True: allowed is False with gradient='sampled'"),
+        ({"n_action_samples": 4}, "n_action_samples=4: allowed is None where all actions are enumerated"),
         ({"weight_clip": 2.0}, "weight_clip=2.0: allowed is None with gradient='auto': only 'sampled' has weights"),
         ({"ent_coef": "automatic_x"}, "ent_coef='automatic_x': allowed is a number >= 0, 'auto'"),
         ({"learning_starts": 200, "buffer_size": 100}, "learning_starts=200: allowed is less than the buffer's size"),
+        ({"target_entropy": 1.0}, "target_entropy=1.0: allowed is 'auto' or a number in \\[-inf, 0.6931\\]"),
         ({"train_freq": [1, "epoch"]}, r"train_freq=\(1, 'epoch'\): allowed is a number of steps"),
     ],
 )
 def test_what_a_replay_cannot_be_trained_with_is_refused(params: dict[str, Any], message: str) -> None:
-    """Before there is an environment; what depends on its actions is refused when the model is made."""
     with pytest.raises(ValueError, match=f"-params: {message}"):
         check_config("opac", "Pendulum-v1", params=params)
+
+
+def test_actions_that_an_algorithm_cannot_take_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"sacd\.yml: default: action_space=Box.*: allowed is Discrete, MultiDiscrete"):
+        read_config("sacd", "Pendulum-v1")
 
 
 def test_what_sb3_refuses_is_refused_with_the_place() -> None:
