@@ -14,6 +14,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 
+from sb3_pgext.algorithms.action_std import require_action_std, set_action_std
 from sb3_pgext.algorithms.constructor import argument_names, check_sb3_arguments, sb3_class
 from sb3_pgext.arguments import (
     python_number,
@@ -49,7 +50,7 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
     suboptions: ClassVar[Mapping[str, str]] = {}
     """Arguments that belong to single values of another one: name → that other one."""
 
-    passed_to_losses: ClassVar[tuple[str, ...]] = ("learning_rate",)
+    passed_to_losses: ClassVar[tuple[str, ...]] = ("learning_rate", "action_std")
     """Arguments that compiled losses get with each call, so that their graphs hold for all values."""
 
     compile: bool = False
@@ -93,6 +94,7 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         require(hasattr(self, "observation_space"), "env", None, "an environment or the id of one")
         self.check_arguments()
         super()._setup_model()  # type: ignore[safe-super]
+        set_action_std(self)
 
     def check_arguments(self) -> None:
         """
@@ -111,6 +113,7 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         """
         self._check_learning_rate()
         require_bool("compile", self.compile)
+        require_action_std(self)
 
     def _check_learning_rate(self) -> None:
         require_schedule("learning_rate", self.learning_rate)
@@ -199,6 +202,8 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
     ) -> Self:
         """SB3's ``learn``. Whole episodes are finished, so that a little more than ``total_timesteps`` may be taken."""
         self._check_arguments()
+        done = 0 if reset_num_timesteps else self.num_timesteps  # SB3 sets the progress after the first rollout only
+        self._update_current_progress_remaining(done, max(1, done + total_timesteps))
         name = type(self).__name__ if tb_log_name is None else tb_log_name
         return super().learn(  # type: ignore[safe-super]
             total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar

@@ -5,8 +5,6 @@ from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.algorithms.on_policy import OnPolicyGradientAlgorithm
 from sb3_pgext.arguments import require, require_bool, require_count, require_one_of
@@ -143,12 +141,6 @@ class EpisodicAlgorithm(OnPolicyGradientAlgorithm):
         self.rollout_buffer_class = EpisodeBuffer  # type: ignore[assignment]
         self.collector = EpisodeCollector()
         super()._setup_model()
-
-    def collect_rollouts(  # type: ignore[override]
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: EpisodeBuffer, n_rollout_steps: int
-    ) -> bool:
-        """See :meth:`Collector.collect <sb3_pgext.rollouts.collector.Collector.collect>`."""
-        return self.collector.collect(self, env, callback, rollout_buffer, n_rollout_steps)
 
     def _returns(self, episodes: EpisodeBatch) -> th.Tensor:
         """G_t, ``(M,)``."""

@@ -6,8 +6,6 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.algorithms.on_policy import OnPolicyGradientAlgorithm
 from sb3_pgext.arguments import require, require_one_of
@@ -21,18 +19,13 @@ class FixedLengthAlgorithm(OnPolicyGradientAlgorithm):
     """``n_steps`` steps of each sub-environment per update, stored in a subclass of SB3's ``RolloutBuffer``."""
 
     critic_target: str = "lambda"
+    collector: StepCollector
 
     def _setup_model(self) -> None:
         if self.rollout_buffer_class is None:
             self.rollout_buffer_class = DictStepBuffer if self._has_dict_observations else StepBuffer
         self.collector = StepCollector()
         super()._setup_model()
-
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
-    ) -> bool:
-        """See :meth:`Collector.collect <sb3_pgext.rollouts.collector.Collector.collect>`."""
-        return self.collector.collect(self, env, callback, rollout_buffer, n_rollout_steps)
 
     @property
     def rollout(self) -> Rollout:

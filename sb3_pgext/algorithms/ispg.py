@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_pgext.algorithms.action_std import set_action_std
 from sb3_pgext.algorithms.base import ACTION_SPACES
 from sb3_pgext.algorithms.constructor import given
 from sb3_pgext.algorithms.episodic import Baseline, EpisodicAlgorithm
@@ -69,8 +70,8 @@ class ISPG(EpisodicAlgorithm):
     :param self_normalize: divide the weights by their mean (over the episodes alive at t; over all episodes for
         ``"trajectory"``). Needs N >= 2
     :param replay_batches: older batches that are reused beside the new one, K at most
-    :param mixture: what an episode's likelihood is compared with (for ``replay_batches > 0``): ``"balance"``, the
-        mixture of all policies whose batches are used (the balance heuristic), or ``"own"``, the policy that played it
+    :param mixture: what an episode's likelihood is compared with: ``"balance"``, the mixture of all policies whose
+        batches are used (the balance heuristic), or ``"own"``, the policy that played it
     :param min_ess: no further gradient step is taken when the effective sample size of the episodes is below this
         share of their number, and an old batch of which less than this share is left is dropped; in [0, 1]. At least
         1/n is always left of n episodes, so up to 1/n it is no limit
@@ -85,18 +86,17 @@ class ISPG(EpisodicAlgorithm):
         ``"optimal"``; needs N >= 2). With old batches under ``mixture="balance"``, from those at other places in their
         batches: without bias if all have the same number of episodes, else with one of O(1/n)
     :param discount_weighting: w_t = γ^t instead of w_t = 1 (for ``"reward_to_go"``)
-    :param critic_target: what the critic is fitted to (for ``baseline="state"``): ``"mc"`` (G_t), ``"td"``
-        (r_t + γV(s_{t+1})) or ``"lambda"`` (TD(λ))
-    :param gae_lambda: the λ of ``critic_target="lambda"``
+    :param critic_target: what the critic is fitted to: ``"mc"`` (G_t), ``"td"`` (r_t + γV(s_{t+1})) or ``"lambda"``
+    :param gae_lambda: the λ of ``critic_target="lambda"``, TD(λ)
     :param n_critic_updates: passes over the new episodes when fitting the critic
     :param batch_size: minibatch size when fitting the critic
-    :param truncation: an episode cut by a time limit is continued by the critic's V(s_T) (``"bootstrap"``) or taken
-        to end there (``"terminal"``); None means ``"bootstrap"`` with a critic, ``"terminal"`` without
+    :param truncation: an episode cut by a time limit is continued by V(s_T) (``"bootstrap"``; so does None with a
+        critic) or taken to end there (``"terminal"``; so does None without)
     :param max_episode_steps: cut (truncate) longer episodes; None for no limit
-    :param normalize_advantage: Whether to normalize G_t - b_t over the episodes used, before they are weighted (not
-        with ``baseline="optimal"`` or ``weights="per_decision"``)
+    :param normalize_advantage: Whether to normalize G_t - b_t over the episodes used, before they are weighted
     :param ent_coef: coefficient of the mean entropy in the objective
     :param max_grad_norm: The maximum norm of the gradient of a step, of the policy and of the critic; None for no limit
+    :param action_std: σ of the actions on a Box, instead of learning it; can be a function of the remaining progress
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
         (-1: only at the beginning of the rollout)
@@ -140,6 +140,7 @@ class ISPG(EpisodicAlgorithm):
         normalize_advantage: bool = False,
         ent_coef: float = 0.0,
         max_grad_norm: float | None = None,
+        action_std: float | Schedule | None = None,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         stats_window_size: int = 100,
@@ -244,8 +245,7 @@ class ISPG(EpisodicAlgorithm):
         :raises ValueError: there are none
         """
         batches = self.replay_buffer.some()
-        # Nothing in it that would be lost in a file.
-        episodes = replace(concatenated([batch.episodes for batch in batches]), final_observations=None)
+        episodes = replace(concatenated([batch.episodes for batch in batches]), final_observations=None)  # as in files
         return EpisodeDataset(episodes, th.cat([batch.log_prob for batch in batches]))
 
     def learn_from(self: SelfISPG, dataset: EpisodeDataset, n_updates: int) -> SelfISPG:
@@ -272,6 +272,7 @@ class ISPG(EpisodicAlgorithm):
             recorded_episodes = replace(recorded_episodes, bootstrap_values=no_values)
         for n_done in range(n_updates):
             self._update_current_progress_remaining(n_done, n_updates)
+            set_action_std(self)
             episodes = self._with_present_values(recorded_episodes)
             recorded = ReplayedBatch(episodes, dataset.log_prob, policy={}, number=0)
             alive = self._update(self._off_policy_batch([recorded]), episodes, at_least=0)

@@ -107,6 +107,7 @@ class NPG(FixedLengthAlgorithm):
     :param normalize_advantage: Whether to normalize the advantages over the steps that are looked at
     :param sub_sampling_factor: k: the policy's step, and its divergence, look at a random k-th of the rollout only
     :param ent_coef: coefficient of the mean entropy in the objective
+    :param action_std: σ of the actions on a Box, instead of learning it; can be a function of the remaining progress
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
         (-1: only at the beginning of the rollout)
@@ -148,6 +149,7 @@ class NPG(FixedLengthAlgorithm):
         normalize_advantage: bool = True,
         sub_sampling_factor: int = 1,
         ent_coef: float = 0.0,
+        action_std: float | Schedule | None = None,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         rollout_buffer_class: type[RolloutBuffer] | None = None,

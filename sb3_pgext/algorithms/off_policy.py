@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, 
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_pgext.algorithms.action_std import set_action_std
 from sb3_pgext.algorithms.base import PolicyGradientAlgorithm
 from sb3_pgext.algorithms.distributions import largest_entropy
 from sb3_pgext.arguments import require, require_bool, require_count, require_fraction
@@ -79,6 +80,7 @@ class OffPolicyGradientAlgorithm(PolicyGradientAlgorithm, OffPolicyAlgorithm):
         self._checked_env.n_steps = 0
         with fresh_after_failure(self):
             require_finite_parameters(self.policy)
+            set_action_std(self)
             self._act = self.engine.acting(draw=self._draw)
             return super().collect_rollouts(
                 self._checked_env, callback, train_freq, replay_buffer, *arguments, **options

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch as th
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
@@ -14,13 +15,16 @@ from stable_baselines3.common.policies import (
     MultiInputActorCriticPolicy,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_pgext.algorithms.action_std import set_action_std
 from sb3_pgext.algorithms.base import PolicyGradientAlgorithm
 from sb3_pgext.algorithms.distributions import log_prob_and_entropy
 from sb3_pgext.algorithms.parameters import critic_parameters, forget_dependencies
 from sb3_pgext.arguments import require, require_count, require_fraction, require_number
 from sb3_pgext.engine import Engine, regress, require_finite_losses
 from sb3_pgext.estimators.statistics import explained_variance
+from sb3_pgext.rollouts.collector import Collector
 
 __all__ = ["OnPolicyGradientAlgorithm"]
 
@@ -44,6 +48,7 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
     }
     """Methods of the policy → the one that acts or learns in its place."""
 
+    collector: Collector
     max_grad_norm: float | None  # type: ignore[assignment]
     n_critic_updates: int
     batch_size: int
@@ -71,6 +76,11 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
             require_count("sde_sample_freq", self.sde_sample_freq)
             require(self.use_sde, "sde_sample_freq", self.sde_sample_freq, "-1 without use_sde=True")
         super()._check_arguments()
+
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
+        """See :meth:`Collector.collect <sb3_pgext.rollouts.collector.Collector.collect>`."""
+        set_action_std(self)
+        return self.collector.collect(self, env, callback, rollout_buffer, n_rollout_steps)
 
     def _values(self, observations: PyTorchObs) -> th.Tensor:
         """V of the current critic, ``(K,)``, in single precision as SB3's buffers keep it, constant."""

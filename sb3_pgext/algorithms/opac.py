@@ -75,7 +75,7 @@ class OffPolicyActorCritic(OffPolicyGradientAlgorithm):
     :param gamma: Discount factor, in [0, 1]
     :param train_freq: collect this many steps between updates; or ``(5, "step")``, ``(2, "episode")``
     :param gradient_steps: gradient steps of an update; -1 for as many as steps were collected
-    :param action_noise: added to the actions of a Box, for hard exploration problems
+    :param action_noise: added to the actions of a Box
     :param replay_buffer_class: Replay buffer class to use. If None, it will be automatically selected
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation
     :param optimize_memory_usage: a replay that takes half of the memory, see SB3
@@ -94,9 +94,9 @@ class OffPolicyActorCritic(OffPolicyGradientAlgorithm):
     :param target_update_interval: gradient steps of an update between two steps of the targets
     :param target_entropy: what ``ent_coef="auto"`` keeps the entropy at. ``"auto"``: -dim of a Box, else 0.98 of the
         largest possible one (Christodoulou 2019)
+    :param action_std: σ of the actions on a Box, instead of learning it; can be a function of the remaining progress
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
-    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
-        (-1: only at the beginning of the rollout)
+    :param sde_sample_freq: with gSDE, sample new noise every n steps of a rollout (-1: only at its beginning)
     :param use_sde_at_warmup: act by gSDE instead of uniformly before learning starts
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
@@ -151,6 +151,7 @@ class OffPolicyActorCritic(OffPolicyGradientAlgorithm):
         ent_coef: str | float = "auto",
         target_update_interval: int = 1,
         target_entropy: str | float = "auto",
+        action_std: float | Schedule | None = None,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         use_sde_at_warmup: bool = False,

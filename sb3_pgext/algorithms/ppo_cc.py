@@ -47,7 +47,7 @@ from sb3_pgext.rollouts import Rollout
 __all__ = ["ClippedCriticPPO"]
 
 LOSS, APPROX_KL = 0, 1
-"""The places of these two in the vector of a minibatch's numbers for the log."""
+"""Their places in the vector of a minibatch's numbers for the log."""
 
 
 class Steps(NamedTuple):
@@ -97,10 +97,8 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
     :param gamma: Discount factor, in [0, 1]
     :param gae_lambda: trade-off of bias against variance of the advantages, in [0, 1]
     :param clip_range: ε of ``surrogate="clip"``; can be a function of the remaining progress
-    :param clip_range_vf: ε̂ of the clipped critic, in the units of the returns; can be a function of the remaining
-        progress. None for no clipping
-    :param normalize_advantage: standardise the advantages over each ``"minibatch"`` (True means the same), over the
-        whole ``"rollout"``, or not at all (False)
+    :param clip_range_vf: ε̂ of the clipped critic, in the units of the returns; can be a function as well, or None
+    :param normalize_advantage: standardise advantages over each ``"minibatch"`` (or True), the ``"rollout"``, or not
     :param ent_coef: coefficient of the mean entropy in the objective
     :param vf_coef: coefficient of the critic's loss
     :param max_grad_norm: The maximum norm of the gradient of a step; None for no limit
@@ -108,8 +106,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
     :param sde_sample_freq: with gSDE, sample new noise every n steps of a rollout (-1: only at its beginning)
     :param rollout_buffer_class: Rollout buffer class to use. If None, it will be automatically selected
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
-    :param target_kl: end the update where the estimated divergence from the policy that acted exceeds 1.5 times this
-        (one device synchronisation per minibatch); None for no limit
+    :param target_kl: end the update where the divergence from the policy that acted exceeds 1.5 times this; or None
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
     :param tensorboard_log: the log location for tensorboard (if None, no logging)
     :param policy_kwargs: additional arguments to be passed to the policy on creation
@@ -124,16 +121,18 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         β halved or doubled after each update) or ``"none"`` (ρΨ)
     :param kl_coef: β of ``"kl"``, the first one of ``"adaptive_kl"``
     :param desired_kl: the mean divergence per update that ``"adaptive_kl"`` aims at
-    :param kl_direction: ``"old_new"`` for KL(π_old ‖ π_θ), as in the paper, or ``"new_old"`` for KL(π_θ ‖ π_old), as in
-        lecture 004 (for ``"kl"`` and ``"adaptive_kl"``)
-    :param recompute_advantage: compute advantages and targets anew from the rewards, with the current critic, before
-        each epoch but the first (Andrychowicz et al. 2021); V_old stays, a callback's advantages do not
+    :param kl_direction: ``"old_new"``, KL(π_old ‖ π_θ), as in the paper; ``"new_old"``, KL(π_θ ‖ π_old), of lecture 004
+    :param recompute_advantage: compute advantages and targets anew with the current critic before each epoch but the
+        first (Andrychowicz et al. 2021); V_old stays, a callback's advantages do not
+    :param action_std: σ of the actions on a Box, instead of learning it; can be a function of the remaining progress
     :param compile: compile acting and updates (some seconds, once): the same results up to rounding, in less time
     :raises ValueError: an argument is not allowed, or would have no effect beside the others
     """
 
     overridden_together: ClassVar[Mapping[str, str]] = {}
-    passed_to_losses: ClassVar[tuple[str, ...]] = ("learning_rate", "clip_range", "clip_range_vf", "kl_coef")
+    passed_to_losses: ClassVar[tuple[str, ...]] = (
+        *("learning_rate", "action_std", "clip_range", "clip_range_vf", "kl_coef"),
+    )
 
     clip_range: Any
     clip_range_vf: Any
@@ -174,6 +173,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         desired_kl: float = 0.01,
         kl_direction: str = "old_new",
         recompute_advantage: bool = False,
+        action_std: float | Schedule | None = None,
         compile: bool = False,
     ):
         arguments = given(locals())
@@ -268,9 +268,9 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
     @property
     def _logged(self) -> list[str]:
         """The names of the numbers of a minibatch for the log."""
-        names = ["loss", "approx_kl", "policy_gradient_loss", "value_loss", "entropy_loss"]
-        names += ["clip_fraction"] if self.surrogate == "clip" else []
-        return names + (["value_clip_fraction"] if self.clip_range_vf is not None else [])
+        clipped = {"clip_fraction": self.surrogate == "clip", "value_clip_fraction": self.clip_range_vf is not None}
+        always = "loss", "approx_kl", "policy_gradient_loss", "value_loss", "entropy_loss"
+        return [*always, *(name for name, logged in clipped.items() if logged)]
 
     def _surrogate(
         self,

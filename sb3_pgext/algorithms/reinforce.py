@@ -55,6 +55,7 @@ class REINFORCE(EpisodicAlgorithm):
     :param normalize_advantage: Whether to normalize G_t - b_t over the batch (not with ``baseline="optimal"``)
     :param ent_coef: coefficient of the mean entropy in the objective
     :param max_grad_norm: The maximum norm of the gradient of a step, of the policy and of the critic; None for no limit
+    :param action_std: σ of the actions on a Box, instead of learning it; can be a function of the remaining progress
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
         (-1: only at the beginning of the rollout)
@@ -89,6 +90,7 @@ class REINFORCE(EpisodicAlgorithm):
         normalize_advantage: bool = False,
         ent_coef: float = 0.0,
         max_grad_norm: float | None = None,
+        action_std: float | Schedule | None = None,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
         stats_window_size: int = 100,
