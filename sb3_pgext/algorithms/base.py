@@ -169,7 +169,7 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
 
     def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
         """SB3's, which resets the environment."""
-        assert self.env is not None
+        assert self.env is not None, "You must set the environment before calling _setup_learn()"
         with fresh_after_failure(self):
             try:
                 begun = super()._setup_learn(*arguments, **options)

@@ -58,7 +58,7 @@ def check_sb3_arguments(arguments: Mapping[str, Any]) -> None:
     require_count("verbose", arguments.get("verbose", 0), at_least=0)
     require_count("stats_window_size", arguments.get("stats_window_size", 100))
     require_bool("use_sde", arguments.get("use_sde", False))
-    for argument in ("policy_kwargs", "rollout_buffer_kwargs"):
+    for argument in ("policy_kwargs", "rollout_buffer_kwargs", "replay_buffer_kwargs"):
         value = arguments.get(argument)
         named = isinstance(value, dict) and all(isinstance(name, str) for name in value)
         require(value is None or named, argument, value, "None or a dict of arguments by name")

@@ -1,6 +1,5 @@
 """The off-policy actor-critic: a replay, critics of Q, and a choice of gradients for the actor."""
 
-from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch as th
@@ -24,12 +23,15 @@ from sb3_pgext.algorithms.q_policies import (
     MultiInputPolicy,
     action_distribution,
     draw,
+    drawn_with_log_prob,
     draws,
+    forget_distribution,
+    require_policy,
     takes_noise,
 )
 from sb3_pgext.algorithms.temperature import default_target_entropy, initial_ent_coef, require_temperature
 from sb3_pgext.arguments import require, require_count, require_positive
-from sb3_pgext.engine import LossFunction, Step, require_finite_losses, whole_update
+from sb3_pgext.engine import require_finite_losses, whole_update
 from sb3_pgext.estimators.q_critics import (
     all_action_surrogate,
     drawn_action_surrogate,
@@ -190,14 +192,15 @@ class OffPolicyActorCritic(OffPolicyGradientAlgorithm):
         """Take gradient steps with the critics, the actor and the temperature on minibatches of the replay."""
         self._begin_update()
         losses = []
+        engine, actor, critic = self.engine, self.actor, self.critic
         with (
-            self._descending(self.critic, self._critic_loss) as fit_critic,
-            self._descending(self.actor, self._actor_loss) as move_actor,
+            engine.descending(critic.optimizer, list(critic.parameters()), self._critic_loss) as fit_critic,
+            engine.descending(actor.optimizer, list(actor.parameters()), self._actor_loss) as move_actor,
         ):  # loss, gradient, step
             for step in range(gradient_steps):
                 if self.use_sde:
                     self.actor.reset_noise()
-                batch = Transitions.of(self.replay_buffer.sample(batch_size, env=self._vec_normalize_env), self.gamma)
+                batch = self._sample(batch_size)
                 noise, next_noise = self._noise(batch_size, self._n_draws), self._noise(batch_size)
                 ent_coef = self._ent_coef
 
@@ -207,6 +210,7 @@ class OffPolicyActorCritic(OffPolicyGradientAlgorithm):
                 if step % self.target_update_interval == 0:
                     self._follow()
                 losses.append(th.stack([critic_loss, actor_loss, ent_coef_loss, ent_coef.squeeze()]))
+        forget_distribution(self.actor)
         self._n_updates += gradient_steps
         self._log(th.stack(losses))
 
@@ -314,25 +318,20 @@ class OffPolicyActorCritic(OffPolicyGradientAlgorithm):
         if self.ent_coef_optimizer is None:
             self.ent_coef_tensor.fill_(float(self.ent_coef))
 
-    def _descending(self, network: Any, loss: LossFunction) -> AbstractContextManager[Step]:
-        return self.engine.descending(network.optimizer, list(network.parameters()), loss)
-
     def _log(self, losses: th.Tensor) -> None:
         """Log SAC's keys: means over the gradient steps."""
-        for what, of_steps in zip(("critic_loss", "actor_loss", "ent_coef_loss"), losses.T, strict=False):
+        names, losses = ("critic_loss", "actor_loss", "ent_coef_loss", "ent_coef"), losses.cpu()
+        for what, of_steps in zip(names, losses.T, strict=True):
             require_finite_losses(what, of_steps, self._n_updates)
-        critic_loss, actor_loss, ent_coef_loss, ent_coef = losses.mean(0).tolist()
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/ent_coef", ent_coef)
-        self.logger.record("train/actor_loss", actor_loss)
-        self.logger.record("train/critic_loss", critic_loss)
-        if self.ent_coef_optimizer is not None:
-            self.logger.record("train/ent_coef_loss", ent_coef_loss)
+        for what, mean in zip(names, losses.mean(0).tolist(), strict=True):
+            if what != "ent_coef_loss" or self.ent_coef_optimizer is not None:
+                self.logger.record(f"train/{what}", mean)
 
     def _draw(self, observations: Any) -> tuple[th.Tensor, ...]:
         """See :meth:`~sb3_pgext.algorithms.off_policy.OffPolicyGradientAlgorithm._draw`."""
         if self._gradient == "sampled":
-            return self.actor.action_log_prob(observations)
+            return drawn_with_log_prob(self.actor, observations)
         return (self.policy._predict(observations),)
 
     @property
@@ -353,8 +352,9 @@ class OffPolicyActorCritic(OffPolicyGradientAlgorithm):
 
     def _check_arguments(self) -> None:
         on_box, space = isinstance(self.action_space, spaces.Box), type(self.action_space).__name__
-        gradients = [g for g in GRADIENTS if on_box or g != "reparameterized"]
-        require(self.gradient in gradients, "gradient", self.gradient, f"one of {gradients} on a {space} action space")
+        require_policy(self.policy_class, self.action_space)
+        names = [name for name in GRADIENTS if on_box or name != "reparameterized"]
+        require(str(self.gradient) in names, "gradient", self.gradient, f"one of {names} on a {space} action space")
         if self.n_action_samples is not None:
             require_count("n_action_samples", self.n_action_samples, 2 if self._gradient == "all_action" else 1)
         elif self._gradient == "all_action":
@@ -363,10 +363,9 @@ class OffPolicyActorCritic(OffPolicyGradientAlgorithm):
         if self._gradient == "sampled":
             buffer = getattr(self, "replay_buffer", None) or self.replay_buffer_class
             keeps = buffer is None or hasattr(buffer, "add_log_prob")
-            name = getattr(buffer, "__name__", type(buffer).__name__)
-            require(keeps, "replay_buffer_class", name, "None, or one with `add_log_prob`, for gradient='sampled'")
-            allowed = "None with gradient='sampled', which needs the probability of what was done"
-            require(self.action_noise is None, "action_noise", self.action_noise, allowed)
+            allowed = "None, or one with `add_log_prob`, for gradient='sampled'"
+            require(keeps, "replay_buffer_class", self.replay_buffer_class, allowed)
+            require(self.action_noise is None, "action_noise", self.action_noise, "None with gradient='sampled'")
         if on_box and self._gradient != "reparameterized":
             require(not self.use_sde, "use_sde", self.use_sde, f"False with gradient={self.gradient!r}")
         if self.weight_clip is not None:

@@ -31,7 +31,10 @@ __all__ = [
     "OffPolicyActorCriticPolicy",
     "action_distribution",
     "draw",
+    "drawn_with_log_prob",
     "draws",
+    "forget_distribution",
+    "require_policy",
     "takes_noise",
 ]
 
@@ -194,6 +197,19 @@ class OffPolicyActorCriticPolicy(SACPolicy):
 MlpPolicy = OffPolicyActorCriticPolicy
 
 
+def require_policy(policy_class: type, action_space: spaces.Space) -> None:
+    """
+    Require a policy that has an actor and critics of these actions.
+
+    :param policy_class: its class
+    :param action_space: action space
+    :raises ValueError: SB3's SACPolicy is none of its bases; or ours is not, on discrete actions
+    """
+    base: type = SACPolicy if isinstance(action_space, spaces.Box) else OffPolicyActorCriticPolicy
+    allowed = f"a name, or a subclass of {base.__name__} on a {type(action_space).__name__} action space"
+    require(issubclass(policy_class, base), "policy", policy_class.__name__, allowed)
+
+
 class CnnPolicy(OffPolicyActorCriticPolicy):
     """:class:`OffPolicyActorCriticPolicy` for images, with SB3's NatureCNN unless another extractor is given."""
 
@@ -222,6 +238,18 @@ def action_distribution(actor: Any, observations: PyTorchObs) -> Distribution:
     return actor.action_dist.proba_distribution(mean, log_std, **options)
 
 
+def forget_distribution(actor: Any) -> None:
+    """
+    Drop the distribution last evaluated with its graph: policies are copied and pickled between updates.
+
+    :param actor: any
+    """
+    distribution = getattr(actor, "action_dist", None)
+    for name in ("distribution", "gaussian_actions"):
+        if hasattr(distribution, name):
+            setattr(distribution, name, None)
+
+
 def takes_noise(actor: Any) -> bool:
     """
     True if the noise of an actor's actions can be drawn before they are.
@@ -245,6 +273,20 @@ def draw(actor: Any, observations: PyTorchObs, noise: Sequence[th.Tensor]) -> tu
     if not noise:
         return actor.action_log_prob(observations)
     return _squashed(action_distribution(actor, observations), noise[0])
+
+
+def drawn_with_log_prob(actor: Any, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Draw actions that are kept: their log-probabilities are those that the actions alone will have later. Of saturated
+    ones, where tanh is 1 in single precision, it is another than before the squashing.
+
+    :param actor: SB3's of SAC, or a :class:`DiscreteActor`
+    :param observations: ``(B, *observation shape)``
+    :return: the actions, ``(B, …)``, and log π(a|s), ``(B,)``
+    """
+    distribution = action_distribution(actor, observations)
+    actions = distribution.get_actions()
+    return actions, distribution.log_prob(actions)
 
 
 def draws(distribution: Distribution, noise: Sequence[th.Tensor], n_draws: int) -> list[tuple[th.Tensor, th.Tensor]]:

@@ -1,6 +1,7 @@
 """The coefficient of the entropy and the entropy that it is to keep, as SAC has them."""
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,9 @@ def require_temperature(ent_coef: Any, target_entropy: Any, space: spaces.Space,
     """
     allowed = "a number >= 0, 'auto', or 'auto_' and a number > 0"
     if isinstance(ent_coef, str):
+        first = re.fullmatch(r"auto(_[0-9.eE+-]+)?", ent_coef)
         try:
-            positive = ent_coef.startswith("auto") and math.inf > initial_ent_coef(ent_coef) > 0
+            positive = first is not None and 1e37 > initial_ent_coef(ent_coef) > 1e-37  # in single precision, too
         except ValueError:
             positive = False
         require(positive, "ent_coef", ent_coef, allowed)

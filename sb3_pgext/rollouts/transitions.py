@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
@@ -33,6 +34,10 @@ class CheckedVecEnv(VecEnvWrapper):
         self.n_steps = 0
         self._check = step_check(venv)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Models are copied; SB3's wrappers cannot be."""
+        return type(self), (self.venv,)
+
     def reset(self) -> VecEnvObs:
         """See SB3's ``VecEnv``."""
         return self.venv.reset()
@@ -59,7 +64,7 @@ class Transitions(NamedTuple):
     A minibatch of the replay, B transitions.
 
     :param observations: s, ``(B, *observation shape)``, or a dict of such tensors
-    :param actions: a as the buffer keeps them: scaled to [-1, 1] if of a Box, ``(B, action dim)``
+    :param actions: a as the policy draws them, ``(B, …)``: scaled to [-1, 1] if of a Box, ``(B, action dim)``
     :param next_observations: s' after the n steps of the reward, as ``observations``
     :param terminated: 1 where s' is terminal, else 0, ``(B,)``
     :param rewards: the discounted sum of n rewards, ``(B,)``
@@ -76,19 +81,24 @@ class Transitions(NamedTuple):
     log_prob: tuple[th.Tensor, ...]
 
     @classmethod
-    def of(cls, samples: Any, gamma: float) -> "Transitions":
+    def of(cls, samples: Any, gamma: float, action_space: spaces.Space) -> "Transitions":
         """
         Flatten what SB3's buffers return.
 
         :param samples: SB3's, or :class:`LogProbSamples`
         :param gamma: the discount where the buffer has none of its own
+        :param action_space: discrete actions get its shape, which the buffer flattens
         :return: the minibatch
         """
+        actions, shape = samples.actions, action_space.shape
+        if not isinstance(action_space, spaces.Box):
+            assert shape is not None
+            actions = actions.reshape(-1, *shape).float()
         discounts = getattr(samples, "discounts", None)
         log_prob = getattr(samples, "log_prob", None)
         return cls(
             samples.observations,
-            samples.actions,
+            actions,
             samples.next_observations,
             samples.dones.flatten(),
             samples.rewards.flatten(),
