@@ -19,7 +19,7 @@ from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from torch.nn.modules import activation
 
 from sb3_pgext import algorithms, rollouts
-from sb3_pgext.rollouts import EpisodeBatch, ReplayedBatch
+from sb3_pgext.rollouts import EpisodeBatch, ReplayedBatch, transitions
 
 __all__ = ["ALGORITHMS", "CLASSES", "NEEDS_TRUST", "RECORDS", "Decoder", "Encoder", "qualified_name"]
 
@@ -52,7 +52,7 @@ CLASSES = _named(
         *(getattr(activation, name) for name in activation.__all__),
         *_subclasses(th.optim.Optimizer, th.optim),
         RMSpropTFLike,
-        *_subclasses(buffers.BaseBuffer, buffers, rollouts),
+        *_subclasses(buffers.BaseBuffer, buffers, rollouts, transitions),
         *(np.float16, np.float32, np.float64),
     ]
 )

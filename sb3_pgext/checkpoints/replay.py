@@ -1,4 +1,4 @@
-"""The contents of SB3's replay buffers as arrays."""
+"""The contents of SB3's replay buffers, and of those that keep log-probabilities, as arrays."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,14 +6,19 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 
+from sb3_pgext.rollouts.transitions import DictLogProbReplayBuffer, LogProbReplayBuffer, NStepLogProbReplayBuffer
+
 __all__ = ["replay_of", "restored_replay"]
 
-_BUFFERS = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)
+_BUFFERS = (
+    *(ReplayBuffer, DictReplayBuffer, NStepReplayBuffer),
+    *(LogProbReplayBuffer, DictLogProbReplayBuffer, NStepLogProbReplayBuffer),
+)
 _ARGUMENTS = (
     *("observation_space", "action_space", "n_envs", "optimize_memory_usage", "handle_timeout_termination"),
     *("n_steps", "gamma"),  # of the NStepReplayBuffer
 )
-_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts", "log_probs")
 
 
 def replay_of(buffer: Any) -> Any:
@@ -21,7 +26,7 @@ def replay_of(buffer: Any) -> Any:
     The content of a replay buffer, without the part that is still empty.
 
     :param buffer: a replay buffer of any class; None for none
-    :return: a mapping for the buffers of SB3; any other buffer itself
+    :return: a mapping for the buffers of SB3 and ours; any other buffer itself
     """
     if type(buffer) not in _BUFFERS:
         return buffer
@@ -43,7 +48,7 @@ def restored_replay(saved: Any, device: th.device) -> Any:
     :param saved: the outcome of :func:`replay_of`
     :param device: where the sampled tensors are to be
     :return: the replay buffer
-    :raises ValueError: it is of no class of SB3's
+    :raises ValueError: it is of no such class
     """
     if not isinstance(saved, Mapping):
         return saved

@@ -46,7 +46,7 @@ _COUNTERS = (
     *("num_timesteps", "_n_updates", "_total_timesteps", "_current_progress_remaining", "_episode_num", "kl_coef"),
     *("_last_obs", "_last_original_obs", "_last_episode_starts"),
 )
-_REPLAY = ("pos", "full", "observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+_REPLAY = ("pos", "full", "observations", "next_observations", "actions", "rewards", "dones", "timeouts", "log_probs")
 
 
 def assert_same(model, other):

@@ -10,11 +10,11 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_pgext import CheckpointCallback, load, resume, save
+from sb3_pgext import CheckpointCallback, DiscreteSAC, OffPolicyActorCritic, load, resume, save
 from sb3_pgext.checkpoints import files
 from tests.checkpoints.models import assert_same
 from tests.checkpoints.test_resume import disturb
-from tests.environments import ACTIONS, VECTOR, AnySpaces
+from tests.environments import ACTIONS, VECTOR, AnySpaces, RewardsAndLimits
 from tests.toy_off_policy import ToyOffPolicy
 
 TOTAL = 80
@@ -27,9 +27,13 @@ def pendulum(n_envs=1, limit=15, normalize=False):
     return VecNormalize(env) if normalize else env
 
 
-def several_parts():
+def several_parts(action="box"):
     space = spaces.Dict(vector=VECTOR, kind=spaces.Discrete(3))
-    return DummyVecEnv([lambda: AnySpaces(space, ACTIONS["box"])] * 2)
+    return DummyVecEnv([lambda: AnySpaces(space, ACTIONS[action])] * 2)
+
+
+def on_actions(action, n_envs=1):
+    return DummyVecEnv([lambda: RewardsAndLimits(VECTOR, ACTIONS[action])] * n_envs)
 
 
 MODELS = {
@@ -82,6 +86,50 @@ MODELS = {
         DummyVecEnv([lambda: BitFlippingEnv(n_bits=3, continuous=True, max_steps=5)]),
         {"policy": "MultiInputPolicy", "train_freq": 5, "replay_buffer_class": sb3.HerReplayBuffer},
     ),
+    "OPAC": lambda: (OffPolicyActorCritic, pendulum(), {"train_freq": 5}),
+    "OPAC, fixed, several steps, normalised": lambda: (
+        OffPolicyActorCritic,
+        pendulum(2, normalize=True),
+        {"train_freq": 5, "n_steps": 3, "ent_coef": 0.1, "action_noise": NormalActionNoise(ZERO, SOME)},
+    ),
+    "OPAC, gSDE": lambda: (
+        OffPolicyActorCritic,
+        pendulum(),
+        {"train_freq": 5, "use_sde": True, "sde_sample_freq": 3, "target_entropy": -0.5},
+    ),
+    "OPAC, episodes, hindsight": lambda: (
+        OffPolicyActorCritic,
+        DummyVecEnv([lambda: BitFlippingEnv(n_bits=3, continuous=True, max_steps=5)]),
+        {
+            **{"policy": "MultiInputPolicy", "train_freq": (1, "episode"), "gradient_steps": -1},
+            "replay_buffer_class": sb3.HerReplayBuffer,
+        },
+    ),
+    "OPAC, sampled": lambda: (
+        OffPolicyActorCritic,
+        on_actions("box"),
+        {"train_freq": 5, "gradient": "sampled", "n_action_samples": 2, "weight_clip": 2.0},
+    ),
+    "OPAC, sampled, several steps, full": lambda: (
+        OffPolicyActorCritic,
+        on_actions("multi_discrete", 2),
+        {"train_freq": 5, "gradient": "sampled", "n_steps": 3, "buffer_size": 30},
+    ),
+    "OPAC, sampled, dict": lambda: (
+        OffPolicyActorCritic,
+        several_parts("discrete"),
+        {"policy": "MultiInputPolicy", "train_freq": 5, "gradient": "sampled"},
+    ),
+    "DiscreteSAC": lambda: (DiscreteSAC, on_actions("discrete"), {"train_freq": 5}),
+    "DiscreteSAC, little memory": lambda: (
+        DiscreteSAC,
+        on_actions("multi_binary", 2),
+        {
+            **{"train_freq": 4, "gradient_steps": 2, "ent_coef": "auto_0.1", "target_entropy": 1.0, "buffer_size": 30},
+            "optimize_memory_usage": True,
+            "replay_buffer_kwargs": {"handle_timeout_termination": False},
+        },
+    ),
 }
 
 
@@ -114,7 +162,14 @@ def test_sb3s_own_algorithms_on_policy(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["SAC", "DQN", "two environments, full, normalised", "episodes, temporally correlated noise"]
+    "name",
+    [
+        "SAC",
+        "DQN",
+        *(name for name in MODELS if "OPAC" in name or "DiscreteSAC" in name),
+        "two environments, full, normalised",
+        "episodes, temporally correlated noise",
+    ],
 )
 def test_only_classes_of_ones_own_are_pickled(name, tmp_path):
     model = made(name).learn(TOTAL)
@@ -123,9 +178,11 @@ def test_only_classes_of_ones_own_are_pickled(name, tmp_path):
         with pytest.raises(ValueError, match=r"algorithm \(tests.toy_off_policy.ToyOffPolicy\) is pickled"):
             load(tmp_path / "model")
         assert_same(model, resume(tmp_path / "model"))
-    else:
+    elif "hindsight" not in name:
         assert not (tmp_path / "model" / files.CUSTOM).exists()
-        assert load(tmp_path / "model").replay_buffer.size() == model.replay_buffer.size()
+        other = load(tmp_path / "model")
+        assert other.replay_buffer.size() == model.replay_buffer.size()
+        assert getattr(other, "target_entropy", None) == getattr(model, "target_entropy", None)
 
 
 def test_only_the_filled_part_of_the_replay_is_written(tmp_path):
