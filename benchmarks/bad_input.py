@@ -2,7 +2,7 @@
 
 usage: python benchmarks/bad_input.py [--examples 10000] [--seed 0]
 
-Three fifths are constructors of the five algorithms, of which every second one that is made also learns; one fifth each
+Three fifths are constructors of the algorithms, of which every second one that is made also learns; one fifth each
 are configurations of the zoo and study files. Exits with 1 if an example ends in anything else.
 """
 

@@ -22,11 +22,13 @@ import torch as th
 import yaml
 from gymnasium import spaces
 from hypothesis import strategies as st
-from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer, RolloutBuffer
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
+from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO, DiscreteSAC, OffPolicyActorCritic
+from sb3_pgext.algorithms.q_policies import MlpPolicy
 from sb3_pgext.compare.study import read_study
 from sb3_pgext.rollouts import StepBuffer
 from sb3_pgext.zoo.configs import check_config
@@ -182,7 +184,58 @@ OF_CRITICS = {
     "n_critic_updates": count(1, 2, work=True),
     "normalize_advantage": SWITCH,
 }
+NOISE = NormalActionNoise(np.zeros(1), np.full(1, 0.1))
+Q_KWARGS = [None, {"net_arch": [4]}, {"net_arch": {"pi": [4], "qf": []}}, {"net_arch": [4], "n_critics": 1}]
+Q_KWARGS += [{"net_arch": [4], "optimizer_class": th.optim.SGD}, {"net_arch": [4], "share_features_extractor": True}]
+
+
+def _is_train_freq(value: Any) -> bool:
+    if not isinstance(value, tuple):
+        return is_whole(value)
+    return len(value) == 2 and is_whole(value[0]) and value[1] in ("step", "episode")
+
+
+def _is_ent_coef(value: Any) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"auto(_0?\.\d+)?", value) is not None
+    return is_number(value, 0.0)
+
+
+OF_REPLAYS = {
+    **{name: COMMON[name] for name in COMMON if name not in ("use_sde", "sde_sample_freq")},
+    "policy": Domain(lambda x: isinstance(x, (str, type)) and x in ("MlpPolicy", MlpPolicy), ["MlpPolicy", MlpPolicy]),
+    "policy_kwargs": Domain(lambda x: any(x is right for right in Q_KWARGS) or is_empty(x), Q_KWARGS),
+    "buffer_size": count(50, 30, 10**5),
+    "learning_starts": count(0, 5, 29, low=0, work=True),
+    "batch_size": count(2, 4, 100, work=True),
+    "tau": FRACTION,
+    "train_freq": Domain(_is_train_freq, [1, 4, (3, "step"), np.int64(2)], True),
+    "gradient_steps": count(1, 2, -1, 0, low=-1, work=True),
+    "replay_buffer_class": Domain(lambda x: x is None or x in (ReplayBuffer, NStepReplayBuffer), [None, ReplayBuffer]),
+    "replay_buffer_kwargs": Domain(
+        lambda x: x is None or is_empty(x) or x == {"handle_timeout_termination": False},
+        [None, {"handle_timeout_termination": False}],
+    ),
+    "optimize_memory_usage": SWITCH,
+    "n_steps": count(1, 3),
+    "n_action_samples": count(2, 4, low=2, optional=True, work=True),
+    "ent_coef": Domain(_is_ent_coef, ["auto", "auto_0.1", 0.1, 0.0, np.float32(0.1)]),
+    "target_update_interval": count(1, 2),
+    "target_entropy": Domain(
+        lambda x: (isinstance(x, str) and x == "auto") or is_number(x, high=math.log(2)), ["auto", 0.1, 0.5, 0]
+    ),
+}
 ARGUMENTS: dict[type, dict[str, Domain]] = {
+    OffPolicyActorCritic: {
+        **OF_REPLAYS,
+        **{name: COMMON[name] for name in ("use_sde", "sde_sample_freq")},
+        "use_sde_at_warmup": SWITCH,
+        "gradient": choice("auto", "all_action", "sampled", "reparameterized"),
+        "n_action_samples": count(2, 4, 1, optional=True, work=True),
+        "weight_clip": number(1.0, 2.0, low=0.0, above=True, optional=True),
+        "action_noise": Domain(lambda x: x is None or x is NOISE, [None, NOISE]),
+    },
+    DiscreteSAC: {**OF_REPLAYS},
     REINFORCE: {**COMMON, **OF_EPISODES},
     ISPG: {
         **COMMON,
@@ -243,6 +296,8 @@ SMALL = {
     VPG: {"n_steps": 4, "batch_size": 4, "n_critic_updates": 1},
     NPG: {"n_steps": 4, "batch_size": 4, "n_critic_updates": 1},
     ClippedCriticPPO: {"n_steps": 4, "batch_size": 4, "n_epochs": 2},
+    OffPolicyActorCritic: {"buffer_size": 50, "learning_starts": 5, "batch_size": 4},
+    DiscreteSAC: {"buffer_size": 50, "learning_starts": 5, "batch_size": 4},
 }
 """Of what is not set."""
 
@@ -289,7 +344,8 @@ def constructors(draw: Any) -> Example:
     """An algorithm with some arguments."""
     algorithm = draw(st.sampled_from(list(ARGUMENTS)))
     given, wrong = draw(drawn(ARGUMENTS[algorithm], anything, lambda _: True))
-    return Example(algorithm, given, wrong, {"env": draw(st.sampled_from(list(_ENVS)))})
+    envs = [name for name in _ENVS if algorithm is not DiscreteSAC or name in ("discrete", "shifted")]
+    return Example(algorithm, given, wrong, {"env": draw(st.sampled_from(envs))})
 
 
 class _Cheap(AnySpaces):
@@ -334,9 +390,10 @@ def outcome_of_constructor(example: Example, trains: bool) -> str:
             if "policy_kwargs" not in example.wrong:  # which the policy, torch or the optimizer refuses in its words
                 example.must_be_named(error)
             return "refused"
-        except (TypeError, RuntimeError, AttributeError, AssertionError) as error:
+        except (TypeError, RuntimeError, AttributeError, AssertionError, MemoryError) as error:
             # SB3's PPO refuses in its words, too: wrong values, and minibatches of 1 that cannot be normalised.
             of_sb3 = algorithm is ClippedCriticPPO and str(error).startswith(("`clip_range_vf`", "`batch_size`"))
+            of_sb3 = of_sb3 or (isinstance(error, MemoryError) and given.get("buffer_size", 0) > 10**8)
             if not of_sb3 and "policy_kwargs" not in example.wrong:
                 raise
             return "refused"
@@ -348,7 +405,7 @@ def outcome_of_constructor(example: Example, trains: bool) -> str:
         if not trains or too_much or users_own:
             return "made"
         try:
-            model.learn(2 * model.n_steps * 2 + 1)
+            model.learn(30 if hasattr(model, "buffer_size") else 2 * model.n_steps * 2 + 1)
         except ValueError as error:
             if not any(is_number(x) and abs(x) > 100 for x in given.values()) or "finite" not in str(error):
                 raise

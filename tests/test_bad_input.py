@@ -5,13 +5,20 @@ import math
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from hypothesis import HealthCheck, Phase, given, settings
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer, RolloutBuffer
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import ConstantSchedule
+from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO
+from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO, DiscreteSAC, OffPolicyActorCritic
+from tests.environments import VECTOR, AnySpaces
 from tests.inputs import OUTCOMES
 
-FAMILY = (REINFORCE, VPG, NPG, ClippedCriticPPO, ISPG)
+FAMILY = (REINFORCE, VPG, NPG, ClippedCriticPPO, ISPG, OffPolicyActorCritic, DiscreteSAC)
 
 
 @pytest.mark.parametrize(("kind", "n_examples"), [("constructor", 200), ("configuration", 200), ("study", 100)])
@@ -63,7 +70,9 @@ def test_any_input_is_refused_by_name_or_works(kind, n_examples):
 )
 def test_arguments_that_sb3_does_not_look_at(algorithm, parameters, named):
     arguments = {"policy": "MlpPolicy", "env": "CartPole-v1", "device": "cpu", **parameters}
-    if algorithm is NPG and "max_grad_norm" in parameters:
+    without = {NPG: {"max_grad_norm"}, OffPolicyActorCritic: {"max_grad_norm"}}
+    without[DiscreteSAC] = {"max_grad_norm", "sde_sample_freq", "use_sde"}
+    if parameters.keys() & without.get(algorithm, set()):
         pytest.skip("has none")
     with pytest.raises(ValueError, match=named):
         algorithm(**arguments)
@@ -88,6 +97,100 @@ def test_arguments_that_sb3_does_not_look_at(algorithm, parameters, named):
 def test_arguments_of_one_algorithm(algorithm, parameters, named):
     with pytest.raises(ValueError, match=named):
         algorithm("MlpPolicy", "CartPole-v1", device="cpu", **parameters)
+
+
+DISCRETE, BOX = spaces.Discrete(3), spaces.Box(-1, 1, (2,))
+MANY = spaces.MultiBinary(9)
+NOISE = NormalActionNoise(np.zeros(2), np.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("space", "parameters", "named"),
+    [
+        # What the action space does not allow.
+        (DISCRETE, {"gradient": "reparameterized"}, r"gradient='reparameterized': .*'sampled'\] on a Discrete action"),
+        (BOX, {"gradient": "all-action"}, r"gradient='all-action': .*'reparameterized'\] on a Box"),
+        (BOX, {"gradient": None}, "gradient=None"),
+        (BOX, {"gradient": np.array(["sampled"])}, "gradient="),
+        (BOX, {"gradient": "all_action"}, "n_action_samples=None: allowed is 2 or more with gradient='all_action'"),
+        (BOX, {"gradient": "all_action", "n_action_samples": 1}, "n_action_samples=1: .*>= 2"),
+        (MANY, {}, "n_action_samples=None: .*over more than 256 joint actions"),
+        (MANY, {"n_action_samples": 1}, "n_action_samples=1: .*>= 2"),
+        (MANY, {"gradient": "sampled", "n_action_samples": 0}, "n_action_samples=0: .*>= 1"),
+        (DISCRETE, {"n_action_samples": 2}, "n_action_samples=2: allowed is None where all actions are enumerated"),
+        (BOX, {"n_action_samples": 2}, "n_action_samples=2: allowed is None .*gradient='reparameterized'"),
+        (DISCRETE, {"action_noise": NOISE}, "action_noise=.*: allowed is None on discrete actions"),
+        (DISCRETE, {"use_sde": True}, "gSDE"),
+        (BOX, {"use_sde": True, "gradient": "sampled", "n_action_samples": 2}, "use_sde=True: .*gradient='sampled'"),
+        (DISCRETE, {"policy": SACPolicy}, "policy='SACPolicy': .*OffPolicyActorCriticPolicy on a Discrete"),
+        (BOX, {"policy": ActorCriticPolicy}, "policy='ActorCriticPolicy': .*subclass of SACPolicy on a Box"),
+        (DISCRETE, {"policy_kwargs": {"clip_mean": 1.0}}, r"policy_kwargs: clip_mean=1\.0: .*on discrete actions"),
+        (DISCRETE, {"policy_kwargs": {"log_std_init": 0}}, "policy_kwargs: log_std_init=0"),
+        (spaces.Discrete(3, start=1), {}, r"action_space=Discrete\(3, start=1\): .*start at 0"),
+        # Weights.
+        (DISCRETE, {"weight_clip": 2.0}, "weight_clip=2.0: allowed is None with gradient=.*only 'sampled'"),
+        (BOX, {"weight_clip": 2.0}, "weight_clip=2.0: allowed is None with gradient=.*only 'sampled'"),
+        (DISCRETE, {"gradient": "sampled", "weight_clip": 0}, "weight_clip=0"),
+        (DISCRETE, {"gradient": "sampled", "weight_clip": -1.0}, "weight_clip=-1.0"),
+        (BOX, {"gradient": "sampled", "action_noise": NOISE}, "action_noise=.*the probability of what was done"),
+        # Replays.
+        (BOX, {"learning_starts": 99, "buffer_size": 99}, "learning_starts=99: .* less than buffer_size=99"),
+        (BOX, {"learning_starts": -1}, "learning_starts=-1"),
+        (BOX, {"learning_starts": 0.5}, "learning_starts=0.5"),
+        (BOX, {"buffer_size": 0}, "buffer_size=0"),
+        (BOX, {"buffer_size": 1e6}, "buffer_size=1000000.0"),
+        (BOX, {"batch_size": 0}, "batch_size=0"),
+        (BOX, {"replay_buffer_class": RolloutBuffer}, "replay_buffer_class=.*subclass of SB3.s ReplayBuffer"),
+        (BOX, {"replay_buffer_class": "ReplayBuffer"}, "replay_buffer_class='ReplayBuffer'"),
+        (BOX, {"replay_buffer_kwargs": [3]}, r"replay_buffer_kwargs=\[3\]"),
+        (DISCRETE, {"gradient": "sampled", "replay_buffer_class": ReplayBuffer}, "buffer_class=.*add_log_prob"),
+        (DISCRETE, {"gradient": "sampled", "replay_buffer_class": NStepReplayBuffer}, "buffer_class=.*add_log_prob"),
+        (DISCRETE, {"gradient": "sampled", "replay_buffer_class": HerReplayBuffer}, "buffer_class=.*add_log_prob"),
+        (BOX, {"n_steps": 0}, "n_steps=0"),
+        (BOX, {"n_steps": 3, "replay_buffer_class": ReplayBuffer}, "n_steps=3: allowed is 1 with .*ReplayBuffer"),
+        (BOX, {"n_steps": 3, "optimize_memory_usage": True}, "optimize_memory_usage=True: .*False with n_steps=3"),
+        (BOX, {"optimize_memory_usage": 1}, "optimize_memory_usage=1"),
+        # Schedules.
+        (BOX, {"train_freq": 0}, "train_freq=0"),
+        (BOX, {"train_freq": (1, "minute")}, r"train_freq=\(1, 'minute'\): .*'step' or 'episode'"),
+        (BOX, {"train_freq": (1,)}, r"train_freq=\(1,\)"),
+        (BOX, {"train_freq": "often"}, "train_freq='often'"),
+        (BOX, {"train_freq": ()}, r"train_freq=\(\)"),
+        (BOX, {"gradient_steps": -2}, "gradient_steps=-2"),
+        (BOX, {"gradient_steps": 0.5}, "gradient_steps=0.5"),
+        (BOX, {"target_update_interval": 0}, "target_update_interval=0"),
+        (BOX, {"tau": 1.5}, "tau=1.5"),
+        (BOX, {"tau": math.nan}, "tau=nan"),
+        (BOX, {"action_noise": 0.1}, "action_noise=0.1: allowed is None or SB3's ActionNoise"),
+        (BOX, {"use_sde_at_warmup": True}, "use_sde_at_warmup=True: allowed is False without use_sde"),
+        (BOX, {"sde_sample_freq": 4}, "sde_sample_freq=4"),
+        # Temperature.
+        *((BOX, {"ent_coef": bad}, "ent_coef=.*: allowed is a number >= 0, 'auto', or 'auto_' and a number > 0")
+          for bad in ("auto_x", "auto_", "auto_0", "auto_-1", "auto_inf", "auto_nan", "auto_1_0", "auto0.1",
+                      "automatic", "Auto", "0.1", "", -0.1, math.nan, math.inf, None, True)),
+        (DISCRETE, {"target_entropy": 1.2}, r"target_entropy=1\.2: allowed is 'auto' or a number in \[0\.0, 1\.099\]"),
+        (DISCRETE, {"target_entropy": -0.1}, r"target_entropy=-0\.1"),
+        (BOX, {"target_entropy": 1.5}, r"target_entropy=1\.5: allowed is 'auto' or a number in \[-inf, 1\.386\]"),
+        (MANY, {"n_action_samples": 2, "target_entropy": 7.0}, r"target_entropy=7\.0: .*6\.238"),
+        (BOX, {"target_entropy": "high"}, "target_entropy='high'"),
+        (BOX, {"target_entropy": None}, "target_entropy=None"),
+        (BOX, {"target_entropy": -1.0, "ent_coef": 0.1}, r"target_entropy=-1\.0: allowed is 'auto' .*fixed ent_coef"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_arguments_of_the_off_policy_actor_critic(space, parameters, named):
+    env = AnySpaces(VECTOR, space)
+    with pytest.raises(ValueError, match=named):
+        OffPolicyActorCritic(**{"policy": "MlpPolicy", "env": env, "device": "cpu", "buffer_size": 2000, **parameters})
+
+
+def test_several_steps_of_dict_observations():
+    env = AnySpaces(spaces.Dict(vector=VECTOR), DISCRETE)
+    for gradient in ("sampled", "all_action"):
+        with pytest.raises(ValueError, match="n_steps=3: allowed is 1 with Dict observations"):
+            OffPolicyActorCritic(
+                "MultiInputPolicy", env, n_steps=3, gradient=gradient, buffer_size=100, learning_starts=9
+            )
 
 
 @pytest.mark.parametrize("algorithm", [REINFORCE, VPG])
@@ -117,7 +220,8 @@ def test_numbers_of_numpy_are_numbers():
 @pytest.mark.parametrize("algorithm", FAMILY)
 def test_an_agent_that_only_acts_may_have_schedules_of_0(algorithm):
     """As rl_zoo3 gives them."""
-    algorithm("MlpPolicy", "CartPole-v1", learning_rate=ConstantSchedule(0.0), device="cpu")
+    arguments = {"learning_rate": ConstantSchedule(0.0), "device": "cpu"}
+    algorithm("MlpPolicy", "Pendulum-v1" if algorithm is OffPolicyActorCritic else "CartPole-v1", **arguments)
 
 
 def test_a_device_that_is_there():
