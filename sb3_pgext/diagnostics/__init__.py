@@ -3,10 +3,12 @@
 from sb3_pgext.algorithms.parameters import policy_parameters
 from sb3_pgext.diagnostics.exact import (
     action_probabilities,
+    exact_actor_gradient,
     exact_fisher,
     exact_policy_gradient,
     exact_return,
     exact_values,
+    exact_visitation,
 )
 from sb3_pgext.diagnostics.off_policy import OffPolicyEvaluation, evaluate_off_policy
 from sb3_pgext.diagnostics.regret import RegretCallback, regret
@@ -21,10 +23,12 @@ __all__ = [
     "action_probabilities",
     "estimated_gradient",
     "evaluate_off_policy",
+    "exact_actor_gradient",
     "exact_fisher",
     "exact_policy_gradient",
     "exact_return",
     "exact_values",
+    "exact_visitation",
     "gradient_samples",
     "gradient_statistics",
     "policy_parameters",

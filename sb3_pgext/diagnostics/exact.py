@@ -18,7 +18,16 @@ from sb3_pgext.envs import TabularMDP
 from sb3_pgext.estimators.statistics import flat_gradient
 from sb3_pgext.estimators.tables import Tables
 
-__all__ = ["action_probabilities", "exact_fisher", "exact_policy_gradient", "exact_return", "exact_values", "tables_of"]
+__all__ = [
+    "action_probabilities",
+    "exact_actor_gradient",
+    "exact_fisher",
+    "exact_policy_gradient",
+    "exact_return",
+    "exact_values",
+    "exact_visitation",
+    "tables_of",
+]
 
 NEUTRAL_WRAPPERS = (OrderEnforcing, PassiveEnvChecker, Monitor)
 """Wrappers that leave observations, actions, rewards and ends as they are."""
@@ -83,6 +92,40 @@ def exact_policy_gradient(
     return flat_gradient(th.stack(surrogates).sum(), parameters)
 
 
+def exact_visitation(policy: ActorCriticPolicy, mdp: gym.Env) -> th.Tensor:
+    r"""
+    The distribution of the states of a batch: :math:`d(s) \propto \sum_t P(s_t = s)`, each step counting the same.
+
+    :param policy: any actor-critic policy for the MDP's spaces, or the discrete actor of an off-policy one
+    :param mdp: a :class:`~sb3_pgext.envs.TabularMDP`, bare or as ``gymnasium.make`` and SB3 wrap it
+    :return: d, ``(S,)``, float64
+    :raises ValueError: as :func:`exact_return`
+    """
+    visits = th.stack(tables_of(mdp, 1.0).visits(action_probabilities(policy, mdp), discount=1.0)).sum(0)
+    return visits / visits.sum()
+
+
+def exact_actor_gradient(
+    policy: ActorCriticPolicy, mdp: gym.Env, gamma: float, states: th.Tensor, q: th.Tensor | None = None
+) -> th.Tensor:
+    r"""
+    :math:`\sum_s d(s) \sum_a \nabla\pi(a|s) \, Q(s,a)`, what an actor with a critic of Q moves along in states from d,
+    such as those of another policy's replay (``docs/mathematics.md``, section 9).
+
+    :param policy: any actor-critic policy for the MDP's spaces, or the discrete actor of an off-policy one
+    :param mdp: a :class:`~sb3_pgext.envs.TabularMDP`, bare or as ``gymnasium.make`` and SB3 wrap it
+    :param gamma: discount of Q, in [0, 1]
+    :param states: d, ``(S,)``
+    :param q: ``(S, A)``, constant; None for the exact one of the policy
+    :return: ``(P,)``, float64, in the order of :func:`~sb3_pgext.algorithms.parameters.policy_parameters`
+    :raises ValueError: as :func:`exact_return`
+    """
+    q = exact_values(policy, mdp, gamma)[1] if q is None else q
+    policy = _in_float64(policy)
+    probabilities = _action_probabilities(policy, tables_of(mdp, gamma))
+    return flat_gradient(states @ (probabilities * q).sum(1), list(policy_parameters(policy).values()))
+
+
 def exact_fisher(policy: ActorCriticPolicy, mdp: gym.Env, gamma: float) -> th.Tensor:
     r"""
     :math:`F = E_s E_{a\sim\pi}[\nabla\log\pi \, \nabla\log\pi^\top]`, s from the visitation with weights
@@ -141,7 +184,8 @@ def _in_float64(policy: ActorCriticPolicy) -> ActorCriticPolicy:
     policy = deepcopy(policy, {id(policy.action_dist): copy(policy.action_dist)}).to("cpu").double()
     policy.set_training_mode(False)
 
-    policy.pi_features_extractor.register_forward_pre_hook(lambda _, inputs: tuple(x.double() for x in inputs))
+    extractor = getattr(policy, "pi_features_extractor", policy.features_extractor)  # an actor alone has one
+    extractor.register_forward_pre_hook(lambda _, inputs: tuple(x.double() for x in inputs))
     return policy
 
 
