@@ -5,10 +5,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFreq
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
@@ -18,6 +20,7 @@ from sb3_pgext.algorithms.base import PolicyGradientAlgorithm
 from sb3_pgext.algorithms.distributions import largest_entropy
 from sb3_pgext.algorithms.q_policies import action_distribution
 from sb3_pgext.arguments import require, require_bool, require_count, require_fraction
+from sb3_pgext.engine import has_sb3s
 from sb3_pgext.rollouts.acting import (
     copied,
     fresh_after_failure,
@@ -103,8 +106,10 @@ class OffPolicyGradientAlgorithm(PolicyGradientAlgorithm, OffPolicyAlgorithm):
         self, learning_starts: int, action_noise: Any = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         """SB3's: uniform at first, then the policy's, with noise; also notes the log-probabilities."""
-        if self.num_timesteps < learning_starts and not (self.use_sde and self.use_sde_at_warmup):
-            self._log_prob_of_actions = np.full(n_envs, -largest_entropy(self.action_space), np.float32)
+        explores = self.num_timesteps < learning_starts and not (self.use_sde and self.use_sde_at_warmup)
+        self._log_prob_of_actions = np.full(n_envs, -largest_entropy(self.action_space), np.float32)
+        keeps_log_prob = hasattr(self.replay_buffer, "add_log_prob")
+        if explores or not (keeps_log_prob or _predicts_as_sb3(self)):
             return super()._sample_action(learning_starts, action_noise, n_envs)
         assert self._checked_env is not None
         observations = obs_as_tensor(copied(self, self._last_obs), self.device)
@@ -200,3 +205,8 @@ class OffPolicyGradientAlgorithm(PolicyGradientAlgorithm, OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_checked_env", "_act", "_log_prob_of_actions"]
+
+
+def _predicts_as_sb3(model: Any) -> bool:
+    """True if neither a model nor its policy has a ``predict`` of a user's own, which SB3 acts by."""
+    return has_sb3s(model, BaseAlgorithm, "predict") and has_sb3s(model.policy, BasePolicy, "predict")

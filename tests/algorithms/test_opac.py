@@ -511,3 +511,48 @@ def test_a_replay_that_is_filled_by_hand():
     model.train(5, 16)
     assert not th.equal(vector_of(model), before)
     assert model._n_updates == 5
+
+
+# --- a user's own code -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:compile=True")
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_users_own_predict_acts(compile, monkeypatch):
+    """As in SB3, which acts by it: of the model's class, or put into the policy."""
+    monkeypatch.setattr(graphs, "_compile", traced_only)
+
+    class First(OffPolicyActorCritic):
+        def predict(self, observation, state=None, episode_start=None, deterministic=False):
+            return np.zeros(len(observation), np.int64), state
+
+    arguments = {"learning_starts": 5, "train_freq": 5, "compile": compile}
+    model = on_actions("discrete", algorithm=First, **arguments).learn(30)
+    assert (model.replay_buffer.actions[5:30] == 0).all()
+    model = on_actions("discrete", **arguments)
+    model.policy.predict = lambda observation, *_, **__: (np.ones(len(observation), np.int64), None)
+    assert (model.learn(30).replay_buffer.actions[5:30] == 1).all()
+
+
+class DoubledLoss(OffPolicyActorCritic):
+    scale = 1.0
+
+    def _actor_loss(self, batch, noise, ent_coef):
+        loss, log = super()._actor_loss(batch, noise, ent_coef)
+        return self.scale * loss, log
+
+
+def test_a_users_own_loss_runs_uncompiled():
+    plain = on_actions("box").learn(25)
+    with pytest.warns(UserWarning, match="compile=True: an update runs uncompiled.*DoubledLoss overrides _actor_loss"):
+        own = on_actions("box", algorithm=DoubledLoss, compile=True).learn(25)
+    assert th.equal(vector_of(own), vector_of(plain))
+
+
+def test_a_users_own_train():
+    class Twice(OffPolicyActorCritic):
+        def train(self, gradient_steps, batch_size=64):
+            super().train(gradient_steps, batch_size)
+            super().train(gradient_steps, batch_size)
+
+    assert on_actions("box", algorithm=Twice).learn(30)._n_updates == 20
