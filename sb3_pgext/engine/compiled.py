@@ -76,6 +76,7 @@ class CompiledEngine(Engine):
                 with th.no_grad(), unvalidated_distributions():
                     key = None if draw is None else self.key
                     graphs[form] = graph_of(policy, key, forward, arguments, "acting", draws=True)
+                n_registered = _Registrations.n  # among them the policy's in the function
             graph = graphs[form]
             if graph is None:
                 return eagerly(observations)
