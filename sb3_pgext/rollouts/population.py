@@ -79,13 +79,10 @@ def play_together(
     episode = np.arange(n_envs)  # the number of the one that each sub-environment plays
     so_far = np.zeros((2, n_envs))  # its rewards, and its steps
     totals = np.zeros((2, n_members))
-    playing: np.ndarray | None = None
+    playing, rows = episode % n_members, _of(members, episode % n_members)
     seen = {"self": model, "env": env, "callback": callback}
     step, n_steps = checked_steps(model, env), 0
     while not schedule.complete:
-        if playing is None or not np.array_equal(playing, episode % n_members):
-            playing = episode % n_members
-            rows = {name: stacked[playing] for name, stacked in members.items()}
         try:
             actions = draw_actions(model, partial(_draw, act, rows), n_steps)
             new_obs, rewards, dones, infos = step(actions.clipped, n_steps)
@@ -97,8 +94,8 @@ def play_together(
         if not callback.on_step():
             return None
 
-        so_far += rewards if normalizer is None else normalizer.get_original_reward(), np.ones(n_envs)
-        so_far[:, ~schedule.recording] = 0.0
+        so_far[0] += rewards if normalizer is None else normalizer.get_original_reward()
+        so_far[1] += 1
         ended, _ = schedule.step(dones)
         n_steps += 1
         model._last_obs = new_obs
@@ -106,11 +103,17 @@ def play_together(
             for e in np.flatnonzero(ended):
                 totals[:, playing[e]] += so_far[:, e]
             so_far[:, ended] = 0.0
-            episode = episode + n_envs * ended
+            episode[ended] += n_envs
+            if not np.array_equal(playing, episode % n_members):
+                playing, rows = episode % n_members, _of(members, episode % n_members)
             model._update_info_buffer([infos[e] for e in np.flatnonzero(ended)], ended[ended])
     model._last_episode_starts = dones
     model.logger.record("rollout/idle_fraction", 1 - totals[1].sum() / (n_steps * n_envs))
     return Played(*(totals / n_eval_episodes))
+
+
+def _of(members: Members, chosen: np.ndarray) -> Members:
+    return {name: stacked[chosen] for name, stacked in members.items()}
 
 
 def _draw(act: Callable[[Any], Sequence[Any]], members: Members, observations: PyTorchObs) -> tuple[Any, None, None]:

@@ -9,7 +9,16 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from sb3_pgext.algorithms import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO, DiscreteSAC, OffPolicyActorCritic
+from sb3_pgext.algorithms import (
+    ISPG,
+    NPG,
+    REINFORCE,
+    VPG,
+    ClippedCriticPPO,
+    DiscreteSAC,
+    OffPolicyActorCritic,
+    SearchGradient,
+)
 from sb3_pgext.zoo import samplers
 
 _REGISTERED: dict[str, tuple[type[BaseAlgorithm], Callable[[Mapping[str, Any]], samplers.Space]]] = {
@@ -20,6 +29,7 @@ _REGISTERED: dict[str, tuple[type[BaseAlgorithm], Callable[[Mapping[str, Any]], 
     "ispg": (ISPG, samplers.ispg_space),
     "opac": (OffPolicyActorCritic, samplers.opac_space),
     "sacd": (DiscreteSAC, samplers.sacd_space),
+    "es": (SearchGradient, samplers.es_space),
 }
 """Zoo key → class, and its search space."""
 

@@ -35,6 +35,8 @@ def convert_params(sampled_params: dict[str, Any], critic: str = "vf") -> dict[s
             params[name] = value
     if "train_freq" in params:
         params["gradient_steps"] = max(params["train_freq"] // params.pop("subsample_steps", 1), 1)
+    if "net_arch" not in params:  # the network stays the configuration's
+        return params
     net_arch, activation_fn = _NET_ARCH[params.pop("net_arch")], _ACTIVATION[params.pop("activation_fn")]
     return {**params, "policy_kwargs": {"net_arch": {"pi": net_arch, critic: net_arch}, "activation_fn": activation_fn}}
 
@@ -181,6 +183,17 @@ def ppo_cc_space(config: Mapping[str, Any]) -> Space:
     if surrogate == "adaptive_kl":
         space |= {"desired_kl": _log(1e-3, 0.1)}
     return space
+
+
+def es_space(config: Mapping[str, Any]) -> Space:
+    """
+    Make the search space of search gradients. Their ingredients (pairs, shaping, optimizer) stay the configuration's,
+    and so does the network.
+
+    :param config: the configuration
+    :return: the search space
+    """
+    return {"learning_rate": _log(1e-3, 0.3), "n_directions_pow": _whole(1, 5), "sigma": _log(1e-2, 0.5)}
 
 
 def opac_space(config: Mapping[str, Any]) -> Space:

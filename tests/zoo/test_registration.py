@@ -8,7 +8,7 @@ import rl_zoo3
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
 
-from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO, DiscreteSAC, OffPolicyActorCritic
+from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO, DiscreteSAC, OffPolicyActorCritic, SearchGradient
 from sb3_pgext.zoo import ALGORITHMS
 
 
@@ -20,6 +20,7 @@ def test_our_algorithms_are_in_rl_zoo3s_tables() -> None:
     assert ALGORITHMS["ispg"] is ISPG
     assert ALGORITHMS["opac"] is OffPolicyActorCritic
     assert ALGORITHMS["sacd"] is DiscreteSAC
+    assert ALGORITHMS["es"] is SearchGradient
     for algo, algorithm in ALGORITHMS.items():
         assert ALGOS[algo] is algorithm
         assert rl_zoo3.ALGOS[algo] is algorithm
@@ -165,3 +166,12 @@ def test_conversion_of_powers_and_distances_from_one() -> None:
     assert converted == {"n_episodes": 16, "gamma": 0.75, "ent_coef": 0.5}
     assert policy_kwargs["net_arch"] == {"pi": [64], "vf": [64]}
     assert policy_kwargs["activation_fn"].__name__ == "ReLU"
+
+
+def test_whatever_is_sampled_for_es_is_accepted() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(5):
+        trial = study.ask()
+        sampled = HYPERPARAMS_SAMPLER["es"](trial, 1, 8, {})
+        SearchGradient("LinearPolicy", "CartPole-v1", device="cpu", **sampled)
+        assert HYPERPARAMS_CONVERTER["es"](trial.params) == sampled
