@@ -131,6 +131,10 @@ class SearchGradient(PolicyGradientAlgorithm, BaseAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        flattens = self.policy_class.make_features_extractor is BasePolicy.make_features_extractor
+        suitable = not (isinstance(self.observation_space, spaces.Dict) and flattens)
+        allowed = "with Dict observations an ARSPolicy class of your own, whose make_features_extractor takes them"
+        require(suitable, "policy", self.policy_class.__name__, allowed)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         policy = self.policy_class(self.observation_space, self.action_space, **self.policy_kwargs)
@@ -276,10 +280,6 @@ class SearchGradient(PolicyGradientAlgorithm, BaseAlgorithm):
         policy = self.policy_class
         name = getattr(policy, "__name__", policy)
         require(isinstance(policy, type) and issubclass(policy, ARSPolicy), "policy", name, "an ARSPolicy class")
-        of_vectors = policy.make_features_extractor is BasePolicy.make_features_extractor
-        takes = not (isinstance(self.observation_space, spaces.Dict) and of_vectors)
-        allowed = "with Dict observations an ARSPolicy class of your own, whose make_features_extractor takes them"
-        require(takes, "policy", name, allowed)
         require_schedule("sigma", self.sigma, above_0=True)
         require_bool("antithetic", self.antithetic)
         require_one_of("shaping", self.shaping, tuple(SHAPINGS))

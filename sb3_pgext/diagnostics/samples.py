@@ -10,7 +10,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.logger import Logger
 
-from sb3_pgext.algorithms import ISPG, VPG
+from sb3_pgext.algorithms import ISPG, VPG, SearchGradient
 from sb3_pgext.algorithms.episodic import EpisodicAlgorithm
 from sb3_pgext.algorithms.fixed_length import FixedLengthAlgorithm
 from sb3_pgext.arguments import require, require_count, require_one_of
@@ -23,7 +23,7 @@ __all__ = ["estimated_gradient", "gradient_samples", "set_options"]
 _LOGGING = ("tensorboard_log", "verbose", "_logger", "_custom_logger")
 
 
-def set_options(model: EpisodicAlgorithm | VPG, **options: Any) -> dict[str, Any]:
+def set_options(model: EpisodicAlgorithm | VPG | SearchGradient, **options: Any) -> dict[str, Any]:
     """
     Give a model other options of its estimator. What they make ineffective gets the only value it may then have.
 
@@ -46,7 +46,7 @@ def set_options(model: EpisodicAlgorithm | VPG, **options: Any) -> dict[str, Any
     return changed
 
 
-def estimated_gradient(model: EpisodicAlgorithm | VPG, mdp: gym.Env) -> th.Tensor | None:
+def estimated_gradient(model: EpisodicAlgorithm | VPG | SearchGradient, mdp: gym.Env) -> th.Tensor | None:
     """
     The exact gradient that the model's options mean to estimate: with or without the weights γ^t.
 
@@ -58,6 +58,8 @@ def estimated_gradient(model: EpisodicAlgorithm | VPG, mdp: gym.Env) -> th.Tenso
     :param mdp: the :class:`~sb3_pgext.envs.TabularMDP` that it learns on, wrapped or not
     :return: ``(P,)``, float64; None where there is none
     """
+    if isinstance(model, SearchGradient):  # a sum over all deterministic policies
+        return None
     if isinstance(model, EpisodicAlgorithm):
         weighted = model.discount_weighting or model.credit == "trajectory"
         return exact_policy_gradient(model.policy, mdp, model.gamma, weighted)
@@ -76,7 +78,7 @@ def _length_of_all_episodes(mdp: gym.Env) -> int | None:
 
 
 def gradient_samples(
-    model: EpisodicAlgorithm | VPG,
+    model: EpisodicAlgorithm | VPG | SearchGradient,
     n_batches: int,
     size: int | None = None,
     progress: Callable[[int], object] = lambda done: None,
@@ -125,7 +127,7 @@ def gradient_samples(
 
 
 @contextmanager
-def _no_log(model: EpisodicAlgorithm | VPG) -> Iterator[None]:
+def _no_log(model: Any) -> Iterator[None]:
     """Without a run of its own in the log, and with the model's logger in place afterwards."""
     own = {name: value for name, value in vars(model).items() if name in _LOGGING}
     model.tensorboard_log, model.verbose = None, 0
