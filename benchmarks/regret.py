@@ -6,11 +6,14 @@ Three bandits, three finite MDPs, five step sizes around that of the bound. EXP3
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
+from gymnasium.wrappers import TransformObservation
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -54,6 +57,30 @@ def hedge(means: tuple[float, ...], factor: float, n_rounds: int) -> Regret:
     return Regret(found.regret[1], regret_bound(len(means), n_rounds, eta, "full"), eta)
 
 
+def numbered_bandits(means: tuple[float, ...], n: int) -> DummyVecEnv:
+    """
+    The same bandit n times, side by side, each of which shows its number: a tabular policy learns n of them apart.
+
+    :param means: of the arms
+    :param n: how many
+    :return: the environment
+    """
+
+    def make(i: int) -> TransformObservation:
+        return TransformObservation(Bandit(means), lambda _: np.int64(i), spaces.Discrete(n))
+
+    return DummyVecEnv([partial(make, i) for i in range(n)])
+
+
+def all_bandits(means: tuple[float, ...], n: int) -> TabularMDP:
+    """
+    :param means: of the arms
+    :param n: how many bandits there are side by side
+    :return: all of them as one MDP, which starts in any
+    """
+    return TabularMDP(np.zeros((n, len(means), n)), np.tile(means, (n, 1)), np.full(n, 1 / n))
+
+
 def exp3(means: tuple[float, ...], factor: float, n_rounds: int, n_seeds: int) -> Regret:
     """
     :param means: of the arms
@@ -63,9 +90,7 @@ def exp3(means: tuple[float, ...], factor: float, n_rounds: int, n_seeds: int) -
     :return: of all runs
     """
     eta = factor * step_size_of_bound(len(means), n_rounds, "bandit")
-    rows, each = np.tile(means, (n_seeds, 1)), np.eye(n_seeds)
-    env = DummyVecEnv([lambda e=e: Bandit(rows, initial=each[e]) for e in range(n_seeds)])  # type: ignore[misc]
-    found = RegretCallback(Bandit(rows))
+    env, found = numbered_bandits(means, n_seeds), RegretCallback(all_bandits(means, n_seeds))
     model = ExponentialWeights("MlpPolicy", env, eta, baseline=1.0, seed=0, device="cpu")
     model.learn(n_rounds * n_seeds, found, log_interval=None)
     return Regret(found.regret[1], regret_bound(len(means), n_rounds, eta, "bandit"), eta)

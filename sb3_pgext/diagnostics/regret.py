@@ -25,9 +25,6 @@ class RegretCallback(BaseCallback):
     """
     Records the exact values of the policy that plays each rollout, from which ``regret`` is computed.
 
-    On a bandit whose S states are all the same, each sub-environment in a state of its own, one run of a tabular policy
-    is S independent ones.
-
     :param mdp: a :class:`~sb3_pgext.envs.TabularMDP`, bare or as ``gymnasium.make`` and SB3 wrap it
     :param gamma: discount, in [0, 1]
     """

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks import regret as study
 from sb3_pgext import ExponentialWeights
@@ -38,12 +37,10 @@ def test_the_best_arm_has_no_regret():
     assert found.regret[1].abs().max() < 1e-12
 
 
-def test_states_that_are_all_the_same_are_independent_runs():
-    """Alone and among others, one run has the same policies if it draws the same actions and rewards."""
-    rows = np.tile([0.6, 0.4], (3, 1))
-    env = DummyVecEnv([lambda e=e: Bandit(rows, initial=np.eye(3)[e]) for e in range(3)])
+def test_bandits_side_by_side_are_independent_runs():
+    """Each has the policies that EXP3 has alone on its actions and rewards."""
     seen = []
-    model = ExponentialWeights("MlpPolicy", env, 0.3, seed=0, device="cpu")
+    model = ExponentialWeights("MlpPolicy", study.numbered_bandits((0.6, 0.4), 3), 0.3, seed=0, device="cpu")
 
     def note(local, _):
         seen.append((local["actions"].copy(), local["rewards"].copy()))

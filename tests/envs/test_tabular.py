@@ -11,7 +11,6 @@ from sb3_pgext.envs import Bandit, TabularMDP, chain, gridworld, random_mdp
 
 ENVIRONMENTS = {
     "two-armed": Bandit,
-    "contextual": lambda: Bandit([[0.1, 0.9], [0.6, 0.3]], initial=[0.7, 0.3]),
     "gaussian": lambda: Bandit([1.0, 2.0, 3.0], arms="gaussian", std=0.5),
     "random": lambda: random_mdp(0),
     "random with next-state rewards": lambda: TabularMDP(
@@ -143,9 +142,6 @@ def test_tables_that_are_none(arguments, named):
     [
         (lambda: Bandit(arms="poisson"), "arms='poisson'"),
         (lambda: Bandit([0.5, 1.5]), "means="),
-        (lambda: Bandit([[0.5, 0.5], [0.5, 1.5]]), "means="),
-        (lambda: Bandit([[[0.5]]]), "means="),
-        (lambda: Bandit([0.5, 0.5], initial=[0.5, 0.5]), "initial|transitions"),
         (lambda: Bandit(std=0.5), "std=0.5.*bernoulli"),
         (lambda: Bandit(arms="gaussian", std=-1.0), "std=-1.0"),
         (lambda: random_mdp(end_probability=0.7), "end_probability=0.7"),
