@@ -41,7 +41,7 @@ _EVALUATED = {"policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs"}
 
 _REQUIRED = ("n_timesteps", "policy")
 
-_SCHEDULES = {"learning_rate", "clip_range", "clip_range_vf"}
+_SCHEDULES = {"learning_rate", "clip_range", "clip_range_vf", "action_std"}
 """Numbers that may depend on the progress."""
 
 MAX_TIMESTEPS = 10**15

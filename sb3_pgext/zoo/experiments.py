@@ -73,6 +73,14 @@ class Experiment(ExperimentManager):
             self.custom_hyperparams = {**(self.custom_hyperparams or {}), "vec_env": vec_env}
         self._vec_env: str | None = None
 
+    @staticmethod
+    def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
+        """rl_zoo3's, and the same for ``action_std``."""
+        make = ExperimentManager._preprocess_schedules
+        if hyperparams.get("action_std") is not None:
+            hyperparams["action_std"] = make({"learning_rate": hyperparams["action_std"]})["learning_rate"]
+        return make(hyperparams)
+
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """rl_zoo3 reads those of ``env_name``."""
         own = self.env_name

@@ -16,7 +16,7 @@ from sb3_pgext.zoo.registration import ALGORITHMS
 
 __all__ = ["Entry", "check_entry", "check_zoo", "entries", "list_zoo"]
 
-_EXAMPLE_OF_DEFAULT = "CartPole-v1"
+_EXAMPLE_OF_DEFAULT = {"ew": "sb3_pgext/Chain-v0"}
 
 
 class Entry(NamedTuple):
@@ -55,7 +55,8 @@ def check_entry(entry: Entry) -> None:
     config = _content(entry.algo)[entry.name]
     check_keys(entry.algo, config, entry.name)
     if entry.name != ATARI:
-        environment = _EXAMPLE_OF_DEFAULT if entry.name == DEFAULT else entry.name
+        example = _EXAMPLE_OF_DEFAULT.get(entry.algo, "CartPole-v1")
+        environment = example if entry.name == DEFAULT else entry.name
         with quiet_model(entry.algo, environment, config, seed=0):
             pass
 

@@ -16,6 +16,7 @@ from sb3_pgext.algorithms import (
     VPG,
     ClippedCriticPPO,
     DiscreteSAC,
+    ExponentialWeights,
     OffPolicyActorCritic,
     SearchGradient,
 )
@@ -30,6 +31,7 @@ _REGISTERED: dict[str, tuple[type[BaseAlgorithm], Callable[[Mapping[str, Any]], 
     "opac": (OffPolicyActorCritic, samplers.opac_space),
     "sacd": (DiscreteSAC, samplers.sacd_space),
     "es": (SearchGradient, samplers.es_space),
+    "ew": (ExponentialWeights, samplers.ew_space),
 }
 """Zoo key → class, and its search space."""
 

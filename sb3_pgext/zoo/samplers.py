@@ -225,6 +225,17 @@ def sacd_space(config: Mapping[str, Any]) -> Space:
     return space | {"target_entropy": _log(0.01, 0.69)} if _is_learnt(config) else space
 
 
+def ew_space(config: Mapping[str, Any]) -> Space:
+    """
+    Make the search space of exponential weights: the step size, and with bandit feedback the rollout.
+
+    :param config: the configuration
+    :return: the search space
+    """
+    space: Space = {"learning_rate": _log(1e-3, 30.0)}
+    return space if config.get("feedback") == "full" else space | {"n_steps_pow": _whole(0, 11)}
+
+
 def _is_learnt(config: Mapping[str, Any]) -> bool:
     """Whether the entropy's coefficient is, and not a number."""
     return str(config.get("ent_coef", "auto")).startswith("auto")

@@ -8,7 +8,17 @@ import rl_zoo3
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
 
-from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO, DiscreteSAC, OffPolicyActorCritic, SearchGradient
+from sb3_pgext import (
+    ISPG,
+    NPG,
+    REINFORCE,
+    VPG,
+    ClippedCriticPPO,
+    DiscreteSAC,
+    ExponentialWeights,
+    OffPolicyActorCritic,
+    SearchGradient,
+)
 from sb3_pgext.zoo import ALGORITHMS
 
 
@@ -21,6 +31,7 @@ def test_our_algorithms_are_in_rl_zoo3s_tables() -> None:
     assert ALGORITHMS["opac"] is OffPolicyActorCritic
     assert ALGORITHMS["sacd"] is DiscreteSAC
     assert ALGORITHMS["es"] is SearchGradient
+    assert ALGORITHMS["ew"] is ExponentialWeights
     for algo, algorithm in ALGORITHMS.items():
         assert ALGOS[algo] is algorithm
         assert rl_zoo3.ALGOS[algo] is algorithm
@@ -138,6 +149,18 @@ def test_whatever_is_sampled_for_a_replay_is_accepted_beside_its_configuration(
         assert sampled["policy_kwargs"]["net_arch"].keys() == {"pi", "qf"}
         assert HYPERPARAMS_CONVERTER[algo](trial.params) == sampled
         ALGORITHMS[algo]("MlpPolicy", env_id, device="cpu", **config | sampled)
+
+
+@pytest.mark.parametrize("config", [{}, {"feedback": "full"}])
+def test_whatever_is_sampled_for_ew_is_accepted_beside_its_configuration(config: dict[str, Any]) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for key, value in config.items():
+        study.set_user_attr(key, value)
+    for _ in range(5):
+        trial = study.ask()
+        sampled = HYPERPARAMS_SAMPLER["ew"](trial, 1, 8, {})
+        ExponentialWeights("MlpPolicy", "sb3_pgext/Chain-v0", device="cpu", **config | sampled)
+        assert HYPERPARAMS_CONVERTER["ew"](trial.params) == sampled
 
 
 def test_the_critics_numbers_are_sampled_where_there_is_a_critic() -> None:
