@@ -18,6 +18,7 @@ __all__ = [
     "JointActions",
     "any_distribution",
     "distribution_parameters",
+    "drawn_actions",
     "fisher_metric",
     "kl_divergence",
     "largest_entropy",
@@ -39,7 +40,7 @@ class JointActions:
     sizes: tuple[int, ...]
 
     @classmethod
-    def of(cls, space: spaces.Space) -> "JointActions | None":
+    def of(cls, space: spaces.Space | None) -> "JointActions | None":
         """
         The joint actions of a space.
 
@@ -125,6 +126,20 @@ def distribution_parameters(distribution: Distribution) -> tuple[th.Tensor, ...]
     :return: tensors of B rows each, differentiable
     """
     return tuple(getattr(part, name) for part in _parts(distribution) for name in _names(part))
+
+
+def drawn_actions(distribution: Distribution, n_draws: int) -> th.Tensor:
+    """
+    Independent draws, also where gSDE acts with one noise matrix for a whole rollout.
+
+    :param distribution: of B states
+    :param n_draws: K
+    :return: actions as the policy draws them, ``(K, B, …)``, constant
+    """
+    parts = [part.sample(th.Size([n_draws])) for part in _parts(distribution)]
+    draws = th.stack(parts, dim=2) if isinstance(distribution.distribution, list) else parts[0]
+    bijector = getattr(distribution, "bijector", None)  # of squashed actions
+    return draws if bijector is None else bijector.forward(draws)
 
 
 def log_prob_and_entropy(distribution: Distribution, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:

@@ -13,12 +13,14 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common import buffers, torch_layers
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 from torch.nn.modules import activation
 
 from sb3_pgext import algorithms, rollouts
+from sb3_pgext.algorithms import policies
 from sb3_pgext.rollouts import EpisodeBatch, ReplayedBatch, transitions
 
 __all__ = ["ALGORITHMS", "CLASSES", "NEEDS_TRUST", "RECORDS", "Decoder", "Encoder", "qualified_name"]
@@ -48,6 +50,7 @@ environments from strings."""
 CLASSES = _named(
     [
         *(policy for algorithm in ALGORITHMS.values() for policy in algorithm.policy_aliases.values()),  # type: ignore[attr-defined]
+        *_subclasses(BasePolicy, policies),
         *_subclasses(BaseFeaturesExtractor, torch_layers),
         *(getattr(activation, name) for name in activation.__all__),
         *_subclasses(th.optim.Optimizer, th.optim),
