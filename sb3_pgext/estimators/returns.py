@@ -8,6 +8,7 @@ steps. The definitions are those of ``docs/mathematics.md`` (sections "Notation"
 import torch as th
 
 __all__ = [
+    "critic_advantages",
     "critic_targets",
     "discount_weights",
     "discounted_returns",
@@ -17,6 +18,7 @@ __all__ = [
     "last_steps",
     "monte_carlo_advantages",
     "n_step_advantages",
+    "n_step_returns",
     "next_values",
     "td_errors",
     "trajectory_returns",
@@ -177,6 +179,30 @@ def n_step_advantages(
     return discounted_sum_to_go(delta, episode, gamma, n_step)
 
 
+def n_step_returns(
+    rewards: th.Tensor,
+    values: th.Tensor,
+    episode: th.Tensor,
+    gamma: float,
+    n_step: int,
+    bootstrap_values: th.Tensor,
+) -> th.Tensor:
+    r"""
+    :math:`\sum_{k<n} \gamma^k r_{t+k} + \gamma^n V(s_{t+n})`, cut at the end of the episode (lecture 004).
+
+    With :math:`Q(s_t, a_t)` in place of V it is a target of Q: one step of it is SARSA.
+
+    :param rewards: r_t, ``(M,)``
+    :param values: V(s_t), or Q(s_t, a_t), ``(M,)``
+    :param episode: episode of each step, ``(M,)``, integer
+    :param gamma: discount, in [0, 1]
+    :param n_step: n, at least 1
+    :param bootstrap_values: V(s_T) of episodes that were cut and are bootstrapped, 0 for all others, ``(N,)``
+    :return: ``(M,)``
+    """
+    return n_step_advantages(rewards, values, episode, gamma, n_step, bootstrap_values) + values
+
+
 def generalized_advantages(
     rewards: th.Tensor,
     values: th.Tensor,
@@ -224,6 +250,40 @@ def lambda_returns(
     return generalized_advantages(rewards, values, episode, gamma, gae_lambda, bootstrap_values) + values
 
 
+def critic_advantages(
+    advantage: str,
+    rewards: th.Tensor,
+    values: th.Tensor,
+    q_values: th.Tensor,
+    episode: th.Tensor,
+    gamma: float,
+    lookahead: int,
+    bootstrap_values: th.Tensor,
+) -> th.Tensor:
+    r"""
+    :math:`\Psi_t` with a critic of V (lecture 002) or of Q (lecture 004, "possible estimators").
+
+    A critic of Q continues the rewards by the action that was taken, :math:`\sum_{k<n} \gamma^k r_{t+k} + \gamma^n
+    Q(s_{t+n}, a_{t+n}) - E_{a\sim\pi} Q(s_t, a)`; no reward at all is :math:`Q(s_t, a_t) - E_{a\sim\pi} Q(s_t, a)`.
+
+    :param advantage: ``"mc"``, ``"td"``, ``"n_step"``, or ``"q"``: no reward
+    :param rewards: r_t, ``(M,)``
+    :param values: V(s_t), ``(M,)``
+    :param q_values: Q(s_t, a_t), ``(M,)``; V(s_t) again of a critic of V
+    :param episode: episode of each step, ``(M,)``, integer
+    :param gamma: discount, in [0, 1]
+    :param lookahead: n of ``"n_step"``
+    :param bootstrap_values: V(s_T) of episodes that were cut and are bootstrapped, 0 for all others, ``(N,)``
+    :return: ``(M,)``
+    """
+    if advantage == "mc":
+        return monte_carlo_advantages(rewards, values, episode, gamma, bootstrap_values)
+    if advantage == "q":
+        return q_values - values
+    n_step = lookahead if advantage == "n_step" else 1
+    return n_step_advantages(rewards, q_values, episode, gamma, n_step, bootstrap_values) + (q_values - values)
+
+
 def critic_targets(
     target: str,
     rewards: th.Tensor,
@@ -232,21 +292,31 @@ def critic_targets(
     gamma: float,
     gae_lambda: float,
     bootstrap_values: th.Tensor,
+    q_values: th.Tensor | None = None,
+    lookahead: int = 1,
 ) -> th.Tensor:
     r"""
-    What the critic is fitted to (lectures 000, 002, 004).
+    The targets that the critic is fitted to (lectures 000, 002, 004; van Seijen et al. 2009).
 
     :param target: ``"mc"``: :math:`G_t`; ``"td"``: :math:`r_t + \gamma V(s_{t+1})`, fitted V iteration;
-        ``"lambda"``: :math:`\Psi^{GAE}_t + V(s_t)`
+        ``"lambda"``: :math:`\Psi^{GAE}_t + V(s_t)`; of Q also ``"expected_sarsa"``, which is ``"td"`` with
+        :math:`V = E_{a\sim\pi} Q`; ``"sarsa"``: :math:`r_t + \gamma Q(s_{t+1}, a_{t+1})`; ``"n_step"``: n rewards,
+        then Q
     :param rewards: r_t, ``(M,)``
     :param values: V(s_t) of the critic as it was before this batch is fitted, ``(M,)``
     :param episode: episode of each step, ``(M,)``, integer
     :param gamma: discount, in [0, 1]
     :param gae_lambda: λ of ``"lambda"``
     :param bootstrap_values: V(s_T) of episodes that were cut and are bootstrapped, 0 for all others, ``(N,)``
+    :param q_values: Q(s_t, a_t) of a critic of Q, ``(M,)``
+    :param lookahead: n of ``"n_step"``
     :return: y_t, ``(M,)``
     """
     if target == "mc":
         return discounted_returns(rewards, episode, gamma, bootstrap_values)
-    gae_lambda = 0.0 if target == "td" else gae_lambda
+    if target in ("sarsa", "n_step"):
+        assert q_values is not None
+        n_step = lookahead if target == "n_step" else 1
+        return n_step_returns(rewards, q_values, episode, gamma, n_step, bootstrap_values)
+    gae_lambda = gae_lambda if target == "lambda" else 0.0
     return lambda_returns(rewards, values, episode, gamma, gae_lambda, bootstrap_values)

@@ -131,3 +131,41 @@ def test_n_step_advantages_of_long_episodes_lose_no_digits():
     rewards, values = th.full((20_000,), 1000.1), th.zeros(20_000)
     advantages = R.n_step_advantages(rewards, values, episode, 1.0, 3, th.zeros(1))
     th.testing.assert_close(advantages[:-2], 3 * rewards[:-2])
+
+
+@given(episode_lengths, fractions, st.integers(1, 12), st.integers(0, 100))
+def test_advantages_and_targets_of_a_critic_of_q(lengths, gamma, lookahead, seed):
+    """n rewards, then Q(s_{t+n}, a_{t+n}), or V of what follows the end; less E Q(s_t, ·), where it is an advantage."""
+    rewards, values, episode, bootstrap_values = batch_with_values(lengths, seed)
+    q = th.randn(len(rewards), dtype=th.float64, generator=th.Generator().manual_seed(seed + 2))
+    ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
+
+    def continued(n_step, by):
+        result = th.zeros_like(rewards)
+        for t in range(len(rewards)):
+            stop = min(t + n_step, ends[episode[t]])
+            following = bootstrap_values[episode[t]] if stop == ends[episode[t]] else by[stop]
+            result[t] = sum(gamma ** (k - t) * rewards[k] for k in range(t, stop)) + gamma ** (stop - t) * following
+        return result
+
+    def advantages(kind, of_actions=q):
+        steps = (rewards, values, of_actions, episode, gamma, lookahead, bootstrap_values)
+        return R.critic_advantages(kind, *steps)
+
+    th.testing.assert_close(advantages("q"), q - values)
+    th.testing.assert_close(advantages("td"), continued(1, q) - values)
+    th.testing.assert_close(advantages("n_step"), continued(lookahead, q) - values)
+    th.testing.assert_close(advantages("mc"), continued(10, values) - values)
+    n_step = R.n_step_advantages(rewards, values, episode, gamma, lookahead, bootstrap_values)
+    assert th.equal(advantages("n_step", values), n_step), "with V in its place, those of a critic of V to the bit"
+
+    def targets(kind):
+        steps = (rewards, values, episode, gamma, 0.7, bootstrap_values)
+        return R.critic_targets(kind, *steps, q, lookahead)
+
+    th.testing.assert_close(targets("sarsa"), continued(1, q))
+    th.testing.assert_close(targets("expected_sarsa"), continued(1, values))
+    th.testing.assert_close(targets("n_step"), continued(lookahead, q))
+    th.testing.assert_close(targets("mc"), continued(10, values))
+    of_v = R.lambda_returns(rewards, values, episode, gamma, 0.7, bootstrap_values)
+    th.testing.assert_close(targets("lambda"), of_v)
