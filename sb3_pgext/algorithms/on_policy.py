@@ -21,6 +21,7 @@ from sb3_pgext.algorithms.action_std import set_action_std
 from sb3_pgext.algorithms.base import PolicyGradientAlgorithm
 from sb3_pgext.algorithms.distributions import log_prob_and_entropy
 from sb3_pgext.algorithms.parameters import critic_parameters, forget_dependencies
+from sb3_pgext.algorithms.policies import QCriticPolicy
 from sb3_pgext.arguments import require, require_count, require_fraction, require_number
 from sb3_pgext.engine import Engine, regress, require_finite_losses
 from sb3_pgext.estimators.statistics import explained_variance
@@ -120,24 +121,28 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", self.policy.log_std.exp().mean().item())
 
-    def _fit_critic(self, observations: PyTorchObs, targets: th.Tensor, values: th.Tensor) -> None:
+    def _fit_critic(
+        self, observations: PyTorchObs, targets: th.Tensor, values: th.Tensor, actions: th.Tensor | None = None
+    ) -> None:
         """
-        Fit V(s_t) to its targets: ``n_critic_updates`` passes over the batch in minibatches of ``batch_size``.
+        Fit the critic to its targets: ``n_critic_updates`` passes over the batch in minibatches of ``batch_size``.
 
         :param observations: ``(M, *observation shape)``
         :param targets: y_t, ``(M,)``
-        :param values: V(s_t) before the fit, ``(M,)``, for the log
+        :param values: V(s_t), or Q(s_t, a_t), before the fit, ``(M,)``, for the log
+        :param actions: ``(M, …)``, of a critic of Q; None of one of V
         :raises ValueError: the loss is not finite
         """
         parameters = list(critic_parameters(self.policy).values())
         if not parameters:  # all frozen
             return
         passes = (self.n_critic_updates, self.batch_size, self.max_grad_norm)
-        losses = regress(self.engine, parameters, observations, targets, *passes)
+        losses = regress(self.engine, parameters, observations, targets, *passes, actions=actions)
         require_finite_losses("value loss", losses, self._n_updates)
         self.logger.record("train/value_loss", losses.mean().item())
         self.logger.record("train/explained_variance", explained_variance(values, targets).item())
 
 
 def _overrides(policy: type, method: str) -> bool:
-    return getattr(policy, method) is not getattr(ActorCriticPolicy, method)
+    base = QCriticPolicy if issubclass(policy, QCriticPolicy) else ActorCriticPolicy
+    return getattr(policy, method) is not getattr(base, method)

@@ -13,6 +13,7 @@ from stable_baselines3.common.logger import Logger
 from sb3_pgext.algorithms import ISPG, VPG, SearchGradient
 from sb3_pgext.algorithms.episodic import EpisodicAlgorithm
 from sb3_pgext.algorithms.fixed_length import FixedLengthAlgorithm
+from sb3_pgext.algorithms.parameters import policy_parameters
 from sb3_pgext.arguments import require, require_count, require_one_of
 from sb3_pgext.diagnostics.exact import exact_policy_gradient
 from sb3_pgext.engine import evaluation_mode
@@ -27,7 +28,8 @@ def set_options(model: EpisodicAlgorithm | VPG | SearchGradient, **options: Any)
     """
     Give a model other options of its estimator. What they make ineffective gets the only value it may then have.
 
-    :param model: an algorithm of this family; changed in place, its parameters are not
+    :param model: an algorithm of this family; changed in place, its parameters are not, but for another ``critic``:
+        that is a new one, for the same policy
     :param options: name → value, of the arguments in the class's ``estimate_options``
     :return: what else was changed, name → new value
     :raises ValueError: an option that ĝ does not depend on, or a value that is not allowed
@@ -40,8 +42,13 @@ def set_options(model: EpisodicAlgorithm | VPG | SearchGradient, **options: Any)
     changed = {name: only for name, only in ineffective.items() if getattr(trial, name) != only}
     vars(trial).update(changed)
     trial.check_arguments()
+    new_critic = "critic" in options | changed and trial.critic != model.critic
     vars(model).update(options | changed)
-    if isinstance(model, FixedLengthAlgorithm) and model.rollout_buffer.full:
+    if new_critic:
+        actor = {name: parameter.detach() for name, parameter in policy_parameters(model.policy).items()}
+        model._setup_model()
+        model.policy.load_state_dict(actor, strict=False)
+    elif isinstance(model, FixedLengthAlgorithm) and model.rollout_buffer.full:
         model.collector.compute_advantages(model, model.rollout_buffer)
     return changed
 

@@ -25,9 +25,10 @@ def regress(
     n_passes: int,
     batch_size: int,
     max_norm: float | None = None,
+    actions: th.Tensor | None = None,
 ) -> th.Tensor:
     """
-    Fit V(s_t) to targets by minibatch gradient descent on the squared error.
+    Fit V(s_t), or Q(s_t, a_t), to targets by minibatch gradient descent on the squared error.
 
     :param engine: of the policy whose critic is fitted
     :param parameters: the critic's
@@ -36,13 +37,16 @@ def regress(
     :param n_passes: passes over the M steps
     :param batch_size: minibatch size
     :param max_norm: maximum norm of the gradient of a step; None for no limit
+    :param actions: a_t where the critic is one of Q, ``(M, …)``
     :return: the losses of the K steps, ``(K,)``
     """
     policy: Any = engine.policy
-    inputs, values_of = _inputs(policy, observations, parameters)
+    of_q = actions is not None
+    inputs, critic = _inputs(policy, observations, parameters, of_q)
+    columns = (inputs, targets, actions) if of_q else (inputs, targets)
 
-    def mean_squared_error(minibatch: PyTorchObs, wanted: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        loss = F.mse_loss(values_of(minibatch).flatten(), wanted)
+    def mean_squared_error(minibatch: PyTorchObs, wanted: th.Tensor, *taken: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        loss = F.mse_loss(critic(minibatch, *taken).flatten(), wanted)
         return loss, loss.detach()
 
     losses = []
@@ -52,29 +56,34 @@ def regress(
     ) as descend:
         for _ in range(n_passes):
             order = th.randperm(len(targets), device=targets.device)
-            for minibatch in minibatches(rows((inputs, targets), order), batch_size):
+            for minibatch in minibatches(rows(columns, order), batch_size):
                 loss, _, _ = descend(*minibatch)
                 losses.append(loss)
     return th.stack(losses)
 
 
 def _inputs(
-    policy: Any, observations: PyTorchObs, moved: Sequence[th.nn.Parameter]
-) -> tuple[PyTorchObs, Callable[[PyTorchObs], th.Tensor]]:
+    policy: Any, observations: PyTorchObs, moved: Sequence[th.nn.Parameter], of_q: bool = False
+) -> tuple[PyTorchObs, Callable[..., th.Tensor]]:
     """
-    The inputs of the critic while it is fitted, and V as a function of them: features, where the fit leaves them alone.
+    The inputs of the critic while it is fitted, and V as a function of them, or Q as one of them and actions: features,
+    where the fit leaves them alone.
 
     SB3 shares the features extractor between policy and critic, so that it is the policy's, and the same images would
     go through it in each pass over the rollout.
     """
+    critic = policy.q_values if of_q else policy.predict_values
     methods = ("predict_values", "extract_features")
-    if not has_sb3s(policy, ActorCriticPolicy, *methods) or not _computes_the_same_again(policy.vf_features_extractor):
-        return observations, policy.predict_values
+    plain = not foreign_part(policy) if of_q else has_sb3s(policy, ActorCriticPolicy, *methods)
+    if not plain or not _computes_the_same_again(policy.vf_features_extractor):
+        return observations, critic
     extractor = policy.vf_features_extractor
     if not {id(p) for p in extractor.parameters()}.isdisjoint(map(id, moved)):
-        return observations, policy.predict_values
+        return observations, critic
     with th.no_grad():
         features = BasePolicy.extract_features(policy, observations, extractor)  # as predict_values does
+    if of_q:
+        return features, policy.q_of_features
     return features, lambda x: policy.value_net(policy.mlp_extractor.forward_critic(x))
 
 

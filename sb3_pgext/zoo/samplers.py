@@ -126,18 +126,24 @@ def ispg_space(config: Mapping[str, Any]) -> Space:
 
 def vpg_space(config: Mapping[str, Any]) -> Space:
     """
-    Make VPG's search space. Its ingredients (advantage, critic target) stay the configuration's, and n and λ are
-    sampled where they use them.
+    Make VPG's search space. Its ingredients (critic, gradient, advantage, critic target) stay the configuration's, and
+    n, λ, draws and what is done to advantages are sampled where they are used.
 
     :param config: the configuration
     :return: the search space
     """
     space = {**_ROLLOUTS, "max_grad_norm": _log(0.3, 5.0)}
-    advantage = config.get("advantage", "gae")
-    if advantage == "n_step":
+    used = {config.get("critic_target", "lambda")}
+    if config.get("gradient") == "all_action":
+        del space["normalize_advantage"]
+    else:
+        used.add(config.get("advantage", "gae"))
+    if "n_step" in used:
         space |= {"lookahead": _whole(2, 100, log=True)}
-    if advantage == "gae" or config.get("critic_target", "lambda") == "lambda":
+    if used & {"gae", "lambda"}:
         space |= _LAMBDA
+    if "n_action_samples" in config:
+        space |= {"n_action_samples": _whole(2, 64, log=True)}
     return space
 
 

@@ -82,6 +82,13 @@ def test_the_noise_of_gsde(algorithm, sde_sample_freq, tmp_path):
     assert_same(model, resumed(a_checkpoint(tmp_path)))
 
 
+@pytest.mark.parametrize("gradient", ["sampled", "all_action"])
+@pytest.mark.parametrize(("env_id", "draws"), [("CartPole-v1", {}), ("Pendulum-v1", {"n_action_samples": 3})])
+def test_a_critic_of_q(env_id, draws, gradient, tmp_path):
+    model = trained(small(VPG, env_id, critic="q", gradient=gradient, **draws), tmp_path, total=600)
+    assert_same(model, resumed(a_checkpoint(tmp_path), total=600))
+
+
 def test_the_noise_that_was_drawn_last(tmp_path):
     model = trained(small(VPG, "Pendulum-v1", use_sde=True), tmp_path, total=200)
     other = resume(tmp_path)

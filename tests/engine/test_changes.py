@@ -162,6 +162,8 @@ CHANGES = {
         **OF_ALL,
         **OF_CRITICS,
         **OF_GRADIENTS,
+        "gradient": ("all_action", {"critic": "q", "n_action_samples": 3}),
+        "n_action_samples": (9, {"critic": "q", "n_action_samples": 3}),
         "advantage": ("mc", {}),
         "lookahead": (1, {"advantage": "n_step"}),
     },
@@ -203,7 +205,7 @@ CHANGES = {
 }
 """Algorithm → argument → its second value, and what else must be set for it to matter."""
 
-ONLY_AT_THE_START = {"n_steps", "use_sde", "stats_window_size", "tensorboard_log", "verbose", "seed"}
+ONLY_AT_THE_START = {"critic", "n_steps", "use_sde", "stats_window_size", "tensorboard_log", "verbose", "seed"}
 ONLY_AT_THE_START |= {"device", "compile", "rollout_buffer_class", "rollout_buffer_kwargs", "policy_kwargs"}
 ONLY_AT_THE_START |= {"_init_setup_model"}
 """Whose size of a buffer, network, noise or logger is made with the model."""

@@ -99,6 +99,23 @@ def test_whatever_is_sampled_for_vpg_is_accepted_beside_its_configuration(
         assert ("gae_lambda" in sampled) == (advantage in (None, "gae") or critic_target in (None, "lambda"))
 
 
+@pytest.mark.parametrize("action_samples", [{}, {"n_action_samples": 4}])
+@pytest.mark.parametrize("config", [{"gradient": "all_action"}, {"critic_target": "n_step"}, {"advantage": "q"}])
+def test_whatever_is_sampled_for_vpg_with_a_critic_of_q_is_accepted(
+    config: dict[str, Any], action_samples: dict[str, Any]
+) -> None:
+    config = {"critic": "q", **config, **action_samples}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for key, value in config.items():
+        study.set_user_attr(key, value)
+    for _ in range(5):
+        sampled = HYPERPARAMS_SAMPLER["vpg"](study.ask(), 1, 8, {})
+        VPG("MlpPolicy", "Pendulum-v1" if action_samples else "CartPole-v1", device="cpu", **config | sampled)
+        assert ("lookahead" in sampled) == ("critic_target" in config)
+        assert ("n_action_samples" in sampled) == bool(action_samples)
+        assert ("normalize_advantage" in sampled) == ("gradient" not in config)
+
+
 @pytest.mark.parametrize("config", [{}, {"step_rule": "fixed"}, {"step_rule": "fixed", "line_search": True}])
 def test_whatever_is_sampled_for_npg_is_accepted_beside_its_configuration(config: dict[str, Any]) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
