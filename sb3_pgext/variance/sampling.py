@@ -11,9 +11,10 @@ import torch as th
 from rich.console import Console
 from rich.progress import track
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_pgext.diagnostics import estimated_gradient, gradient_samples, set_options
+from sb3_pgext.diagnostics import estimated_gradient, gradient_samples, policy_parameters, set_options
 from sb3_pgext.envs import TabularMDP
 from sb3_pgext.variance.study import VarianceStudy
 from sb3_pgext.zoo.console import LINE_SECONDS, Every
@@ -91,8 +92,31 @@ def save_snapshots(study: VarianceStudy, folder: Path) -> None:
     :param folder: where the models go
     """
     with quiet_model(study.algo, study.environment, study.config, study.seed) as model:
+        options = study.options(study.values[0])
+        set_options(model, **{name: options[name] for name in ("critic",) if name in options})
         n_timesteps = max(int(study.config["n_timesteps"]), max(study.at_steps) + 1)
         model.learn(n_timesteps, callback=_Snapshots(study.at_steps, folder))
+    if study.option == "critic":
+        for steps, index in product(study.at_steps, range(len(study.values))):
+            _save_with_critic(study, folder, steps, index)
+
+
+def _save_with_critic(study: VarianceStudy, folder: Path, steps: int, index: int) -> None:
+    """
+    Save the policy of a snapshot with a new critic, fitted to as many steps of this policy as it was trained for: the
+    same ones for the critics of all values.
+    """
+    with quiet_model(study.algo, study.environment, study.config, study.seed) as model:
+        set_options(model, critic=study.values[index])
+        of_policy = policy_parameters(model.policy)
+        trained: Any = load_from_zip_file(folder / str(steps))[1]["policy"]
+        model.policy.load_state_dict({name: trained[name] for name in of_policy}, strict=False)
+        _restore_normalization(model, folder / str(steps))
+        model.set_random_seed(study.seed)
+        for parameter in of_policy.values():
+            parameter.requires_grad_(False)
+        model.learn(steps)
+        model.save(folder / f"{steps}-{index}")
 
 
 def sample(
@@ -112,8 +136,12 @@ def sample(
     n_batches = min(_BATCHES_PER_TASK, study.n_batches - first)
     seed = study.seed + _SAMPLING_SEED_OFFSET + first * _SEED_STRIDE
     with quiet_model(study.algo, study.environment, study.config, seed) as model:
-        normalizer = _restore(model, folder / str(steps))
         set_options(model, **study.options(study.values[index]))
+        of_value = study.option == "critic"
+        model.set_parameters(folder / (f"{steps}-{index}" if of_value else str(steps)))
+        normalizer = _restore_normalization(model, folder / str(steps))
+        if of_value:  # which has taken random numbers of its own
+            model.set_random_seed(seed)
         samples = gradient_samples(model, n_batches)
         env: Any = model.env.unwrapped
         mdp = env.envs[0].unwrapped if hasattr(env, "envs") else None
@@ -122,9 +150,8 @@ def sample(
     return samples.cpu(), exact
 
 
-def _restore(model: Any, path: Path) -> VecNormalize | None:
-    """Give a model the parameters of a snapshot, and its environment the statistics, which stay as they are."""
-    model.set_parameters(path.with_suffix(".zip"))
+def _restore_normalization(model: Any, path: Path) -> VecNormalize | None:
+    """Give the environment of a model the statistics of a snapshot, which stay as they are."""
     normalizer: VecNormalize | None = model.get_vec_normalize_env()
     if normalizer is not None:
         saved = VecNormalize.load(str(path.with_suffix(".pkl")), normalizer.venv)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch as th
 from rich.console import Console
+from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_pgext import REINFORCE, VPG
 from sb3_pgext.cli import main
@@ -186,6 +187,42 @@ def test_suboptions_of_a_value_are_its_own(tmp_path, capsys):
     table = measure(tmp_path, "vpg", vary="advantage=mc,td,n_step", params=params)
     assert table["trace"][2] == pytest.approx(table["trace"][1], rel=1e-4)
     assert "for all values" not in capsys.readouterr().out
+
+
+def test_critics_are_compared_at_the_same_policy_on_the_same_steps(tmp_path, monkeypatch):
+    """Each is its own, fitted to as many steps of the frozen policy as that was trained for."""
+    study = parse_study("vpg", MDP, "critic=v,q", at_steps="0,300", n_batches=3, n_steps=32)
+    fitted, seen = [], []
+    fit, estimate = VPG._fit_critic, VPG.estimate_gradient
+    monkeypatch.setattr(
+        VPG, "_fit_critic", lambda self, x, *rest: fitted.append((self.critic, x)) or fit(self, x, *rest)
+    )
+    save_snapshots(study, tmp_path)
+    of_q = [x for critic, x in fitted if critic == "q"]
+    of_v = [x for critic, x in fitted if critic == "v"][-len(of_q) :]
+    assert sum(map(len, of_q)) >= 300
+    assert all(th.equal(a, b) for a, b in zip(of_v, of_q, strict=True))
+    for steps in study.at_steps:
+        trained, v, q = (load_from_zip_file(tmp_path / f"{steps}{end}")[1]["policy"] for end in ("", "-0", "-1"))
+        assert v["value_net.weight"].shape != q["value_net.weight"].shape
+        policy = [name for name in trained if "value" not in name]
+        assert all(th.equal(trained[name], v[name]) and th.equal(v[name], q[name]) for name in policy)
+
+    monkeypatch.setattr(VPG, "estimate_gradient", lambda self: seen.append(self.rollout) or estimate(self))
+    samples = [sample(study, tmp_path, 300, index, 0)[0] for index in (0, 1)]
+    assert not th.equal(*samples)
+    assert all(th.equal(a.actions, b.actions) for a, b in zip(seen[:3], seen[3:], strict=True))
+
+
+def test_the_gradient_over_all_actions_is_compared_with_the_same_critic(tmp_path, capsys):
+    """Whatever the configuration says; the advantage is that of the sampled gradient alone."""
+    table = measure(tmp_path, "vpg", vary="gradient=sampled,all_action", at_steps="0,300")
+    assert table["trace"].nunique() == 4
+    assert "critic='q' for all values of gradient" in capsys.readouterr().out
+    params = {"critic": "q", "advantage": "q"}
+    table = measure(tmp_path, "vpg", vary="gradient=sampled,all_action", at_steps="300", n_batches=20, params=params)
+    assert "\nadvantage=" not in capsys.readouterr().out
+    assert table["trace"][1] < table["trace"][0]
 
 
 def test_set_options_resets_what_becomes_ineffective():
