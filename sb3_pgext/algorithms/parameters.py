@@ -85,7 +85,8 @@ def _parameters_of(
     if output not in known or known[output][0] != present:
         # Not validated: an observation from a space without bounds may be too large for the network, and what depends
         # on what can be seen all the same.
-        with th.random.fork_rng(), evaluation_mode(policy), unvalidated_distributions(), th.enable_grad():
+        devices = [policy.device] if policy.device.type == "cuda" else []
+        with th.random.fork_rng(devices), evaluation_mode(policy), unvalidated_distributions(), th.enable_grad():
             known[output] = present, _names_in_graph(compute(_any_observations(policy)).sum(), named)
     return {name: named[name] for name in known[output][1]}
 

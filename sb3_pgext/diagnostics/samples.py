@@ -45,7 +45,8 @@ def set_options(model: EpisodicAlgorithm | VPG | SearchGradient, **options: Any)
     new_critic = "critic" in options | changed and trial.critic != model.critic
     vars(model).update(options | changed)
     if new_critic:
-        actor = {name: parameter.detach() for name, parameter in policy_parameters(model.policy).items()}
+        before: Any = model.policy
+        actor = {name: parameter.detach() for name, parameter in policy_parameters(before).items()}
         model._setup_model()
         model.policy.load_state_dict(actor, strict=False)
     elif isinstance(model, FixedLengthAlgorithm) and model.rollout_buffer.full:

@@ -18,7 +18,6 @@ __all__ = [
     "last_steps",
     "monte_carlo_advantages",
     "n_step_advantages",
-    "n_step_returns",
     "next_values",
     "td_errors",
     "trajectory_returns",
@@ -179,30 +178,6 @@ def n_step_advantages(
     return discounted_sum_to_go(delta, episode, gamma, n_step)
 
 
-def n_step_returns(
-    rewards: th.Tensor,
-    values: th.Tensor,
-    episode: th.Tensor,
-    gamma: float,
-    n_step: int,
-    bootstrap_values: th.Tensor,
-) -> th.Tensor:
-    r"""
-    :math:`\sum_{k<n} \gamma^k r_{t+k} + \gamma^n V(s_{t+n})`, cut at the end of the episode (lecture 004).
-
-    With :math:`Q(s_t, a_t)` in place of V it is a target of Q: one step of it is SARSA.
-
-    :param rewards: r_t, ``(M,)``
-    :param values: V(s_t), or Q(s_t, a_t), ``(M,)``
-    :param episode: episode of each step, ``(M,)``, integer
-    :param gamma: discount, in [0, 1]
-    :param n_step: n, at least 1
-    :param bootstrap_values: V(s_T) of episodes that were cut and are bootstrapped, 0 for all others, ``(N,)``
-    :return: ``(M,)``
-    """
-    return n_step_advantages(rewards, values, episode, gamma, n_step, bootstrap_values) + values
-
-
 def generalized_advantages(
     rewards: th.Tensor,
     values: th.Tensor,
@@ -317,6 +292,6 @@ def critic_targets(
     if target in ("sarsa", "n_step"):
         assert q_values is not None
         n_step = lookahead if target == "n_step" else 1
-        return n_step_returns(rewards, q_values, episode, gamma, n_step, bootstrap_values)
+        return n_step_advantages(rewards, q_values, episode, gamma, n_step, bootstrap_values) + q_values
     gae_lambda = gae_lambda if target == "lambda" else 0.0
     return lambda_returns(rewards, values, episode, gamma, gae_lambda, bootstrap_values)
