@@ -166,7 +166,7 @@ class OffPolicyGradientAlgorithm(PolicyGradientAlgorithm, OffPolicyAlgorithm):
         starts_at_0 = not np.any(getattr(self.action_space, "start", 0))
         require(starts_at_0, "action_space", self.action_space, "one whose actions start at 0, as a policy draws them")
         require_count("learning_starts", self.learning_starts, at_least=0)
-        allowed = f"less than buffer_size={self.buffer_size}"
+        allowed = f"less than the buffer's size, buffer_size={self.buffer_size}"
         require(self.learning_starts < self.buffer_size, "learning_starts", self.learning_starts, allowed)
         require_count("gradient_steps", self.gradient_steps, at_least=-1)
         require_fraction("tau", self.tau)
