@@ -2,8 +2,8 @@
 
 usage: python examples/softmax_bandit.py [--seeds 100] [--rounds 1000] [--out runs/softmax_bandit]
 
-Rewards are Bernoulli(0.6) and Bernoulli(0.4); the first policy is [0.0001, 0.9999], so nearly all on the worse arm.
-Both see the reward of the arm that they draw, one per round, as a loss r - 1. In the mean they move the logits by
+Rewards are Bernoulli(0.6) and Bernoulli(0.4); the first policy is [0.0001, 0.9999], nearly all on the worse arm. Both
+see the reward of the arm that they draw, one per round, as a loss r - 1. In the mean they move the logits by
 
     policy gradient       θ(a) ← θ(a) + η π(a) A(a)     REINFORCE
     exponential weights   θ(a) ← θ(a) + η A(a)          ExponentialWeights: EXP3, or Hedge where all rewards are known

@@ -66,11 +66,12 @@ def list_zoo() -> None:
     of_algorithm = {algo: list(_content(algo)) for algo in ALGORITHMS}
     table = Table(box=box.SIMPLE_HEAD, caption="others: the entry of another version, or else default")
     table.add_column("environment")
-    for algo, algorithm in ALGORITHMS.items():
-        table.add_column(f"{algo}\n{algorithm.__name__}", justify="center")
+    for algo in ALGORITHMS:
+        table.add_column(algo, justify="center")
     for name in dict.fromkeys(entry.name for entry in entries()):
         table.add_row(name, *("x" if name in names else "" for names in of_algorithm.values()))
-    output_console().print(table)
+    classes = ", ".join(f"{algo}: {algorithm.__name__}" for algo, algorithm in ALGORITHMS.items())
+    output_console().print(table, classes, soft_wrap=True)
 
 
 def check_zoo() -> bool:

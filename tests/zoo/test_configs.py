@@ -34,7 +34,8 @@ def test_the_zoo_can_be_listed(capsys) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_zoo_can_be_checked(monkeypatch, tmp_path: Path, capsys) -> None:
     for algo in ALGORITHMS:
-        _write(tmp_path / f"{algo}.yml", {"CartPole-v1": _MINIMAL, "default": _MINIMAL, "atari": _MINIMAL})
+        environment = "sb3_pgext/Chain-v0" if algo == "ew" else "CartPole-v1"
+        _write(tmp_path / f"{algo}.yml", {environment: _MINIMAL, "default": _MINIMAL, "atari": _MINIMAL})
     monkeypatch.setattr("sb3_pgext.zoo.configs.configs_folder", lambda: tmp_path)
     assert main(["zoo", "check"]) == 0
     assert "24 of 24 configurations are valid" in capsys.readouterr().out
