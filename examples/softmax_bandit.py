@@ -1,6 +1,6 @@
 """Why the natural gradient: REINFORCE against exponential weights on two arms (lecture 004).
 
-usage: python examples/softmax_bandit.py [--seeds 100] [--rounds 1000] [--out runs/softmax_bandit]
+usage: python examples/softmax_bandit.py [--seeds 20] [--rounds 1000] [--out runs/softmax_bandit]
 
 Rewards are Bernoulli(0.6) and Bernoulli(0.4); the first policy is [0.0001, 0.9999], nearly all on the worse arm. Both
 see the reward of the arm that they draw, one per round, as a loss r - 1. In the mean they move the logits by
@@ -88,11 +88,11 @@ def draw(histories: dict[str, dict[float, np.ndarray]]) -> Figure:
     left.text(STEP_SIZES[0], MEANS[0] * n_rounds, "always arm 1", va="bottom", fontsize=8, color="0.3")
     left.set(xscale="log", xlabel="step size η", ylabel=f"total expected reward of {n_rounds:,} rounds")
     left.set_title("mean, and 10-90 % of the seeds", fontsize=10)
-    left.legend(loc="center left", frameon=False, fontsize=9)
+    left.legend(loc="upper left", bbox_to_anchor=(0.0, 0.9), frameon=False, fontsize=9)
     for axes, step_size, title in zip(others, (0.1, 100.0), ("too slow on arm 1", "too fast on arm 2"), strict=True):
-        for rule, color in COLORS.items():
+        for rule in ("policy gradient", "Hedge"):
             history = histories[rule][STEP_SIZES[np.abs(STEP_SIZES - step_size).argmin()]]
-            axes.plot(history[:, :12], color=color, linewidth=0.7, alpha=0.6)
+            axes.plot(history[:, :12], color=COLORS[rule], linewidth=0.9, alpha=0.7)
         axes.set(xlabel="round", ylabel="probability of arm 1, the better one", ylim=(-0.03, 1.03))
         axes.set_title(f"η = {step_size:g}: {title}", fontsize=10)
     for axes in (left, *others):
@@ -111,7 +111,7 @@ def total_reward(history: np.ndarray) -> np.ndarray:
 def main() -> None:
     """Play, draw, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path("runs/softmax_bandit"))
     arguments = parser.parse_args()

@@ -134,7 +134,7 @@ NOISE = NormalActionNoise(np.zeros(2), np.ones(2))
         (DISCRETE, {"gradient": "sampled", "weight_clip": -1.0}, "weight_clip=-1.0"),
         (BOX, {"gradient": "sampled", "action_noise": NOISE}, "action_noise=.*None with gradient='sampled'"),
         # Replays.
-        (BOX, {"learning_starts": 99, "buffer_size": 99}, "learning_starts=99: .* less than the buffer's size, buffer_size=99"),
+        (BOX, {"learning_starts": 99, "buffer_size": 99}, "learning_starts=99: .* buffer's size, buffer_size=99"),
         (BOX, {"learning_starts": -1}, "learning_starts=-1"),
         (BOX, {"learning_starts": 0.5}, "learning_starts=0.5"),
         (BOX, {"buffer_size": 0}, "buffer_size=0"),

@@ -8,7 +8,7 @@ import pytest
 
 _EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 _OTHERS = {"softmax_bandit", "weights_and_biases"}
-"""One trains nothing; the other needs an account."""
+"""One counts in rounds; the other needs an account."""
 
 
 @pytest.mark.parametrize("path", [path for path in _EXAMPLES if path.stem not in _OTHERS], ids=lambda path: path.stem)
@@ -23,6 +23,6 @@ def test_example(path: Path, tmp_path: Path, monkeypatch, capsys) -> None:
 
 def test_the_bandit(tmp_path: Path, monkeypatch) -> None:
     (path,) = (path for path in _EXAMPLES if path.stem == "softmax_bandit")
-    monkeypatch.setattr(sys, "argv", [path.name, "--seeds", "2", "--out", str(tmp_path / "bandit")])
+    monkeypatch.setattr(sys, "argv", [path.name, "--seeds", "2", "--rounds", "15", "--out", str(tmp_path / "bandit")])
     runpy.run_path(str(path), run_name="__main__")
     assert (tmp_path / "bandit.png").exists()

@@ -75,6 +75,11 @@ class OffPolicyGradientAlgorithm(PolicyGradientAlgorithm, OffPolicyAlgorithm):
         """SB3's ``learn``: ``log_interval`` counts episodes."""
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
+    def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
+        """SB3's. Later on, actions and each update show whether the parameters are finite."""
+        require_finite_parameters(self.policy)
+        return super()._setup_learn(*arguments, **options)
+
     def collect_rollouts(
         self,
         env: VecEnv,
@@ -89,7 +94,6 @@ class OffPolicyGradientAlgorithm(PolicyGradientAlgorithm, OffPolicyAlgorithm):
             self._checked_env = CheckedVecEnv(env)
         self._checked_env.n_steps = 0
         with fresh_after_failure(self):
-            require_finite_parameters(self.policy)
             set_action_std(self)
             self._act = self.engine.acting(draw=self._draw)
             self.policy.set_training_mode(False)

@@ -1,6 +1,7 @@
 """An update happens as a whole or not at all."""
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -8,9 +9,9 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import recursive_getattr
 
-from sb3_pgext.engine.nested import leaves, rebuilding
+from sb3_pgext.engine.plain import modules_of
 from sb3_pgext.rollouts.acting import unvalidated_distributions
-from sb3_pgext.rollouts.checks import first_not_finite
+from sb3_pgext.rollouts.checks import all_finite, first_not_finite
 
 __all__ = ["require_finite_losses", "require_finite_state", "whole_update"]
 
@@ -30,15 +31,14 @@ def whole_update(update: Update) -> Update:
 
     @wraps(update)
     def whole(model: BaseAlgorithm, *arguments: Any, **options: Any) -> Any:
-        restore = [_restorer(part) for _, part in _trained_parts(model)]
+        put_back = _restorer([part for _, part in _trained_parts(model)])
         n_updates = model._n_updates
         try:
             with unvalidated_distributions():  # what is not finite is named by its place in the update
                 result = update(model, *arguments, **options)
                 require_finite_state(model)
         except BaseException:
-            for put_back in restore:
-                put_back()
+            put_back()
             model._n_updates = n_updates
             raise
         return result
@@ -52,18 +52,45 @@ def _trained_parts(model: BaseAlgorithm) -> Iterator[tuple[str, Any]]:
         yield name, recursive_getattr(model, name)
 
 
-def _restorer(part: Any) -> Callable[[], object]:
-    if isinstance(part, th.Tensor):
-        value = part.detach().clone()
-        return lambda: part.data.copy_(value)
-    state = part.state_dict()
-    copy = rebuilding(state)(x.clone() if isinstance(x, th.Tensor) else x for x in leaves(state))
+def _restorer(parts: Sequence[Any]) -> Callable[[], object]:
+    """A function that takes networks, optimizers and tensors back to what they are now."""
+    optimizers = [part for part in parts if isinstance(part, th.optim.Optimizer)]
+    groups = [[dict(group) for group in optimizer.param_groups] for optimizer in optimizers]
+    states = [{p: dict(state) for p, state in optimizer.state.items()} for optimizer in optimizers]
+    others = [part for part in parts if not isinstance(part, (th.nn.Module, th.optim.Optimizer, th.Tensor))]
+    of_others = [copy.deepcopy(part.state_dict()) for part in others]
+    tensors = _tensors(parts)
+    values = [x.detach().clone() for x in tensors]
 
+    @th.no_grad()
     def put_back() -> None:
-        part.zero_grad()
-        part.load_state_dict(copy)
+        th._foreach_copy_(tensors, values)
+        for optimizer, of_groups, of_parameters in zip(optimizers, groups, states, strict=True):
+            optimizer.zero_grad()
+            for group, as_it_was in zip(optimizer.param_groups, of_groups, strict=True):
+                group.update(as_it_was)
+            optimizer.state.clear()
+            optimizer.state.update(of_parameters)
+        for part, state in zip(others, of_others, strict=True):
+            part.load_state_dict(state)
 
     return put_back
+
+
+def _tensors(parts: Sequence[Any]) -> list[th.Tensor]:
+    """
+    The tensors in networks, optimizers and tensors; the whole of what some are views of, as an optimizer's moments are
+    after :func:`~sb3_pgext.engine.adam.flattened`.
+    """
+    found: dict[int, th.Tensor] = {}
+    for part in parts:
+        if isinstance(part, th.nn.Module):
+            dicts: Iterable[dict[Any, Any]] = (x for m in modules_of(part) for x in (m._parameters, m._buffers))
+        else:
+            dicts = part.state.values() if isinstance(part, th.optim.Optimizer) else [{"": part}]
+        tensors = (x for values in dicts for x in values.values() if isinstance(x, th.Tensor))
+        found |= {id(x): x for x in (x if x._base is None else x._base for x in tensors)}
+    return list(found.values())
 
 
 def require_finite_losses(what: str, losses: th.Tensor, update: int) -> None:
@@ -90,6 +117,8 @@ def require_finite_state(model: BaseAlgorithm) -> None:
     :param model: after an update
     :raises ValueError: naming a parameter that is NaN or infinite, or whose moments in the optimizer are
     """
+    if all_finite([x for x in _tensors([part for _, part in _trained_parts(model)]) if x.is_floating_point()]):
+        return
     names: dict[Any, str] = {}
     tensors: dict[str, th.Tensor] = {}
     for part_name, part in _trained_parts(model):

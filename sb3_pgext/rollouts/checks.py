@@ -1,7 +1,7 @@
 """Checks of numbers that an environment or a policy returns: they are named where they first appear."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 __all__ = [
+    "all_finite",
     "first_not_finite",
     "normalizers_of",
     "require_finite",
@@ -88,12 +89,23 @@ def surely_finite(array: np.ndarray) -> bool:
     return array.dtype.kind != "f" or math.isfinite(np.vdot(array, array))
 
 
+def all_finite(tensors: Sequence[th.Tensor]) -> bool:
+    """
+    True if no number is NaN or infinite. Nothing leaves the device but the answer.
+
+    :param tensors: of one device
+    :return: whether their norms are finite, which is found in the least time; or else all their numbers, as the square
+        of a finite one may not be
+    """
+    norms = th._foreach_norm([x.detach() for x in tensors])
+    return not norms or bool(th.stack(norms).isfinite().all()) or all(bool(x.isfinite().all()) for x in tensors)
+
+
 def first_not_finite(tensors: Mapping[str, th.Tensor]) -> str | None:
     """The name of the first tensor with a NaN or an infinity; None, after one synchronisation, if there is none."""
-    entries = [x.detach() for x in tensors.values() if x.numel()]
-    if not entries or math.isfinite(th.stack(th._foreach_norm(entries)).sum().item()):
+    if all_finite(list(tensors.values())):
         return None
-    return next((name for name, x in tensors.items() if not x.isfinite().all()), None)
+    return next(name for name, x in tensors.items() if not x.isfinite().all())
 
 
 def _require_finite_before(what: str, attribute: str, env: VecEnv, n_steps: int) -> None:
