@@ -1,5 +1,6 @@
 """Adam on all parameters at once: the same numbers to the bit, without a dozen calls for each parameter."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ class FlatAdam:
     """
     The state of an Adam or AdamW, each part in one vector.
 
-    :param parameters: θ, its ``grad`` another such vector
+    :param parameters: θ
     :param exp_avg: first moment
     :param exp_avg_sq: second moment
     :param count: number of steps so far, a scalar
@@ -37,6 +38,14 @@ class FlatAdam:
     decoupled: bool
     fused: bool
 
+    def zero_grad(self, parameters: Sequence[th.nn.Parameter]) -> None:
+        """Set the gradients to 0, which are views of one vector from the first time on."""
+        if self.parameters.grad is None:
+            self.parameters.grad = th.empty_like(self.parameters)
+            for p, gradient in zip(parameters, views(self.parameters.grad, parameters), strict=True):
+                p.grad = gradient
+        self.parameters.grad.zero_()
+
     @th.no_grad()
     def step(self) -> None:
         """One step of torch's own function."""
@@ -50,8 +59,8 @@ def flattened(
     optimizer: th.optim.Optimizer, parameters: Sequence[th.nn.Parameter], fused: bool = False
 ) -> Iterator[FlatAdam]:
     """
-    Meanwhile the parameters and their gradients are views of one vector each. Afterwards everything is the given
-    optimizer's again.
+    Meanwhile the parameters are views of one vector. Afterwards everything is the given optimizer's again, its moments
+    as views of vectors, which the next call for the same parameters need not put together.
 
     :param optimizer: one that :func:`can_be_flattened`
     :param parameters: those of its parameters that are to be moved
@@ -60,11 +69,11 @@ def flattened(
     """
     (group,) = optimizer.param_groups
     own_storage = [p.data for p in parameters]
+    flat = concatenated(own_storage)
+    values = views(flat, parameters)
     states = [optimizer.state[p] for p in parameters if optimizer.state.get(p)]
-    flat = concatenated([p.detach() for p in parameters])
-    flat.grad = th.zeros_like(flat)
     exp_avg, exp_avg_sq = (
-        concatenated([state[name] for state in states]) if states else th.zeros_like(flat)
+        _whole([state[name] for state in states]) if states else th.zeros_like(flat)
         for name in ("exp_avg", "exp_avg_sq")
     )
     count = states[0]["step"].clone() if states else th.tensor(0.0)
@@ -73,19 +82,20 @@ def flattened(
     options["beta1"], options["beta2"] = group["betas"]
     # Adam can have AdamW's weight decay, in versions of torch that have a flag for it.
     decoupled = bool(group.get("decoupled_weight_decay", isinstance(optimizer, th.optim.AdamW)))
-    for p, values, gradient in zip(parameters, views(flat, parameters), views(flat.grad, parameters), strict=True):
-        p.data, p.grad = values, gradient
+    for p, value in zip(parameters, values, strict=True):
+        p.data = value
     adam = FlatAdam(flat, exp_avg, exp_avg_sq, count, options, decoupled, fused)
     try:
         yield adam
     finally:
-        # Its own count: a compiled step has moved it to the device.
-        count, columns = adam.count.cpu(), [views(x, parameters) for x in (flat, exp_avg, exp_avg_sq)]
-        for p, storage, values, first, second in zip(parameters, own_storage, *columns, strict=True):
-            p.data, p.grad = storage.copy_(values), None
-            if count > 0:
-                state = {"step": count.clone(), "exp_avg": first.clone(), "exp_avg_sq": second.clone()}
-                optimizer.state[p] = state
+        th._foreach_copy_(own_storage, values)
+        for p, storage in zip(parameters, own_storage, strict=True):
+            p.data, p.grad = storage, None
+        if (count := adam.count.cpu()) > 0:  # its own one: a compiled step has moved it to the device
+            steps = count.repeat(len(parameters))
+            columns = steps, views(exp_avg, parameters), views(exp_avg_sq, parameters)
+            for p, step, first, second in zip(parameters, *columns, strict=True):
+                optimizer.state[p] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
 
 
 def can_be_flattened(optimizer: th.optim.Optimizer, parameters: Sequence[th.nn.Parameter]) -> bool:
@@ -109,10 +119,21 @@ def can_be_flattened(optimizer: th.optim.Optimizer, parameters: Sequence[th.nn.P
 
 def concatenated(tensors: Sequence[th.Tensor]) -> th.Tensor:
     """All numbers in one vector, with gaps of zeros."""
-    return th.cat([th.nn.functional.pad(x.flatten(), (0, -x.numel() % _ALIGNMENT)) for x in tensors])
+    gaps = [x.new_zeros(-x.numel() % _ALIGNMENT) for x in tensors]
+    return th.cat([part for x, gap in zip(tensors, gaps, strict=True) for part in (x.flatten(), gap)])
 
 
 def views(flat: th.Tensor, like: Sequence[th.Tensor]) -> list[th.Tensor]:
     """The parts of :func:`concatenated` in the shapes that they had."""
-    parts = flat.split([p.numel() + -p.numel() % _ALIGNMENT for p in like])
-    return [part[: p.numel()].view_as(p) for part, p in zip(parts, like, strict=True)]
+    parts = flat.split([length for x in like for length in (x.numel(), -x.numel() % _ALIGNMENT)])
+    return [part.view(x.shape) for part, x in zip(parts[::2], like, strict=True)]
+
+
+def _whole(tensors: Sequence[th.Tensor]) -> th.Tensor:
+    """The vector that all are :func:`views` of, or one of their numbers."""
+    vector, ends = tensors[0]._base, [*itertools.accumulate(x.numel() + -x.numel() % _ALIGNMENT for x in tensors)]
+    if vector is None or vector.shape != (ends[-1],) or not vector.is_contiguous():
+        return concatenated(tensors)
+    starts = [vector.storage_offset() + start for start in (0, *ends[:-1])]
+    laid_out = [(x._base is vector, x.storage_offset(), x.is_contiguous()) for x in tensors]
+    return vector if laid_out == [(True, start, True) for start in starts] else concatenated(tensors)

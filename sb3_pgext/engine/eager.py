@@ -193,9 +193,10 @@ class Engine:
                 loss, log = loss_function(*minibatch)
                 if proceed is not None and not proceed(log):
                     return log, None, False
-                gradients = [p.grad for p in parameters if p.grad is not None]
-                if gradients:
-                    th._foreach_zero_(gradients)
+                if adam is not None:
+                    adam.zero_grad(parameters)
+                else:
+                    optimizer.zero_grad(set_to_none=False)
                 loss.backward(inputs=parameters)
                 norm = _clip(parameters, stepped, max_norm)
                 move()
