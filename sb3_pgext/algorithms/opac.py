@@ -191,8 +191,7 @@ class OffPolicyActorCritic(OffPolicyGradientAlgorithm):
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """Take gradient steps with the critics, the actor and the temperature on minibatches of the replay."""
         self._begin_update()
-        losses = []
-        engine, actor, critic = self.engine, self.actor, self.critic
+        losses, engine, critic, actor = [], self.engine, self.critic, self.actor
         with (
             engine.descending(critic.optimizer, list(critic.parameters()), self._critic_loss) as fit_critic,
             engine.descending(actor.optimizer, list(actor.parameters()), self._actor_loss) as move_actor,

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from sb3_pgext.engine.nested import leaves, rebuilding
 from sb3_pgext.engine.packages import package_of
-from sb3_pgext.engine.plain import distributions_of, foreign_part, structure_of
+from sb3_pgext.engine.plain import SCALARS, appearance_of, distributions_of, foreign_part, structure_of
 
 __all__ = ["Graph", "graph_of", "warn_once"]
 
@@ -60,8 +60,8 @@ def graph_of(
     :return: the graph, a function of the list of arguments, or None where there is none; a warning says why, once
     """
     graphs = _graphs.setdefault(policy, {})
-    full_key = what, (key, structure_of(policy), *((x.shape, x.stride(), x.dtype, x.device) for x in arguments))
-    cause = _hindrance(policy)  # each time: a user may have changed the policy since
+    structure, cause = _examined(policy)  # each time: a user may have changed the policy since
+    full_key = what, (key, structure, *[(x.shape, x.stride(), x.dtype, x.device) for x in arguments])
     if cause is None and full_key not in graphs:
         if sum(name == what for name, _ in graphs) >= MAX_GRAPHS:
             cause = f"It has been compiled for {MAX_GRAPHS} values of the numbers that it depends on"
@@ -94,6 +94,21 @@ def warn_once(policy: th.nn.Module, what: str, cause: str) -> None:
 
 class _Untraceable(Exception):
     """Its graph would not be the function."""
+
+
+_known: "WeakKeyDictionary[th.nn.Module, dict[Hashable, tuple[Hashable, str | None, list[Any]]]]" = WeakKeyDictionary()
+
+
+def _examined(policy: th.nn.Module) -> tuple[Hashable, str | None]:
+    """What a graph takes for constant, and what is in its way, of a policy that looks as before as it was then."""
+    known = _known.setdefault(policy, {})
+    appearance, values = appearance_of(policy)
+    if appearance not in known:
+        if len(known) >= MAX_GRAPHS:
+            known.clear()
+        known[appearance] = structure_of(policy), _hindrance(policy), [x for x in values if isinstance(x, SCALARS)]
+    structure, cause, _ = known[appearance]
+    return structure, cause
 
 
 def _hindrance(policy: th.nn.Module) -> str | None:

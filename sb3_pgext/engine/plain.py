@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import torch as th
 
-__all__ = ["distributions_of", "foreign_part", "has_own_methods", "has_sb3s", "modules_of", "structure_of"]
+__all__ = [
+    "SCALARS",
+    "appearance_of",
+    "distributions_of",
+    "foreign_part",
+    "has_own_methods",
+    "has_sb3s",
+    "modules_of",
+    "structure_of",
+]
 
 _LIBRARIES = ("torch", "stable_baselines3", "sb3_contrib", "sb3_pgext", "abc", "typing", "builtins")
 """Packages whose modules are known to compute from their parameters, their attributes and their input alone."""
@@ -36,13 +45,14 @@ def foreign_part(policy: th.nn.Module) -> str | None:
 
 def modules_of(network: th.nn.Module) -> list[th.nn.Module]:
     """A network and all that is in it, each once, in a fifth of the time of its own ``modules()``."""
-    found = {network: None}
-    modules = [network]
-    for module in modules:
-        new = [child for child in module._modules.values() if child is not None and child not in found]
-        found.update(dict.fromkeys(new))
-        modules.extend(new)
-    return modules
+    modules: dict[th.nn.Module, None] = {}
+    left: list[th.nn.Module | None] = [network]
+    while left:
+        module = left.pop()
+        if module is not None and module not in modules:
+            modules[module] = None
+            left += module._modules.values()
+    return [*modules]
 
 
 def distributions_of(policy: th.nn.Module) -> list[Any]:
@@ -94,5 +104,28 @@ def structure_of(policy: th.nn.Module) -> Hashable:
 
 
 def _constants(part: Any) -> Hashable:
-    scalars = (bool, int, float, str, tuple, th.dtype, np.number)
-    return tuple((name, value) for name, value in vars(part).items() if isinstance(value, scalars))
+    return tuple((name, value) for name, value in vars(part).items() if isinstance(value, SCALARS))
+
+
+SCALARS = (bool, int, float, str, tuple, th.dtype, np.number)
+
+
+def appearance_of(policy: th.nn.Module) -> tuple[Hashable, list[Any]]:
+    """
+    Tell whether a policy has changed in a tenth of the time of looking what it is.
+
+    :param policy: any network
+    :return: what is another thing after each change that a graph would not see; and the attributes of the modules,
+        which it knows by their addresses: as long as it is kept, these must not become others'
+    """
+    modules = modules_of(policy)
+    values = [x for m in modules for x in vars(m).values()]
+    parameters = [p for m in modules for p in m._parameters.values() if p is not None]
+    of_parameters = [
+        (id(p), p.shape, p.stride(), p.dtype, bool(p._backward_hooks or p._post_accumulate_grad_hooks))
+        for p in parameters
+    ]
+    of_distributions = [(type(d), *vars(d), _constants(d)) for d in distributions_of(policy)]
+    hooks = [m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules]
+    hindered = any(hooks) or any(m._buffers for m in modules)
+    return (*map(type, modules), *map(id, values), *of_parameters, *of_distributions, hindered), values

@@ -97,8 +97,10 @@ def all_finite(tensors: Sequence[th.Tensor]) -> bool:
     :return: whether their norms are finite, which is found in the least time; or else all their numbers, as the square
         of a finite one may not be
     """
+    if not tensors:
+        return True
     norms = th._foreach_norm([x.detach() for x in tensors])
-    return not norms or bool(th.stack(norms).isfinite().all()) or all(bool(x.isfinite().all()) for x in tensors)
+    return bool(th.stack(norms).isfinite().all()) or all(bool(x.isfinite().all()) for x in tensors)
 
 
 def first_not_finite(tensors: Mapping[str, th.Tensor]) -> str | None:
