@@ -149,7 +149,7 @@ class SearchGradient(PolicyGradientAlgorithm, BaseAlgorithm):
         self,
         env: VecEnv,
         callback: BaseCallback,
-        rollout_buffer: None = None,
+        rollout_buffer: Any = None,
         n_rollout_steps: int | None = None,
         async_eval: AsyncEval | None = None,
     ) -> bool:

@@ -124,7 +124,7 @@ def gradient_samples(
             assert model.env is not None
             samples = []
             for done in range(1, n_batches + 1):
-                model.collect_rollouts(model.env, callback, model.rollout_buffer, size)  # type: ignore[arg-type]
+                model.collect_rollouts(model.env, callback, model.rollout_buffer, size)
                 samples.append(model.estimate_gradient())
                 progress(done)
     finally:

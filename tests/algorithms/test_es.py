@@ -5,6 +5,7 @@ when something goes wrong.
 """
 
 import re
+from unittest import mock
 
 import gymnasium as gym
 import numpy as np
@@ -20,6 +21,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pgext import SearchGradient
+from sb3_pgext.engine.graphs import graph_of
 from sb3_pgext.rollouts.population import act_together
 from tests.environments import ACTIONS, DICT, IMAGE, VECTOR, AnySpaces, NeverEnding
 
@@ -120,7 +122,13 @@ def test_nothing_depends_on_the_number_of_sub_environments(n_eval_episodes):
 
 @pytest.mark.compiler
 def test_compiled_members_act_the_same():
-    eager, compiled = (model_on(policy="MlpPolicy", compile=compile).learn(200) for compile in (False, True))
+    """By a graph that is looked up once for each population, not at each step."""
+    eager, compiled = (model_on(policy="MlpPolicy", compile=compile) for compile in (False, True))
+    with mock.patch("sb3_pgext.engine.compiled.graph_of", wraps=graph_of) as looked_up:
+        for model in (eager, compiled):
+            th.manual_seed(0)
+            model.learn(200)
+    assert looked_up.call_count == compiled._n_updates > 1
     th.testing.assert_close(vector_of(eager), vector_of(compiled))
     assert eager.num_timesteps == compiled.num_timesteps
 

@@ -17,7 +17,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_pgext import SearchGradient
 from sb3_pgext.diagnostics import gradient_samples, gradient_statistics, set_options
-from sb3_pgext.diagnostics.exact import _Model
+from sb3_pgext.diagnostics.exact import tables_of
 from sb3_pgext.envs import random_mdp
 
 SIGMA, N_STATES = 0.7, 2
@@ -26,7 +26,7 @@ N_TESTS = 10
 
 def returns_of_deterministic_policies(mdp):
     """The exact return of each, by the action in each state."""
-    model = _Model(mdp, 1.0)
+    model = tables_of(mdp, 1.0)
     eye = th.eye(2, dtype=th.float64)
     policies = itertools.product(range(2), repeat=N_STATES)
     return {actions: (model.initial @ model.values(eye[list(actions)])[0]).item() for actions in policies}
