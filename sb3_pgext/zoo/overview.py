@@ -62,16 +62,13 @@ def check_entry(entry: Entry) -> None:
 
 
 def list_zoo() -> None:
-    """Print the algorithms, and which environments have a configuration for each."""
-    of_algorithm = {algo: list(_content(algo)) for algo in ALGORITHMS}
+    """Print the algorithms, and for which environments each has a configuration."""
     table = Table(box=box.SIMPLE_HEAD, caption="others: the entry of another version, or else default")
-    table.add_column("environment")
-    for algo in ALGORITHMS:
-        table.add_column(algo, justify="center")
-    for name in dict.fromkeys(entry.name for entry in entries()):
-        table.add_row(name, *("x" if name in names else "" for names in of_algorithm.values()))
-    classes = ", ".join(f"{algo}: {algorithm.__name__}" for algo, algorithm in ALGORITHMS.items())
-    output_console().print(table, classes, soft_wrap=True)
+    for heading in ("key", "algorithm", "environments"):
+        table.add_column(heading)
+    for algo, algorithm in ALGORITHMS.items():
+        table.add_row(algo, algorithm.__name__, ", ".join(_content(algo)))
+    output_console().print(table)
 
 
 def check_zoo() -> bool:
