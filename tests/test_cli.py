@@ -35,8 +35,9 @@ def test_train_then_enjoy_with_the_defaults(capsys) -> None:
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_each_of_ours_trains_and_can_be_watched(algo: str, capsys) -> None:
-    assert main(["train", "--algo", algo, "-n", "100", "--eval-freq", "-1", "--device", "cpu"]) == 0
-    assert main(["enjoy", "--algo", algo, "--no-render", "-n", "10", "--device", "cpu"]) == 0
+    of_env = ["--algo", algo, "--env", "sb3_pgext/Gridworld-v0" if algo == "ew" else "CartPole-v1"]
+    assert main(["train", *of_env, "-n", "100", "--eval-freq", "-1", "--device", "cpu"]) == 0
+    assert main(["enjoy", *of_env, "--no-render", "-n", "10", "--device", "cpu"]) == 0
 
 
 def test_a_trained_agent_is_filmed() -> None:

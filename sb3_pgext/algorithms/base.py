@@ -1,8 +1,7 @@
 """The base of every algorithm of the family, over SB3's on-policy and off-policy algorithms alike."""
 
 import inspect
-from collections.abc import Hashable, Mapping
-from types import FunctionType, MethodType
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -15,7 +14,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 
 from sb3_pgext.algorithms.action_std import require_action_std, set_action_std
-from sb3_pgext.algorithms.constructor import argument_names, check_sb3_arguments, sb3_class
+from sb3_pgext.algorithms.constructor import check_sb3_arguments, graph_key, sb3_class
 from sb3_pgext.arguments import (
     python_number,
     require,
@@ -25,7 +24,7 @@ from sb3_pgext.arguments import (
     require_one_of,
     require_schedule,
 )
-from sb3_pgext.engine import CompiledEngine, Engine
+from sb3_pgext.engine import CompiledEngine, Engine, replaced_methods
 from sb3_pgext.rollouts.acting import explain, fresh_after_failure
 from sb3_pgext.rollouts.checks import require_observations
 
@@ -131,29 +130,11 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         """How functions of the policy are computed and steps are taken, as ``compile`` says."""
         if not self.compile:
             return Engine(self.policy)
-        return CompiledEngine(self.policy, self._graph_key(), self._overridden(), acts=not self.use_sde)
-
-    def _graph_key(self) -> Hashable:
-        """The constructors' numbers and choices as they are now; of those passed to losses, whether there are any."""
-        key: list[Hashable] = [type(self)]
-        for name in argument_names(type(self)):
-            value = python_number(getattr(self, name, None))
-            if name in self.passed_to_losses:
-                key.append((name, value is None))
-            elif isinstance(value, (bool, int, float, str)):
-                key.append((name, value))
-        return tuple(key)
+        return CompiledEngine(self.policy, graph_key(self), self._overridden(), acts=not self.use_sde)
 
     def _overridden(self) -> str | None:
         """The reason why losses are not compiled: a user's class, or the model itself, replaces a method of ours."""
-        package = __name__.partition(".")[0]
-        ours = next(c for c in type(self).__mro__ if c.__module__.partition(".")[0] == package)
-        theirs = type(self).__mro__[: type(self).__mro__.index(ours)]
-        replaced = [(name, value) for scope in (self, *theirs) for name, value in vars(scope).items()]
-        kinds = (FunctionType, MethodType, property, classmethod, staticmethod)
-        own = {name for name, value in replaced if isinstance(value, kinds) or callable(getattr(ours, name, None))}
-        of_package = [vars(c) for c in type(self).__mro__ if c.__module__.partition(".")[0] == package]
-        own = {name for name in own - _NEVER_TRACED if any(name in scope for scope in of_package) and name[:2] != "__"}
+        own = replaced_methods(self, __name__.partition(".")[0]) - _NEVER_TRACED
         return f"{type(self).__name__} overrides {', '.join(sorted(own))}" if own else None
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:

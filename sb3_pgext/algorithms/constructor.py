@@ -4,16 +4,16 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import get_device
 
-from sb3_pgext.arguments import require, require_bool, require_count
+from sb3_pgext.arguments import python_number, require, require_bool, require_count
 
-__all__ = ["argument_names", "check_sb3_arguments", "given", "sb3_class"]
+__all__ = ["argument_names", "check_sb3_arguments", "given", "graph_key", "sb3_class"]
 
 
 def given(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,6 +31,24 @@ def argument_names(algorithm: type) -> list[str]:
     """The names of the arguments of all constructors that an algorithm inherits, sorted."""
     constructors = [vars(c)["__init__"] for c in algorithm.__mro__[:-1] if "__init__" in vars(c)]
     return sorted({name for constructor in constructors for name in inspect.signature(constructor).parameters})
+
+
+def graph_key(model: Any) -> Hashable:
+    """
+    The numbers and choices among an algorithm's arguments as they are now, for the keys of graphs.
+
+    :param model: of those ``passed_to_losses`` it counts only whether there are any
+    :return: its class, and name and value of each
+    """
+    algorithm: Any = type(model)
+    key: list[Hashable] = [algorithm]
+    for name in argument_names(algorithm):
+        value = python_number(getattr(model, name, None))
+        if name in model.passed_to_losses:
+            key.append((name, value is None))
+        elif isinstance(value, (bool, int, float, str)):
+            key.append((name, value))
+    return tuple(key)
 
 
 def sb3_class(algorithm: type) -> type:

@@ -3,7 +3,7 @@
 from sb3_pgext.engine.compiled import CompiledEngine
 from sb3_pgext.engine.eager import Engine, LossFunction, Step, evaluation_mode
 from sb3_pgext.engine.nested import minibatches, rows
-from sb3_pgext.engine.plain import foreign_part, has_sb3s
+from sb3_pgext.engine.plain import foreign_part, has_sb3s, replaced_methods
 from sb3_pgext.engine.regression import regress
 from sb3_pgext.engine.whole_updates import require_finite_losses, require_finite_state, whole_update
 
@@ -17,6 +17,7 @@ __all__ = [
     "has_sb3s",
     "minibatches",
     "regress",
+    "replaced_methods",
     "require_finite_losses",
     "require_finite_state",
     "rows",

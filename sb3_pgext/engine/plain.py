@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Hashable
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ __all__ = [
     "has_own_methods",
     "has_sb3s",
     "modules_of",
+    "replaced_methods",
     "structure_of",
 ]
 
@@ -59,6 +61,24 @@ def distributions_of(policy: th.nn.Module) -> list[Any]:
     """SB3's distributions in a policy, which are no modules: its own, or its actor's."""
     held = (getattr(module, "action_dist", None) for module in (policy, getattr(policy, "actor", None)))
     return [distribution for distribution in held if distribution is not None]
+
+
+def replaced_methods(instance: Any, package: str) -> set[str]:
+    """
+    The methods of a package's classes that a user's subclass, or the instance itself, replaces.
+
+    :param instance: of a class of the package, or of a subclass of the user's
+    :param package: its name
+    :return: names, without those in double underscores
+    """
+    classes = type(instance).__mro__
+    of_package = [c for c in classes if c.__module__.partition(".")[0] == package]
+    ours = of_package[0]
+    theirs = (instance, *classes[: classes.index(ours)])
+    replaced = [(name, value) for scope in theirs for name, value in vars(scope).items() if name[:2] != "__"]
+    kinds = (FunctionType, MethodType, property, classmethod, staticmethod)
+    own = {name for name, value in replaced if isinstance(value, kinds) or callable(getattr(ours, name, None))}
+    return {name for name in own if any(name in vars(c) for c in of_package)}
 
 
 def has_own_methods(instance: Any) -> bool:

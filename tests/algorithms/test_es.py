@@ -162,7 +162,7 @@ def test_standardized_antithetic_steps_are_those_of_ars(policy):
         ({"shaping": "standardized"}, lambda f: (f - f.mean()) / f.std()),
         ({"shaping": "ranks"}, lambda f: f.argsort().argsort() / (len(f) - 1) - 0.5),
     ],
-    ids=str,
+    ids=["none", "leave one out", "pairs", "standardized", "ranks"],
 )
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_a_step_of_each_kind(options, shaped, weight_decay):

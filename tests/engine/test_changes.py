@@ -119,7 +119,12 @@ def assert_same_effect(change, algorithm, has_effect=True, **options):
 
 # --- The constructor's numbers and choices ---------------------------------------------------------------------------
 
-OF_ALL = {"learning_rate": (0.1, {}), "gamma": (0.5, {}), "ent_coef": (0.5, {})}
+OF_ALL = {
+    "learning_rate": (0.1, {}),
+    "gamma": (0.5, {}),
+    "ent_coef": (0.5, {}),
+    "action_std": (0.3, {"action_std": 0.9}),
+}
 OF_CRITICS = {
     "batch_size": (4, {}),
     "n_critic_updates": (3, {}),
