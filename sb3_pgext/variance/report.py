@@ -119,6 +119,7 @@ def _plot_statistic(axes: Axes, table: pd.DataFrame, name: str) -> None:
     axes.set_xlabel("environment steps of training")
     if name == "trace":
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")  # its own is written in TeX
     if name == "bias":
         axes.axhline(0, color="0.4", linewidth=0.8)
     sns.despine(ax=axes)
