@@ -150,7 +150,8 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
 
     def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
         """SB3's, which resets the environment."""
-        assert self.env is not None, "You must set the environment before calling _setup_learn()"
+        if self.env is None:
+            return super()._setup_learn(*arguments, **options)  # which says so
         with fresh_after_failure(self):
             try:
                 begun = super()._setup_learn(*arguments, **options)

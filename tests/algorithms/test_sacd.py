@@ -82,7 +82,7 @@ def test_its_settings():
     changed = {name: x for name, x in defaults.items() if name in of_parent and x != of_parent[name].default}
     assert changed == {"learning_starts": 20_000, "batch_size": 64, "train_freq": 4}
     left_out = of_parent.keys() - defaults.keys()
-    of_box = {"action_noise", "use_sde", "sde_sample_freq", "use_sde_at_warmup"}
+    of_box = {"action_noise", "action_std", "use_sde", "sde_sample_freq", "use_sde_at_warmup"}
     assert left_out == {"gradient", "weight_clip"} | of_box
     with pytest.raises(AssertionError, match=r"Box.*provided|supports only .*Discrete"):
         small(DiscreteSAC, "Pendulum-v1")
