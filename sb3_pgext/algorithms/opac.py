@@ -1,5 +1,6 @@
 """The off-policy actor-critic: a replay, critics of Q, and a choice of gradients for the actor."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch as th
@@ -29,9 +30,9 @@ from sb3_pgext.algorithms.q_policies import (
     require_policy,
     takes_noise,
 )
-from sb3_pgext.algorithms.temperature import default_target_entropy, initial_ent_coef, require_temperature
+from sb3_pgext.algorithms.temperature import Temperature, default_target_entropy, require_temperature
 from sb3_pgext.arguments import require, require_count, require_positive
-from sb3_pgext.engine import require_finite_losses, whole_update
+from sb3_pgext.engine import Engine, Step, parameters_of, require_finite_losses, whole_update
 from sb3_pgext.estimators.q_critics import (
     all_action_surrogate,
     drawn_action_surrogate,
@@ -125,7 +126,7 @@ class OffPolicyActorCritic(OffPolicyGradientAlgorithm):
     critic_target: Any
     replay_buffer: ReplayBuffer
     target_entropy: Any
-    log_ent_coef: th.Tensor | None
+    log_ent_coef: th.nn.Parameter | None
     ent_coef_optimizer: th.optim.Optimizer | None
     target_entropy_share: ClassVar[float] = 0.98
     """What ``target_entropy="auto"`` is of the largest entropy of a discrete action space."""
@@ -179,8 +180,8 @@ class OffPolicyActorCritic(OffPolicyGradientAlgorithm):
         self.batch_norm_stats_target = get_parameters_by_name(self.critic_target, ["running_"])
         self.log_ent_coef = self.ent_coef_optimizer = None
         if isinstance(self.ent_coef, str):
-            start = initial_ent_coef(self.ent_coef)
-            self.log_ent_coef = th.log(th.ones(1, device=self.device) * start).requires_grad_(True)
+            self._temperature = Temperature(self.ent_coef).to(self.device)
+            self.log_ent_coef = self._temperature.log_ent_coef
             self.ent_coef_optimizer = th.optim.Adam([self.log_ent_coef], lr=self.lr_schedule(1))
             if self.target_entropy == "auto":
                 self.target_entropy = default_target_entropy(self.action_space, self.target_entropy_share)
@@ -193,8 +194,9 @@ class OffPolicyActorCritic(OffPolicyGradientAlgorithm):
         self._begin_update()
         losses, engine, critic, actor = [], self.engine, self.critic, self.actor
         with (
-            engine.descending(critic.optimizer, list(critic.parameters()), self._critic_loss) as fit_critic,
-            engine.descending(actor.optimizer, list(actor.parameters()), self._actor_loss) as move_actor,
+            engine.descending(critic.optimizer, parameters_of(critic), self._critic_loss) as fit_critic,
+            engine.descending(actor.optimizer, parameters_of(actor), self._actor_loss) as move_actor,
+            self._adapting(engine) as adapt_ent_coef,
         ):  # loss, gradient, step
             for step in range(gradient_steps):
                 if self.use_sde:
@@ -205,7 +207,7 @@ class OffPolicyActorCritic(OffPolicyGradientAlgorithm):
 
                 critic_loss, _, _ = fit_critic(batch, next_noise, ent_coef)
                 (actor_loss, log_prob), _, _ = move_actor(batch, noise, ent_coef)
-                ent_coef_loss = self._adapt_ent_coef(log_prob)
+                ent_coef_loss, _, _ = adapt_ent_coef(log_prob, self.target_entropy)
                 if step % self.target_update_interval == 0:
                     self._follow()
                 losses.append(th.stack([critic_loss, actor_loss, ent_coef_loss, ent_coef.squeeze()]))
@@ -294,19 +296,19 @@ class OffPolicyActorCritic(OffPolicyGradientAlgorithm):
         """α, constant."""
         return self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
 
-    def _adapt_ent_coef(self, log_prob: th.Tensor) -> th.Tensor:
-        """A step of α along α (H - H_target), and its loss; 0 for a fixed α."""
+    def _adapting(self, engine: Engine) -> AbstractContextManager[Step]:
+        """Steps of α; a fixed one has none, and a loss of 0."""
         if self.log_ent_coef is None or self.ent_coef_optimizer is None:
-            return th.zeros((), device=self.device)
-        loss = -(self.log_ent_coef * (log_prob + self.target_entropy)).mean()
-        self.ent_coef_optimizer.zero_grad()
-        loss.backward()
-        self.ent_coef_optimizer.step()
-        return loss.detach()
+            return nullcontext(lambda *_: (th.zeros((), device=self.device), None, False))
+        of_temperature = engine.over(self._temperature)
+        return of_temperature.descending(self.ent_coef_optimizer, [self.log_ent_coef], self._temperature.loss)
 
+    @th.no_grad()
     def _follow(self) -> None:
-        """φ_tar ← τφ + (1-τ)φ_tar; the statistics of a batch norm are copied, as SB3 does."""
-        polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+        """φ_tar ← τφ + (1-τ)φ_tar, as SB3 rounds; the statistics of a batch norm are copied, as SB3 does."""
+        targets: Any = parameters_of(self.critic_target)
+        th._foreach_mul_(targets, 1 - self.tau)
+        th._foreach_add_(targets, [*parameters_of(self.critic)], alpha=self.tau)
         polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
 
     def _begin_update(self) -> None:
@@ -388,7 +390,7 @@ class OffPolicyActorCritic(OffPolicyGradientAlgorithm):
         return arguments
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["actor", "critic", "critic_target", "batch_norm_stats", "batch_norm_stats_target"]
+        own = ["actor", "critic", "critic_target", "batch_norm_stats", "batch_norm_stats_target", "_temperature"]
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

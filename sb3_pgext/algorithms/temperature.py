@@ -5,12 +5,37 @@ import re
 from typing import Any
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 
 from sb3_pgext.algorithms.distributions import largest_entropy
 from sb3_pgext.arguments import require, require_number
 
-__all__ = ["default_target_entropy", "initial_ent_coef", "require_temperature"]
+__all__ = ["Temperature", "default_target_entropy", "initial_ent_coef", "require_temperature"]
+
+
+class Temperature(th.nn.Module):
+    """
+    The coefficient α of the entropy where it is learnt, by its logarithm.
+
+    :param ent_coef: see :func:`initial_ent_coef`
+    """
+
+    def __init__(self, ent_coef: str):
+        super().__init__()
+        self.log_ent_coef = th.nn.Parameter(th.log(th.ones(1) * initial_ent_coef(ent_coef)))
+
+    def loss(self, log_prob: th.Tensor, target_entropy: float) -> tuple[th.Tensor, th.Tensor]:
+        """
+        A step against its gradient makes α larger where the entropy is below its target (Haarnoja et al. 2018, with
+        log α in the place of α, as in SB3).
+
+        :param log_prob: log π(a|s) of a minibatch, ``(B,)``
+        :param target_entropy: what the entropy is kept at
+        :return: the loss, and once more without a graph
+        """
+        loss = -(self.log_ent_coef * (log_prob + target_entropy)).mean()
+        return loss, loss.detach()
 
 
 def initial_ent_coef(ent_coef: str) -> float:
@@ -25,7 +50,7 @@ def initial_ent_coef(ent_coef: str) -> float:
 
 def default_target_entropy(space: spaces.Space, share: float) -> float:
     """
-    What ``target_entropy="auto"`` stands for.
+    The entropy that ``target_entropy="auto"`` stands for.
 
     :param space: action space
     :param share: of the largest entropy, for discrete actions (Christodoulou 2019)

@@ -15,7 +15,7 @@ from sb3_pgext.engine.plain import foreign_part
 from sb3_pgext.estimators.natural import Metric, Tangents, fisher_vector_product
 from sb3_pgext.rollouts.acting import unvalidated_distributions
 
-__all__ = ["Engine", "LossFunction", "Step", "evaluation_mode"]
+__all__ = ["Engine", "LossFunction", "Step", "evaluation_mode", "moved_by"]
 
 Draw = Callable[[PyTorchObs], Sequence[Any]]
 """Observations → actions, and what else is asked for beside them."""
@@ -63,6 +63,15 @@ class Engine:
 
     def __init__(self, policy: Any):
         self.policy = policy
+
+    def over(self, network: th.nn.Module) -> "Engine":
+        """
+        The same engine for another network.
+
+        :param network: which functions evaluate, and which is moved, beside the policy
+        :return: its engine
+        """
+        return Engine(network)
 
     def acting(self, with_values: bool = True, draw: Draw | None = None) -> Draw:
         """
@@ -181,9 +190,7 @@ class Engine:
         :return: context of the step
         """
         optimizer.zero_grad(set_to_none=True)
-        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        parameters = [p for p in parameters if p.requires_grad and id(p) in known]
-
+        parameters = moved_by(optimizer, parameters)
         flat = flattened(optimizer, parameters, fused) if can_be_flattened(optimizer, parameters) else nullcontext()
         with flat as adam:
             stepped = parameters if adam is None else [adam.parameters]
@@ -202,11 +209,17 @@ class Engine:
                 move()
                 return log, norm, True
 
-            yield self._compiled_step(step, adam, parameters, loss_function, max_norm, proceed, (key, batch_size))
+            yield step
 
-    def _compiled_step(self, step: Step, *arguments: Any) -> Step:
-        """The same step: as it is here, compiled in a subclass."""
-        return step
+
+def moved_by(optimizer: th.optim.Optimizer, parameters: Sequence[th.nn.Parameter]) -> list[th.nn.Parameter]:
+    """
+    :param optimizer: any
+    :param parameters: of a network
+    :return: those that the optimizer moves, and that are not frozen
+    """
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [p for p in parameters if p.requires_grad and id(p) in known]
 
 
 def _clip(parameters: Sequence[th.Tensor], stepped: Sequence[th.Tensor], max_norm: float | None) -> th.Tensor | None:

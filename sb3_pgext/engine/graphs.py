@@ -3,7 +3,7 @@
 import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch as th
@@ -15,9 +15,16 @@ from torch.overrides import TorchFunctionMode
 
 from sb3_pgext.engine.nested import leaves, rebuilding
 from sb3_pgext.engine.packages import package_of
-from sb3_pgext.engine.plain import SCALARS, appearance_of, distributions_of, foreign_part, structure_of
+from sb3_pgext.engine.plain import (
+    SCALARS,
+    appearance_of,
+    distributions_of,
+    foreign_part,
+    parameters_of,
+    structure_of,
+)
 
-__all__ = ["Graph", "graph_of", "warn_once"]
+__all__ = ["Examined", "Graph", "examine", "graph_of", "warn_once"]
 
 Graph = Callable[[list[th.Tensor]], Any]
 
@@ -41,6 +48,7 @@ def graph_of(
     what: str,
     draws: bool = False,
     n_first: int = 0,
+    examined: "Examined | None" = None,
 ) -> Graph | None:
     """
     A function as one compiled graph for arguments of these shapes, traced at the first call for a key.
@@ -53,14 +61,15 @@ def graph_of(
     :param policy: the network that the function evaluates
     :param key: what else the graph depends on
     :param function: of tensors alone, the policy's parameters among them, to tensors, nested in any way
-    :param arguments: examples
+    :param arguments: examples, which stay as they are
     :param what: the function in words, for the warning
     :param draws: whether it may draw random numbers
     :param n_first: how many of the arguments are such first ones; then it may not draw
+    :param examined: the policy as it is now, where that is known
     :return: the graph, a function of the list of arguments, or None where there is none; a warning says why, once
     """
     graphs = _graphs.setdefault(policy, {})
-    structure, cause = _examined(policy)  # each time: a user may have changed the policy since
+    structure, cause, _ = examined or examine(policy)  # each time: a user may have changed the policy since
     full_key = what, (key, structure, *[(x.shape, x.stride(), x.dtype, x.device) for x in arguments])
     if cause is None and full_key not in graphs:
         if sum(name == what for name, _ in graphs) >= MAX_GRAPHS:
@@ -96,19 +105,43 @@ class _Untraceable(Exception):
     """Its graph would not be the function."""
 
 
-_known: "WeakKeyDictionary[th.nn.Module, dict[Hashable, tuple[Hashable, str | None, list[Any]]]]" = WeakKeyDictionary()
+class Examined(NamedTuple):
+    """
+    A policy as a graph sees it.
+
+    :param structure: stands for all that the graph takes for constant, and is the same for the same
+    :param cause: the reason why there is no graph of it; None if there may be one
+    :param parameters: of :func:`~sb3_pgext.engine.plain.parameters_of`
+    """
+
+    structure: object
+    cause: str | None
+    parameters: list[th.nn.Parameter]
 
 
-def _examined(policy: th.nn.Module) -> tuple[Hashable, str | None]:
-    """What a graph takes for constant, and what is in its way, of a policy that looks as before as it was then."""
+_structures: dict[Hashable, object] = {}
+"""Structure → what stands for it: a structure is long, and would be hashed with each key."""
+
+_known: "WeakKeyDictionary[th.nn.Module, dict[Hashable, tuple[Examined, list[Any]]]]" = WeakKeyDictionary()
+
+
+def examine(policy: th.nn.Module) -> Examined:
+    """
+    Examine a policy; one that looks as before is as it was then.
+
+    :param policy: any network
+    :return: what a graph of it depends on
+    """
     known = _known.setdefault(policy, {})
     appearance, values = appearance_of(policy)
-    if appearance not in known:
+    found = known.get(appearance)
+    if found is None:
         if len(known) >= MAX_GRAPHS:
             known.clear()
-        known[appearance] = structure_of(policy), _hindrance(policy), [x for x in values if isinstance(x, SCALARS)]
-    structure, cause, _ = known[appearance]
-    return structure, cause
+        structure = _structures.setdefault(structure_of(policy), object())
+        examined = Examined(structure, _hindrance(policy), parameters_of(policy))
+        found = known[appearance] = examined, [x for x in values if isinstance(x, SCALARS)]
+    return found[0]
 
 
 def _hindrance(policy: th.nn.Module) -> str | None:
@@ -130,7 +163,8 @@ def _graph(
     policy: th.nn.Module, function: Callable[..., Any], arguments: Sequence[th.Tensor], draws: bool, n_first: int
 ) -> Graph:
     # The tracer tells arguments apart by what they are, and two numbers that are equal now may be one tensor.
-    arguments = [x.detach() for x in arguments]
+    # It also changes what the function changes in place.
+    arguments = [th.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x) for x in arguments]
     rebuild: Callable[[Iterator[th.Tensor]], Any]
     first: th.fx.GraphModule | None = None
 
@@ -140,6 +174,7 @@ def _graph(
         rebuild = rebuilding(results)
         return leaves(results)
 
+    arguments = [x.detach() for x in arguments]
     try:
         with th.random.fork_rng(devices=[x.device for x in arguments[:1] if x.is_cuda]):
             with _TraceableOneHot():

@@ -16,6 +16,7 @@ __all__ = [
     "has_own_methods",
     "has_sb3s",
     "modules_of",
+    "parameters_of",
     "replaced_methods",
     "structure_of",
 ]
@@ -55,6 +56,12 @@ def modules_of(network: th.nn.Module) -> list[th.nn.Module]:
             modules[module] = None
             left += module._modules.values()
     return [*modules]
+
+
+def parameters_of(network: th.nn.Module) -> list[th.nn.Parameter]:
+    """The parameters of :func:`modules_of`, each once; in another order than its own ``parameters()``."""
+    found = (p for m in modules_of(network) for p in m._parameters.values() if p is not None)
+    return [*dict.fromkeys(found)]
 
 
 def distributions_of(policy: th.nn.Module) -> list[Any]:

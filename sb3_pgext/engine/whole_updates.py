@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -31,7 +32,7 @@ def whole_update(update: Update) -> Update:
 
     @wraps(update)
     def whole(model: BaseAlgorithm, *arguments: Any, **options: Any) -> Any:
-        put_back = _restorer([part for _, part in _trained_parts(model)])
+        put_back = _restorer(model, [part for _, part in _trained_parts(model)])
         n_updates = model._n_updates
         try:
             with unvalidated_distributions():  # what is not finite is named by its place in the update
@@ -52,7 +53,11 @@ def _trained_parts(model: BaseAlgorithm) -> Iterator[tuple[str, Any]]:
         yield name, recursive_getattr(model, name)
 
 
-def _restorer(parts: Sequence[Any]) -> Callable[[], object]:
+_copies: "WeakKeyDictionary[BaseAlgorithm, list[th.Tensor]]" = WeakKeyDictionary()
+"""Model → the memory that its tensors are copied to before each update."""
+
+
+def _restorer(model: BaseAlgorithm, parts: Sequence[Any]) -> Callable[[], object]:
     """A function that takes networks, optimizers and tensors back to what they are now."""
     optimizers = [part for part in parts if isinstance(part, th.optim.Optimizer)]
     groups = [[dict(group) for group in optimizer.param_groups] for optimizer in optimizers]
@@ -60,7 +65,11 @@ def _restorer(parts: Sequence[Any]) -> Callable[[], object]:
     others = [part for part in parts if not isinstance(part, (th.nn.Module, th.optim.Optimizer, th.Tensor))]
     of_others = [copy.deepcopy(part.state_dict()) for part in others]
     tensors = _tensors(parts)
-    values = [x.detach().clone() for x in tensors]
+    values = _copies.get(model, [])
+    if [(x.shape, x.dtype, x.device) for x in values] != [(x.shape, x.dtype, x.device) for x in tensors]:
+        values = _copies[model] = [th.empty_like(x) for x in tensors]
+    with th.no_grad():
+        th._foreach_copy_(values, tensors)
 
     @th.no_grad()
     def put_back() -> None:
@@ -85,11 +94,14 @@ def _tensors(parts: Sequence[Any]) -> list[th.Tensor]:
     found: dict[int, th.Tensor] = {}
     for part in parts:
         if isinstance(part, th.nn.Module):
-            dicts: Iterable[dict[Any, Any]] = (x for m in modules_of(part) for x in (m._parameters, m._buffers))
+            dicts: Iterable[dict[Any, Any]] = [x for m in modules_of(part) for x in (m._parameters, m._buffers) if x]
         else:
             dicts = part.state.values() if isinstance(part, th.optim.Optimizer) else [{"": part}]
-        tensors = (x for values in dicts for x in values.values() if isinstance(x, th.Tensor))
-        found |= {id(x): x for x in (x if x._base is None else x._base for x in tensors)}
+        for values in dicts:
+            for x in values.values():
+                if isinstance(x, th.Tensor):
+                    whole = x if x._base is None else x._base
+                    found[id(whole)] = whole
     return list(found.values())
 
 

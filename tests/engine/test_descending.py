@@ -6,7 +6,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
-from sb3_pgext.engine import Engine
+from sb3_pgext.engine import CompiledEngine, Engine
 
 OPTIMIZERS = {
     "Adam": (th.optim.Adam, {"lr": 0.01, "eps": 1e-5}),
@@ -153,4 +153,34 @@ def test_without_a_step_nothing_changes():
     with Engine(network).descending(optimizer, list(network.parameters()), loss_of(network), 1.0, proceed) as descend:
         assert [descend(batch)[1:] for batch in minibatches(2)] == [(None, False)] * 2
     assert all(th.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
-    assert not optimizer.state
+    assert all(not moment.any() for state in optimizer.state.values() for moment in state.values())
+
+
+@pytest.mark.filterwarnings("ignore:compile=True. an update runs uncompiled")  # where the counts are not the same
+@pytest.mark.parametrize("engine", [Engine, lambda network: CompiledEngine(network, "key")], ids=["eager", "compiled"])
+@pytest.mark.parametrize("change", ["loaded", "cleared", "stepped"])
+def test_what_others_do_to_the_optimizer_between_two_updates_counts(engine, change):
+    (ours, optimizer), (theirs, expected) = (network_and_optimizer("Adam") for _ in range(2))
+    for network, its in ((ours, optimizer), (theirs, expected)):
+        for n_steps in (2, 3):
+            parameters = list(network.parameters())
+            if its is expected:
+                one_by_one(network, its, parameters, math.inf, n_steps)
+            else:
+                with engine(network).descending(its, parameters, loss_of(network)) as descend:
+                    for minibatch in minibatches(n_steps):
+                        descend(minibatch)
+            if change == "loaded":
+                state = its.state_dict()
+                for moments in state["state"].values():
+                    moments["exp_avg"] = moments["exp_avg"] + 0.1
+                its.load_state_dict(state)
+            elif change == "cleared":
+                its.state.clear()
+            else:  # with the first layer alone: the counts are no longer the same
+                its.zero_grad(set_to_none=True)
+                parameters[0].grad = th.ones_like(parameters[0])
+                its.step()
+                its.zero_grad(set_to_none=True)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        th.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
