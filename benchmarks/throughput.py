@@ -2,6 +2,7 @@
 
 usage: python -m benchmarks.throughput [--env CartPole-v1] [--contenders PPO "ClippedCriticPPO compiled" …]
        python -m benchmarks.throughput --scale n_envs        (or width, batch_size)
+       python -m benchmarks.throughput --env benchmarks.gpu:RandomImages-v0 --n-steps 32 --n-epochs 4
        python -m benchmarks.throughput --device cuda         (benchmarks.gpu has settings for one)
 
 Each contender lives in a process of its own with one thread; they take turns, some rollouts with their updates at a
@@ -326,9 +327,15 @@ def floor(env: str, setting: dict[str, int]) -> tuple[float, float]:
     :param env: id of the environment
     :param setting: see :func:`measure`
     :return: seconds per step of the matrix products of acting, and of those of the update's passes forwards and
-        backwards, in minibatches
+        backwards, in minibatches; of images, those of NatureCNN in torch, from numbers in [0, 1] on
     """
+    from stable_baselines3.common.preprocessing import is_image_space
+
     venv = make_env(env, setting["n_envs"], "sb3")
+    if is_image_space(venv.observation_space):
+        acting = seconds_of_convolutions(venv.observation_space, venv.num_envs, backwards=False) / venv.num_envs
+        n_rows = setting["batch_size"]
+        return acting, setting["n_epochs"] * seconds_of_convolutions(venv.observation_space, n_rows, True) / n_rows
     width, n_inputs = setting["width"], int(np.prod(venv.observation_space.shape))
     n_outputs = int(getattr(venv.action_space, "n", 0) or np.prod(venv.action_space.shape))
     layers = [(n_inputs, width), (width, width)] * 2 + [(width, n_outputs), (width, 1)]
@@ -358,6 +365,31 @@ def seconds_of_products(n_rows: int, layers: list[tuple[int, int]], backwards: b
         start = time.perf_counter()
         for a, b, result in products:
             th.mm(a, b, out=result)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def seconds_of_convolutions(space: Any, n_rows: int, backwards: bool, repetitions: int = 30) -> float:
+    """
+    :param space: of images
+    :param n_rows: observations
+    :param backwards: the gradients of the parameters too
+    :param repetitions: of which the fastest counts
+    :return: of one pass through NatureCNN
+    """
+    from gymnasium.spaces import Box
+    from stable_baselines3.common.torch_layers import NatureCNN
+
+    height, width, n_channels = space.shape
+    channels_first = Box(0, 255, (n_channels, height, width), np.uint8)
+    network, images = NatureCNN(channels_first), th.rand(n_rows, n_channels, height, width)
+    times = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        with th.set_grad_enabled(backwards):
+            features = network(images)
+        if backwards:
+            th.autograd.grad(features.sum(), list(network.parameters()))
         times.append(time.perf_counter() - start)
     return min(times)
 
@@ -407,7 +439,7 @@ def plot_parts(rows: list[dict[str, Any]], floors: tuple[float, float], path: pa
     """Stacked bars: where the time of a step goes, and the matrix products of a PPO alone."""
     figure, axes = plt.subplots(figsize=(8, 0.4 * len(rows) + 2), layout="constrained")
     acting, update = (1e6 * seconds for seconds in floors)
-    labels = [*(r["contender"] for r in rows), "products of a PPO alone"]
+    labels = [*(r["contender"] for r in rows), "networks of a PPO alone"]
     parts = {
         "environment's step": [*(r["environment µs/step"] for r in rows), 0.0],
         "rest of the collection": [*(r["collection µs/step"] - r["environment µs/step"] for r in rows), acting],
@@ -419,9 +451,10 @@ def plot_parts(rows: list[dict[str, Any]], floors: tuple[float, float], path: pa
         left += widths
     axes.invert_yaxis()
     axes.set_xlabel("µs per environment step")
-    setting = f"{rows[0]['n_envs']} sub-environments, networks of 2 × {rows[0]['width']}, one thread"
-    axes.set_title(f"{rows[0]['environment']}: {setting}", fontsize="medium")
-    axes.legend(frameon=False, fontsize="small", loc="lower right")
+    networks = f"networks of 2 × {rows[0]['width']}"
+    setting = f"{rows[0]['n_envs']} sub-environments, {'NatureCNN' if 'Images' in rows[0]['environment'] else networks}"
+    axes.set_title(f"{rows[0]['environment'].rpartition(':')[2]}: {setting}, one thread", fontsize="medium")
+    figure.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
@@ -473,10 +506,11 @@ def main() -> None:
         raise SystemExit("nothing was measured")
     floors = floor(arguments.env, setting)
     parts = ", ".join(f"{1e6 * x:.1f}" for x in floors)
-    print(f"matrix products of a PPO alone, µs/step: of acting and of {setting['n_epochs']} epochs: {parts}")
+    print(f"networks of a PPO alone, µs/step: of acting and of {setting['n_epochs']} epochs: {parts}")
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        stem = f"throughput_{arguments.env}_{arguments.scale}" if arguments.scale else f"throughput_{arguments.env}"
+        stem = f"throughput_{arguments.env.rpartition(':')[2]}"
+        stem = f"{stem}_{arguments.scale}" if arguments.scale else stem
         with (arguments.out / f"{stem}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()

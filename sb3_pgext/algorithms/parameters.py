@@ -56,13 +56,15 @@ def moved_parameters(
     :param user_loss: a loss that a user has changed, which may depend on more of them
     :return: the parameters, in the order of ``policy.parameters()``
     """
-    forget_dependencies(policy)
+    if user_loss is not None:
+        forget_dependencies(policy)
     used = policy_parameters(policy).keys() | critic_parameters(policy).keys()
     named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     if user_loss is not None:
         with th.random.fork_rng(), evaluation_mode(policy):
             loss = user_loss()
         used |= set(_names_in_graph(loss, named))
+        forget_dependencies(policy)  # as they are with what a user may take away again
     return [p for name, p in named.items() if name in used]
 
 

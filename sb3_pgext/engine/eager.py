@@ -39,6 +39,10 @@ AT_ONCE = 1024
 """Rows that go through the networks together: what these keep of each takes more memory than the row itself."""
 
 
+FLAT_AT_MOST = 2**18
+"""Numbers of a network that steps as one vector: of a larger one the calls are few beside the memory that is moved."""
+
+
 @contextmanager
 def evaluation_mode(policy: th.nn.Module) -> Iterator[None]:
     """The policy as it acts: without dropout, which would draw random numbers, and with batch norm's statistics."""
@@ -176,7 +180,8 @@ class Engine:
         """
         Many gradient steps in a row, each along the gradient of a minibatch's loss.
 
-        An Adam or AdamW steps with one vector meanwhile, of which parameters and gradients are views.
+        An Adam or AdamW of a small network steps with one vector meanwhile, of which parameters and gradients are
+        views.
 
         :param optimizer: of the parameters
         :param parameters: those that are moved
@@ -191,8 +196,9 @@ class Engine:
         """
         optimizer.zero_grad(set_to_none=True)
         parameters = moved_by(optimizer, parameters)
-        flat = flattened(optimizer, parameters, fused) if can_be_flattened(optimizer, parameters) else nullcontext()
-        with flat as adam:
+        small = sum(p.numel() for p in parameters) <= FLAT_AT_MOST
+        in_one = small and can_be_flattened(optimizer, parameters)
+        with flattened(optimizer, parameters, fused) if in_one else nullcontext() as adam:
             stepped = parameters if adam is None else [adam.parameters]
             move = optimizer.step if adam is None else adam.step
 
@@ -203,7 +209,7 @@ class Engine:
                 if adam is not None:
                     adam.zero_grad(parameters)
                 else:
-                    optimizer.zero_grad(set_to_none=False)
+                    optimizer.zero_grad()
                 loss.backward(inputs=parameters)
                 norm = _clip(parameters, stepped, max_norm)
                 move()
