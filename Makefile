@@ -1,6 +1,7 @@
 # Everything sets itself up: a machine needs Python 3.10 or newer, make and git.
 PYTHON ?= python3
-VENV := .venv
+# An interpreter that is asked for has an environment of its own: .venv-python3.12.
+VENV := .venv$(if $(filter file,$(origin PYTHON)),,-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install -qq --progress-bar off --log $(VENV)/pip.log \
@@ -24,7 +25,7 @@ help:
 	@echo "make clean   remove what these commands made, except runs/ and the environment in $(VENV)"
 	@echo
 	@echo "Each command first creates $(VENV) and installs the pinned versions where that is still to do."
-	@echo "PYTHON=python3.12 make ... chooses the interpreter that a new $(VENV) is made from."
+	@echo "make test PYTHON=python3.12 runs with another interpreter, in an environment of its own, .venv-python3.12."
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("sb3-pgext needs Python 3.10 or newer; set PYTHON to one, this is " + sys.version.split()[0])'
@@ -71,4 +72,4 @@ docs: $(INSTALLED)
 
 clean:
 	rm -rf site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -path "./.venv*" -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -5,15 +5,16 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import sb3_pgext
+from sb3_pgext.extras import installing
 
-_OF_ZOO_AND_COMPARE = {"huggingface_sb3", "jinja2", "joblib", "matplotlib", "optuna", "pandas", "requests"}
-_OF_ZOO_AND_COMPARE |= {"rich", "rl_zoo3", "rliable", "scipy", "seaborn", "yaml"}
-_OTHERS = {"dask": "dask", "distributed": "dask", "ray": "ray", "envpool": "envpool"}
-_EXTRAS = dict.fromkeys(_OF_ZOO_AND_COMPARE, "zoo,compare") | _OTHERS
-"""Modules that are not always installed → the extras that bring them."""
+_EXTRAS = dict.fromkeys(("huggingface_sb3", "optuna", "requests", "rich", "rl_zoo3"), "zoo")
+_EXTRAS |= dict.fromkeys(("jinja2", "joblib", "matplotlib", "pandas", "rliable", "scipy", "seaborn"), "compare")
+_EXTRAS |= {"dask": "dask", "distributed": "dask", "ray": "ray", "envpool": "envpool"}
+"""Modules that are not always installed → the extra that brings them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,10 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(argv)
     except ModuleNotFoundError as error:
-        extras = _EXTRAS.get((error.name or "").split(".")[0])
-        if extras is None:
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
             raise
-        return _report(f'{error.name} is not installed: pip install "sb3-pgext[{extras}]"')
+        command = (sys.argv[1:] if argv is None else argv)[0]
+        extra = "compare" if extra == "zoo" and command in ("compare", "variance") else extra  # which includes zoo
+        return _report(f"{error.name} is not installed: {installing(extra)}")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except OSError as error:  # a full disk, a folder that cannot be written to
@@ -69,16 +72,34 @@ def _run(argv: Sequence[str] | None) -> int:
         variance(parse_study(**options | {"params": dict(arguments.params)}), out, jobs)
         return 0
 
-    from sb3_pgext import zoo
-
     if arguments.command == "zoo":
-        if arguments.what == "check":
-            return 0 if zoo.check_zoo() else 1
-        zoo.list_zoo()
-    else:
-        commands = {"train": zoo.train, "enjoy": zoo.enjoy, "record-video": zoo.record_video}
-        commands[arguments.command](rest)
+        return _zoo(arguments.what)
+    _of_rl_zoo3(arguments.command, rest)
     return 0
+
+
+def _zoo(what: str) -> int:
+    if what == "check":
+        from sb3_pgext.zoo.overview import check_zoo
+
+        return 0 if check_zoo() else 1
+    from sb3_pgext.zoo.shipped import list_zoo
+
+    list_zoo()
+    return 0
+
+
+def _of_rl_zoo3(command: str, arguments: Sequence[str]) -> None:
+    from sb3_pgext.zoo.flags import asks_for_help, print_own_help
+
+    if asks_for_help(arguments):
+        print_own_help(command)
+        if find_spec("rl_zoo3") is None:
+            print(f"rl_zoo3's flags are shown here when it is installed: {installing('zoo')}")
+            return
+    from sb3_pgext.zoo import commands
+
+    {"train": commands.train, "enjoy": commands.enjoy, "record-video": commands.record_video}[command](arguments)
 
 
 def _parser() -> argparse.ArgumentParser:

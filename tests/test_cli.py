@@ -1,5 +1,6 @@
 """Claim: the commands train, enjoy and compare from the shell, and a mistake costs one clear line and status 2."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sb3_pgext import __version__
+from sb3_pgext import __version__, extras
 from sb3_pgext.cli import main
 from sb3_pgext.zoo import ALGORITHMS
 
@@ -158,13 +159,72 @@ def test_a_failure_of_the_training_itself_keeps_its_traceback(tmp_path: Path, mo
         main(["train", "--env", "Broken-v0", "--gym-packages", "broken_envs", "-n", "100", "--eval-freq", "-1"])
 
 
-def test_a_missing_extra_is_named(monkeypatch, capsys) -> None:
-    monkeypatch.setitem(sys.modules, "rl_zoo3", None)
-    for module in [name for name in sys.modules if name.startswith(("sb3_pgext.zoo", "sb3_pgext.compare"))]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.delattr("sb3_pgext.zoo", raising=False)
-    assert main(["train"]) == 2
-    assert 'rl_zoo3 is not installed: pip install "sb3-pgext[zoo,compare]"' in capsys.readouterr().err
+_MODULES_OF_EXTRAS = "huggingface_sb3 jinja2 joblib optuna requests rich rl_zoo3 rliable scipy seaborn"
+_WITHOUT_EXTRAS = """
+import sys
+
+sys.modules |= dict.fromkeys({modules!r}.split())
+from sb3_pgext.cli import main
+
+for arguments in {commands!r}:
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    print("status", status)
+"""
+
+
+def _without_extras(*commands: list[str]) -> tuple[str, str]:
+    """Run commands in a process in which none of the modules that extras bring can be imported."""
+    code = _WITHOUT_EXTRAS.format(modules=_MODULES_OF_EXTRAS, commands=commands)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return ran.stdout, ran.stderr
+
+
+def test_help_and_the_list_of_configurations_need_no_extra() -> None:
+    names = ("train", "enjoy", "record-video", "compare", "variance", "zoo")
+    out, err = _without_extras(["--help"], *([name, "--help"] for name in names), ["zoo", "list"])
+    assert out.count("status 0") == len(names) + 2, err
+    assert "--checkpoint-every" in out
+    assert "--trust" in out
+    assert "reinforce: REINFORCE" in out
+
+
+def test_a_missing_extra_is_named_with_a_command_that_installs_it() -> None:
+    commands = ["train"], ["zoo", "check"], ["compare", "demo"], ["variance", "--vary", "baseline=none"]
+    out, err = _without_extras(*commands)
+    assert out.count("status 2") == 4
+    lines = err.splitlines()
+    checkout = Path(__file__).parents[1]
+    assert [line.split(": ")[-1] for line in lines] == [
+        f'pip install -e "{checkout}[{extra}]"' for extra in ("zoo", "zoo", "compare", "compare")
+    ]
+    assert lines[0].startswith("error: huggingface_sb3 is not installed: ")
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        (None, 'pip install "sb3-pgext[zoo]"'),
+        ({"url": "file:///gone/sb3_pgext-0.1.0-py3-none-any.whl"}, 'pip install "sb3-pgext[zoo]"'),
+        ({"url": Path(__file__).as_uri()}, f'pip install "{__file__}[zoo]"'),
+        (
+            {"url": "https://example.org/r.git", "vcs_info": {"vcs": "git"}},
+            'pip install "sb3-pgext[zoo] @ git+https://example.org/r.git"',
+        ),
+    ],
+    ids=["index", "file that is gone", "file", "repository"],
+)
+def test_an_installed_package_names_where_it_came_from(origin: object, command: str, monkeypatch, tmp_path) -> None:
+    class Installed:
+        def read_text(self, name: str) -> str | None:
+            assert name == "direct_url.json"
+            return None if origin is None else json.dumps(origin)
+
+    monkeypatch.setattr(extras, "__file__", str(tmp_path / "sb3_pgext" / "extras.py"))
+    monkeypatch.setattr(extras, "distribution", lambda _: Installed())
+    assert extras.installing("zoo") == command
 
 
 def test_help_of_train_is_rl_zoo3s(capsys) -> None:

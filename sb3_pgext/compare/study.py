@@ -18,6 +18,7 @@ import sb3_pgext
 from sb3_pgext.arguments import require, require_bool, require_count, require_number
 from sb3_pgext.zoo import configs
 from sb3_pgext.zoo.names import check_environment, check_name, import_environments, slug
+from sb3_pgext.zoo.shipped import configs_folder
 
 VERSIONS = {"sb3-pgext": sb3_pgext.__version__} | {
     package: version(package) for package in ("stable-baselines3", "sb3-contrib", "torch", "gymnasium")
@@ -119,7 +120,7 @@ def find_study(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    ready = {path.stem: path for path in (configs.configs_folder() / "studies").glob("*.yml")}
+    ready = {path.stem: path for path in (configs_folder() / "studies").glob("*.yml")}
     if name not in ready and (Path(name).suffix in (".yml", ".yaml") or Path(name).is_dir()):
         raise ValueError(f"there is no study file {name!r}")
     return ready[check_name("study", name, ready)]

@@ -9,6 +9,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from sb3_pgext.arguments import require, require_count
+from sb3_pgext.extras import installing
 from sb3_pgext.vec_envs.gymnasium_vec_env import GymnasiumVecEnv
 
 __all__ = ["EnvPoolVecEnv", "import_envpool"]
@@ -128,8 +129,7 @@ def import_envpool() -> ModuleType:
     try:
         import envpool
     except ModuleNotFoundError as error:
-        message = 'EnvPoolVecEnv needs envpool: pip install "sb3-pgext[envpool]"'
-        raise ModuleNotFoundError(message, name=error.name) from error
+        raise ModuleNotFoundError(f"EnvPoolVecEnv needs envpool: {installing('envpool')}", name=error.name) from error
     return envpool
 
 

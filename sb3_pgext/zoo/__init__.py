@@ -1,9 +1,10 @@
-"""The algorithms of sb3-pgext in rl_zoo3: importing this package registers them."""
+"""The algorithms of sb3-pgext in rl_zoo3: registered when this package is imported, if rl_zoo3 is installed."""
 
-from sb3_pgext.zoo.commands import enjoy, record_video, train
-from sb3_pgext.zoo.overview import check_zoo, list_zoo
+from importlib.util import find_spec
+
 from sb3_pgext.zoo.registration import ALGORITHMS, register
 
-register()
+if find_spec("rl_zoo3") is not None:
+    register()
 
-__all__ = ["ALGORITHMS", "check_zoo", "enjoy", "list_zoo", "record_video", "register", "train"]
+__all__ = ["ALGORITHMS", "register"]

@@ -18,14 +18,12 @@ from rl_zoo3.utils import StoreDict, get_model_path
 
 from sb3_pgext.arguments import require_count
 from sb3_pgext.zoo.configs import check_config, config_path
+from sb3_pgext.zoo.flags import CHECKPOINT_EVERY, asks_for_help, own_flags, resume_flags, trust_flag
 from sb3_pgext.zoo.names import check_environment, check_name, import_environments
 from sb3_pgext.zoo.registration import ALGORITHMS
 from sb3_pgext.zoo.saved_runs import plain_config, plain_yaml, read_run
 from sb3_pgext.zoo.trainings import continued, trainings
-from sb3_pgext.zoo.vec_envs import VEC_ENVS
 
-_CHECKPOINT_EVERY = 10_000
-"""Environment steps between the checkpoints of a training, where the user does not say."""
 _DOWNLOADED = "rl-trained-agents"
 """In a folder with this in its name, rl_zoo3 downloads an agent that is missing."""
 
@@ -37,18 +35,15 @@ def train(arguments: Sequence[str]) -> None:
     Our algorithms write checkpoints into the folder of the run. With ``--resume`` and that folder, a training goes on.
 
     :param arguments: rl_zoo3's flags, of which ``--vec-env`` may be ``gymnasium`` or ``envpool`` too, and those of
-        :func:`_own_flags`; or those of :func:`_resume_flags`
+        :func:`~sb3_pgext.zoo.flags.own_flags`; or those of :func:`~sb3_pgext.zoo.flags.resume_flags`
     :raises ValueError: an unknown algorithm, environment or configuration key; a file that is missing or damaged
     """
-    if _asks_for_help(arguments):
-        usage = "sb3-pgext train [--checkpoint-every N] [--vec-env KIND] ... | --resume DIR [--trust]"
-        flags_of_both = [_own_flags(), _resume_flags()]
-        print(argparse.ArgumentParser(usage=usage, parents=flags_of_both, add_help=False).format_help())
+    if asks_for_help(arguments):
         return _run(zoo_train, "train", arguments)
-    resumed, others = _resume_flags().parse_known_args(arguments)
+    resumed, others = resume_flags().parse_known_args(arguments)
     if resumed.resume is not None:
         return _resume(resumed, others)
-    own, arguments = _own_flags().parse_known_args(arguments)
+    own, arguments = own_flags().parse_known_args(arguments)
     flags = _known_flags(arguments)
     of_family = flags.algo in ALGORITHMS
     if own.checkpoint_every is not None and not of_family:
@@ -63,7 +58,7 @@ def train(arguments: Sequence[str]) -> None:
         require_count("--n-timesteps", flags.n_timesteps)
     if flags.trained_agent and not (flags.trained_agent.endswith(".zip") and Path(flags.trained_agent).is_file()):
         raise ValueError(f"--trained-agent {flags.trained_agent}: there is no such .zip file")
-    every = _CHECKPOINT_EVERY if own.checkpoint_every is None else own.checkpoint_every
+    every = CHECKPOINT_EVERY if own.checkpoint_every is None else own.checkpoint_every
     with trainings(every if of_family else 0, own.vec_env):
         _run(zoo_train, "train", ["--algo", flags.algo, *arguments])
 
@@ -108,44 +103,15 @@ def record_video(arguments: Sequence[str]) -> None:
 
 def _run_with_trained(command: Callable[[], None], name: str, arguments: Sequence[str]) -> None:
     """Run a command of rl_zoo3 on an agent that is looked for where ``train`` leaves it by default."""
-    if _asks_for_help(arguments):
-        print(_trust_flag(f"sb3-pgext {name}").format_help())
+    if asks_for_help(arguments):
         return _run(command, name, arguments)
-    own, arguments = _trust_flag().parse_known_args(arguments)
+    own, arguments = trust_flag().parse_known_args(arguments)
     flags = _known_flags(arguments)
     if not (own.trust and _DOWNLOADED in flags.folder):
         folder = _check_trained(flags)
         if not own.trust:
             _check_saved(folder / EnvironmentName(flags.env))
     _run(command, name, ["--algo", flags.algo, "--env", flags.env, "--folder", flags.folder, *arguments])
-
-
-def _asks_for_help(arguments: Sequence[str]) -> bool:
-    return "-h" in arguments or "--help" in arguments
-
-
-def _trust_flag(command: str = "sb3-pgext") -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=command, add_help=False, allow_abbrev=False)
-    parser.add_argument("--trust", action="store_true", help="run code that is in the saved run")
-    return parser
-
-
-def _own_flags() -> argparse.ArgumentParser:
-    """Make the parser of the flags of ``train`` that rl_zoo3 does not have."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    every = f"of our algorithms: steps between two checkpoints (default: {_CHECKPOINT_EVERY}; if negative, none)"
-    parser.add_argument("--checkpoint-every", type=int, metavar="N", help=every)
-    kinds = f"of vectorised environment: {', '.join(VEC_ENVS)} (not only rl_zoo3's, below)"
-    parser.add_argument("--vec-env", metavar="KIND", help=kinds)
-    return parser
-
-
-def _resume_flags() -> argparse.ArgumentParser:
-    """Make the parser of all flags that go together with ``--resume``."""
-    parser = _trust_flag()
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with the training in this folder of a run")
-    parser.add_argument("--gym-packages", nargs="+", default=[], help=argparse.SUPPRESS)
-    return parser
 
 
 def _known_flags(arguments: Sequence[str]) -> argparse.Namespace:

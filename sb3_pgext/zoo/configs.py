@@ -19,8 +19,8 @@ from rl_zoo3 import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-import sb3_pgext
 from sb3_pgext.arguments import require, require_count, require_one_of
+from sb3_pgext.zoo import shipped
 from sb3_pgext.zoo.experiments import ATARI, DEFAULT, Experiment, entry_for
 from sb3_pgext.zoo.names import nearest
 from sb3_pgext.zoo.registration import ALGORITHMS
@@ -61,17 +61,6 @@ def is_whole(value: object, at_least: int, at_most: int) -> bool:
     return number and at_least <= value <= at_most and value % 1 == 0  # type: ignore[operator]
 
 
-def configs_folder() -> Path:
-    """
-    Find the folder ``zoo_configs``: inside an installed package, or beside the package in a checkout.
-
-    :return: the folder
-    """
-    package = Path(sb3_pgext.__file__).parent
-    installed = package / "zoo_configs"
-    return installed if installed.is_dir() else package.parent / "zoo_configs"
-
-
 def config_path(algo: str) -> Path:
     """
     Find the default configuration file of an algorithm.
@@ -79,7 +68,7 @@ def config_path(algo: str) -> Path:
     :param algo: zoo key of an algorithm of ours, of SB3 or of sb3-contrib
     :return: ``zoo_configs/<algo>.yml`` for ours, rl_zoo3's own file for theirs
     """
-    folder = configs_folder() if algo in ALGORITHMS else Path(rl_zoo3.__file__).parent / "hyperparams"
+    folder = shipped.configs_folder() if algo in ALGORITHMS else Path(rl_zoo3.__file__).parent / "hyperparams"
     return folder / f"{algo}.yml"
 
 

@@ -1,48 +1,18 @@
-"""``sb3-pgext zoo``: which configurations we ship, and whether each of them makes a model."""
+"""``sb3-pgext zoo check``: whether each configuration that we ship makes a model."""
 
 import warnings
-from typing import NamedTuple
 
-import yaml
 from gymnasium.error import DependencyNotInstalled
-from rich import box
 from rich.progress import track
-from rich.table import Table
 
 from sb3_pgext.zoo.configs import check_keys, config_path
 from sb3_pgext.zoo.console import output_console
 from sb3_pgext.zoo.experiments import ATARI, DEFAULT, quiet_model
-from sb3_pgext.zoo.registration import ALGORITHMS
+from sb3_pgext.zoo.shipped import Entry, entries, shipped_configs
 
-__all__ = ["Entry", "check_entry", "check_zoo", "entries", "list_zoo"]
+__all__ = ["check_entry", "check_zoo"]
 
 _EXAMPLE_OF_DEFAULT = {"ew": "sb3_pgext/Chain-v0"}
-
-
-class Entry(NamedTuple):
-    """
-    Configuration that we ship.
-
-    :param algo: zoo key
-    :param name: id of the environment, ``default`` or ``atari``
-    """
-
-    algo: str
-    name: str
-
-
-def entries() -> list[Entry]:
-    """
-    List all configurations that we ship, in the order of the files.
-
-    :return: the configurations
-    """
-    return [Entry(algo, name) for algo in ALGORITHMS for name in _content(algo)]
-
-
-def _content(algo: str) -> dict[str, dict[str, object]]:
-    content: dict[str, dict[str, object]] = yaml.safe_load(config_path(algo).read_text())
-    return content
 
 
 def check_entry(entry: Entry) -> None:
@@ -52,23 +22,13 @@ def check_entry(entry: Entry) -> None:
     :param entry: the configuration
     :raises Exception: whatever its mistake leads to
     """
-    config = _content(entry.algo)[entry.name]
+    config = shipped_configs(entry.algo)[entry.name]
     check_keys(entry.algo, config, entry.name)
     if entry.name != ATARI:
         example = _EXAMPLE_OF_DEFAULT.get(entry.algo, "CartPole-v1")
         environment = example if entry.name == DEFAULT else entry.name
         with quiet_model(entry.algo, environment, config, seed=0):
             pass
-
-
-def list_zoo() -> None:
-    """Print the algorithms, and for which environments each has a configuration."""
-    table = Table(box=box.SIMPLE_HEAD, caption="others: the entry of another version, or else default")
-    for heading in ("key", "algorithm", "environments"):
-        table.add_column(heading)
-    for algo, algorithm in ALGORITHMS.items():
-        table.add_row(algo, algorithm.__name__, ", ".join(_content(algo)))
-    output_console().print(table)
 
 
 def check_zoo() -> bool:

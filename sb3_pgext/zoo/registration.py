@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from rl_zoo3 import ALGOS
-from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
@@ -41,6 +39,9 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {key: algorithm for key, (algorithm
 
 def register() -> None:
     """Make rl_zoo3 know our algorithms: to train, enjoy and optimise them."""
+    from rl_zoo3 import ALGOS
+    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+
     for key, (algorithm, space) in _REGISTERED.items():
         critic = "qf" if issubclass(algorithm, OffPolicyAlgorithm) else "vf"
         convert = partial(samplers.convert_params, critic=critic)

@@ -1,16 +1,17 @@
 """Search spaces of ``sb3-pgext train --optimize``: the numbers of an algorithm, for optuna to choose."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from optuna import Trial
 from torch import nn
+
+if TYPE_CHECKING:  # the extra zoo need not be installed
+    from optuna import Trial
 
 _NET_ARCH = {"tiny": [64], "small": [64, 64], "medium": [256, 256]}
 _ACTIVATION = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
-Space = dict[str, Callable[[Trial, str], Any]]
+Space = dict[str, Callable[["Trial", str], Any]]
 """Name of each number → a function that samples it."""
 
 
@@ -52,23 +53,27 @@ def sampler(
     :return: the sampler
     """
 
-    def sample(trial: Trial, *_: Any) -> dict[str, Any]:
+    def sample(trial: "Trial", *_: Any) -> dict[str, Any]:
         return convert({name: one(trial, name) for name, one in space(trial.study.user_attrs).items()})
 
     return sample
 
 
-def _log(low: float, high: float) -> Callable[[Trial, str], float]:
+def _log(low: float, high: float) -> Callable[["Trial", str], float]:
     """Sample a number whose order of magnitude is unknown."""
-    return partial(Trial.suggest_float, low=low, high=high, log=True)
+    return lambda trial, name: trial.suggest_float(name, low, high, log=True)
 
 
-def _whole(low: int, high: int, log: bool = False) -> Callable[[Trial, str], int]:
-    return partial(Trial.suggest_int, low=low, high=high, log=log)
+def _between(low: float, high: float) -> Callable[["Trial", str], float]:
+    return lambda trial, name: trial.suggest_float(name, low, high)
 
 
-def _one_of(*choices: Any) -> Callable[[Trial, str], Any]:
-    return partial(Trial.suggest_categorical, choices=choices)
+def _whole(low: int, high: int, log: bool = False) -> Callable[["Trial", str], int]:
+    return lambda trial, name: trial.suggest_int(name, low, high, log=log)
+
+
+def _one_of(*choices: Any) -> Callable[["Trial", str], Any]:
+    return lambda trial, name: trial.suggest_categorical(name, choices)
 
 
 _COMMON: Space = {
@@ -120,7 +125,7 @@ def ispg_space(config: Mapping[str, Any]) -> Space:
     :param config: the configuration
     :return: the search space
     """
-    min_ess = partial(Trial.suggest_float, low=0.1, high=0.9)
+    min_ess = _between(0.1, 0.9)
     return {**reinforce_space(config), "gradient_steps": _whole(2, 50, log=True), "min_ess": min_ess}
 
 
@@ -177,7 +182,7 @@ def ppo_cc_space(config: Mapping[str, Any]) -> Space:
         "n_steps_pow": _whole(5, 12),
         "batch_size_pow": _whole(2, 10),
         "n_epochs": _one_of(1, 5, 10, 20),
-        "max_grad_norm": partial(Trial.suggest_float, low=0.3, high=2.0),
+        "max_grad_norm": _between(0.3, 2.0),
     }
     surrogate = config.get("surrogate", "clip")
     if surrogate == "clip":

@@ -10,7 +10,8 @@ from rl_zoo3 import ALGOS
 
 from sb3_pgext.compare import study as study_module
 from sb3_pgext.compare.study import Evaluation, find_study, quick_study, read_study
-from sb3_pgext.zoo.configs import configs_folder, merge, read_config
+from sb3_pgext.zoo.configs import merge, read_config
+from sb3_pgext.zoo.shipped import configs_folder
 
 _STUDY: dict[str, Any] = {
     "environments": ["CartPole-v1", "Acrobot-v1"],

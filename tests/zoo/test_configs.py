@@ -11,8 +11,9 @@ from rl_zoo3 import ALGOS
 
 from sb3_pgext.cli import main
 from sb3_pgext.zoo import ALGORITHMS
-from sb3_pgext.zoo.configs import allowed_keys, check_config, config_path, configs_folder, read_config
-from sb3_pgext.zoo.overview import Entry, check_entry, entries
+from sb3_pgext.zoo.configs import allowed_keys, check_config, config_path, read_config
+from sb3_pgext.zoo.overview import check_entry
+from sb3_pgext.zoo.shipped import Entry, configs_folder, entries
 
 
 @pytest.mark.parametrize("entry", entries(), ids=lambda entry: f"{entry.algo}-{entry.name}")
@@ -36,7 +37,7 @@ def test_the_zoo_can_be_checked(monkeypatch, tmp_path: Path, capsys) -> None:
     for algo in ALGORITHMS:
         environment = "sb3_pgext/Chain-v0" if algo == "ew" else "CartPole-v1"
         _write(tmp_path / f"{algo}.yml", {environment: _MINIMAL, "default": _MINIMAL, "atari": _MINIMAL})
-    monkeypatch.setattr("sb3_pgext.zoo.configs.configs_folder", lambda: tmp_path)
+    monkeypatch.setattr("sb3_pgext.zoo.shipped.configs_folder", lambda: tmp_path)
     assert main(["zoo", "check"]) == 0
     n = 3 * len(ALGORITHMS)
     assert f"{n} of {n} configurations are valid" in capsys.readouterr().out
@@ -53,7 +54,7 @@ def test_the_zoo_can_be_checked(monkeypatch, tmp_path: Path, capsys) -> None:
 def test_an_environment_that_is_not_installed_is_no_mistake(monkeypatch, tmp_path: Path, capsys) -> None:
     for algo in ALGORITHMS:
         _write(tmp_path / f"{algo}.yml", {"CartPole-v1": _MINIMAL, "Hopper-v5": _MINIMAL})
-    monkeypatch.setattr("sb3_pgext.zoo.configs.configs_folder", lambda: tmp_path)
+    monkeypatch.setattr("sb3_pgext.zoo.shipped.configs_folder", lambda: tmp_path)
 
     def without_mujoco(entry):
         if entry.name == "Hopper-v5":
