@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sb3_pgext.compare.aggregate import aggregate
 from sb3_pgext.compare.display import progress_shown
-from sb3_pgext.compare.page import aggregate_table, write_pages
+from sb3_pgext.compare.page import aggregate_table, grouped, write_pages
 from sb3_pgext.compare.plots import FIGURES, plot_study
 from sb3_pgext.compare.report import SummaryTable, print_summary, results_table, summary_table, summary_tables
 from sb3_pgext.compare.runs import Outcome, check_backend, execute_all, finished
@@ -106,9 +106,9 @@ def _report(study: Study, outcomes: list[Outcome], out: Path, console: Console) 
         if statistics is not None:
             tables.append(aggregate_table(statistics, study))
     print_summary(tables, console)
-    for failure in failures:
-        run = failure.run
-        text = f"failed: {run.label}, {run.environment}, seed {run.seed}: {failure.error} (see {failure.log})"
+    failed = grouped(failures, out)
+    for failure in failed:
+        text = f"failed: {failure.runs}: {failure.error} (see {_shown(out / failure.log)})"
         console.print(text, style="red", markup=False, soft_wrap=True)
     for name in _FILES:
         (out / name).unlink(missing_ok=True)  # of an earlier study, which may have had figures that this one has not
@@ -118,7 +118,7 @@ def _report(study: Study, outcomes: list[Outcome], out: Path, console: Console) 
             with replacing(out / name) as file:
                 data.to_csv(file, index=False)
         figures = plot_study(study, results, statistics, out)
-    write_pages(study, tables, figures, failures, out)
+    write_pages(study, tables, figures, failed, out)
     written = ["report.html", "summary.md"] + (["the figures", *_TABLES] if figures else [])
     console.print(f"written to {_shown(out)}: {', '.join(written)}", soft_wrap=True)
 

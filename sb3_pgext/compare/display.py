@@ -9,13 +9,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from sb3_pgext.compare.runs import progress
+from sb3_pgext.compare.runs import progress, work
 from sb3_pgext.compare.study import Run
 from sb3_pgext.zoo.console import LINE_SECONDS, Every
 
 _REFRESH_SECONDS = 0.5
 _SPEED_SECONDS = 600.0
-"""The speed is that of the last so many seconds."""
+"""The time left follows from the work of the last so many seconds."""
 
 
 @contextmanager
@@ -44,14 +44,15 @@ def _watch(stop: threading.Event, runs: list[Run], folder: Path, console: Consol
     with Progress(
         *columns, console=console, disable=not console.is_terminal, speed_estimate_period=_SPEED_SECONDS
     ) as bar:
-        bar.add_task("", total=sum(run.n_timesteps for run in runs))
+        bar.add_task("", total=sum(map(work, runs)))
         (task,) = bar.tasks
         stopped = False
         while not stopped:
             stopped = stop.wait(_REFRESH_SECONDS)
-            n_ended, steps = progress(runs, folder)
-            bar.update(task.id, completed=steps)
-            speed = f"{task.speed:,.0f} steps/s, {_clock(task.time_remaining)} left" if task.speed else "starting"
+            n_ended, steps, done = progress(runs, folder)
+            bar.update(task.id, completed=done)
+            speed = f"{steps / (task.elapsed or 1.0):,.0f} steps/s, {_clock(task.time_remaining)} left"
+            speed = speed if task.speed else "starting"
             text = f"{n_ended}/{len(runs)} runs, {speed}, {_clock(task.elapsed)} elapsed"
             bar.update(task.id, description=text)
             if not console.is_terminal and (stopped or line_is_due()):

@@ -56,10 +56,10 @@ class EvaluateAtTimesteps(BaseCallback):
     :param env: the evaluation environment, seeded apart from the training environment
     :param evaluation: episodes and kind of evaluation
     :param due: step counts, ascending; the first is 0
-    :param on_progress: called with the environment steps taken, after each vector step
+    :param on_progress: called with the environment steps taken and the evaluations made, after each vector step
     """
 
-    def __init__(self, env: VecEnv, evaluation: Evaluation, due: list[int], on_progress: Callable[[int], None]):
+    def __init__(self, env: VecEnv, evaluation: Evaluation, due: list[int], on_progress: Callable[[int, int], None]):
         super().__init__()
         self.measurements: list[Measurement] = []
         self._env = env
@@ -80,7 +80,7 @@ class EvaluateAtTimesteps(BaseCallback):
 
     def _on_step(self) -> bool:
         self._evaluate_if_due()
-        self._on_progress(self.num_timesteps)
+        self._on_progress(self.num_timesteps, len(self.measurements))
         return not self.complete
 
     def _evaluate_if_due(self) -> None:

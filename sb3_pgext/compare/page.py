@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from sb3_pgext.compare.plots import FIGURES
 from sb3_pgext.compare.report import SummaryTable, bootstrap_note
 from sb3_pgext.compare.runs import Outcome
 from sb3_pgext.compare.statistics import Estimate
-from sb3_pgext.compare.study import VERSIONS, Study
+from sb3_pgext.compare.study import VERSIONS, Run, Study
 from sb3_pgext.rollouts.files import replacing
 
-__all__ = ["aggregate_table", "write_pages"]
+__all__ = ["Failure", "aggregate_table", "grouped", "write_pages"]
 
 
 def aggregate_table(statistics: Aggregate, study: Study) -> SummaryTable:
@@ -49,8 +50,48 @@ def _estimate_text(estimate: Estimate | None) -> str:
     return "–" if estimate is None else f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
+@dataclass(frozen=True)
+class Failure:
+    """
+    A failure that runs have in common.
+
+    :param runs: which runs, in words
+    :param error: what they failed with
+    :param log: log file of the first, relative to the folder of the results
+    """
+
+    runs: str
+    error: str
+    log: Path
+
+
+def grouped(failures: Sequence[Outcome], folder: Path) -> list[Failure]:
+    """
+    Put runs that failed with the same error together.
+
+    :param failures: the runs that did not finish
+    :param folder: the folder of the results
+    :return: one failure for each error
+    """
+    by_error: dict[str, list[Outcome]] = {}
+    for failure in failures:
+        by_error.setdefault(failure.error or "", []).append(failure)
+    return [
+        Failure(_in_words([outcome.run for outcome in same]), error, same[0].log.relative_to(folder))
+        for error, same in by_error.items()
+    ]
+
+
+def _in_words(runs: Sequence[Run]) -> str:
+    """Name runs, the seeds of a label on an environment together."""
+    seeds: dict[str, list[str]] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        seeds.setdefault(f"{run.label} on {run.environment}", []).append(str(run.seed))
+    return "; ".join(f"{where}, seed{'s' if len(each) > 1 else ''} {', '.join(each)}" for where, each in seeds.items())
+
+
 def write_pages(
-    study: Study, tables: Sequence[SummaryTable], figures: Sequence[Path], failures: Sequence[Outcome], folder: Path
+    study: Study, tables: Sequence[SummaryTable], figures: Sequence[Path], failures: Sequence[Failure], folder: Path
 ) -> None:
     """
     Write ``report.html`` and ``summary.md``.
@@ -58,7 +99,7 @@ def write_pages(
     :param study: a study
     :param tables: what to show first
     :param figures: files of the figures, without suffix; the SVG goes into the page
-    :param failures: the runs that did not finish
+    :param failures: as of :func:`grouped`
     :param folder: where the pages go
     """
     templates = jinja2.PackageLoader("sb3_pgext.compare", "templates")

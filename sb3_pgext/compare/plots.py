@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from sb3_pgext.compare.aggregate import Aggregate
 from sb3_pgext.compare.report import enough_seeds, learning_curves, seeds_per_run
-from sb3_pgext.compare.statistics import Estimate, iqm_with_bootstrap_interval
+from sb3_pgext.compare.statistics import Estimate, iqm_with_bootstrap_interval, mean_with_range
 from sb3_pgext.compare.study import Study
 from sb3_pgext.variance.figures import add_legend, panels, print_style, write_figure
 
@@ -55,14 +55,15 @@ def plot_study(study: Study, results: pd.DataFrame, statistics: Aggregate | None
 
 def learning_curves_figure(study: Study, results: pd.DataFrame) -> Figure:
     """
-    Draw the mean return during training, with the spread over seeds.
+    Draw the mean return during training, with the spread over seeds, on each environment that has a finished run.
 
     :param study: a study
     :param results: as of :func:`sb3_pgext.compare.report.results_table`
     :return: the figure; where runs are missing it says how many have finished
     """
-    figure, axes = panels(len(study.environments))
-    for panel, environment in zip(axes.flat, study.environments, strict=False):
+    environments = [environment for environment in study.environments if environment in set(results["environment"])]
+    figure, axes = panels(len(environments))
+    for panel, environment in zip(axes.flat, environments, strict=False):
         _panel(panel, study, results, environment)
         panel.set_xlabel("environment steps")
     evaluation = study.runs[0].evaluation
@@ -182,14 +183,10 @@ def band(returns: np.ndarray, bootstrap: bool) -> Estimate:
     Compute the curve and band to draw for some seeds.
 
     With enough seeds to bootstrap: the interquartile mean and its 95 % interval. With fewer: the mean, and the lowest
-    and highest seed. A 95 % interval of so few is Student's, which is 4.3 standard errors to each side for three seeds:
-    where one seed learns before another it reaches far outside the returns that are possible. The table gives it; a
-    picture of it shows nothing of the runs, while their range hides nothing.
+    and highest seed.
 
     :param returns: ``(S, T)``, one row per seed
     :param bootstrap: whether there are enough seeds, as of :func:`sb3_pgext.compare.report.enough_seeds`
     :return: estimates of shape ``(T,)``
     """
-    if bootstrap:
-        return iqm_with_bootstrap_interval(returns)
-    return Estimate(returns.mean(axis=0), returns.min(axis=0), returns.max(axis=0))
+    return iqm_with_bootstrap_interval(returns) if bootstrap else mean_with_range(returns)

@@ -77,8 +77,8 @@ def summary_table(study: Study, results: pd.DataFrame) -> pd.DataFrame:
     :param study: a study
     :param results: as of :func:`results_table`
     :return: one row per label and environment. ``final_*``: mean of the last evaluation with Student's 95 % interval;
-        ``final_iqm*``: its interquartile mean with a bootstrap interval, if all have 5 seeds or more; ``area*``: return
-        over the training, likewise if all have 5 seeds or more, else the mean with Student's interval;
+        ``final_iqm*``: its interquartile mean with a bootstrap interval; ``area*``: likewise, return over the training.
+        Unless all have 5 seeds or more there is no IQM, and the ends are the lowest and the highest seed;
         ``steps_to_threshold``: median over seeds, infinite if most never reach it; ``steps_per_second`` and
         ``seconds``: of the training without evaluations, median over seeds, which a single run that was suspended for a
         while does not move far
@@ -98,11 +98,13 @@ def _summary(study: Study, results: pd.DataFrame, label: str, environment: str) 
     last = chosen[chosen["timesteps"] == timesteps[-1]]
     row: dict[str, Any] = {"run": label, "algorithm": last["algorithm"].iloc[0], "environment": environment}
     row |= {"seeds": len(returns), "timesteps": timesteps[-1]}
-    estimate = statistics.mean_with_t_interval
-    row |= _estimate("final_mean", "final", estimate(returns[:, -1]))
+    estimate = statistics.mean_with_range
     if enough_seeds(results):
+        row |= _estimate("final_mean", "final", statistics.mean_with_t_interval(returns[:, -1]))
         estimate = statistics.iqm_with_bootstrap_interval
         row |= _estimate("final_iqm", "final_iqm", estimate(returns[:, -1]))
+    else:
+        row |= _estimate("final_mean", "final", estimate(returns[:, -1]))
     row |= _estimate("area", "area", estimate(statistics.area_under_curve(timesteps, returns)))
     if (threshold := study.thresholds.get(environment)) is not None:
         steps = statistics.steps_to_threshold(timesteps, returns, threshold)
@@ -171,8 +173,12 @@ def print_summary(tables: Sequence[SummaryTable], console: Console) -> None:
 def _table(environment: str, rows: Sequence[Mapping[Any, Any]], threshold: float | None) -> SummaryTable:
     seeds = sorted({row["seeds"] for row in rows})
     with_iqm = "final_iqm" in rows[0]
-    caption = "Brackets: 95 % intervals over seeds; Student's t around a mean"
-    caption += f", bootstrap around an IQM.{bootstrap_note(seeds[0])}" if with_iqm else "."
+    caption = ""
+    if with_iqm:
+        caption = "Brackets: 95 % intervals over seeds; Student's t around a mean, bootstrap around an IQM."
+        caption += bootstrap_note(seeds[0])
+    elif seeds[-1] > 1:
+        caption = "In parentheses: the lowest and the highest seed."
     caption += " Speed and time: medians over seeds, training only; runs that share a machine slow each other down."
     columns = {"run": [row["run"] for row in rows]}
     columns["final return\nmean"] = [_interval(row, "final_mean", "final") for row in rows]
@@ -201,11 +207,13 @@ def bootstrap_note(seeds: int) -> str:
 
 
 def _interval(row: Mapping[Any, Any], name: str, prefix: str) -> str:
-    """Write a value and its interval to four significant digits of the value: ``493.2 [464.5, 521.9]``."""
+    """Write a value to four digits, with interval or range: ``493.2 [464.5, 521.9]`` or ``78.10 (75.12 to 81.15)``."""
     value, low, high = row[name], row[f"{prefix}_low"], row[f"{prefix}_high"]
     decimals = int(np.clip(3 - np.floor(np.log10(max(abs(value), 1e-9))), 0, 4))
     text = f"{value:.{decimals}f}"
-    return text if np.isnan(low) else f"{text} [{low:.{decimals}f}, {high:.{decimals}f}]"
+    if "final_iqm" in row:
+        return f"{text} [{low:.{decimals}f}, {high:.{decimals}f}]"
+    return text if row["seeds"] == 1 else f"{text} ({low:.{decimals}f} to {high:.{decimals}f})"
 
 
 def _threshold_cell(row: Mapping[Any, Any]) -> str:

@@ -200,22 +200,34 @@ def execute(run: Run, folder: Path) -> Outcome:
     return Outcome(run, None, final / "log.txt")
 
 
-def progress(runs: Sequence[Run], folder: Path) -> tuple[int, int]:
+def progress(runs: Sequence[Run], folder: Path) -> tuple[int, int, int]:
     """
-    Read the progress of runs.
+    Read the progress of runs, as far as they have reported it.
 
     :param runs: the runs
     :param folder: the folder of all runs
-    :return: how many have ended, and the environment steps that are done, as far as reported; a run that ended has none
-        left
+    :return: how many have ended; the environment steps that they have trained for; the work done, of :func:`work` in
+        all. A run that ended has nothing left
     """
     ended = {run.folder_name for run in runs if finished(run, folder) or _failed_folder(run, folder).is_dir()}
-    steps = {run.folder_name: run.n_timesteps if run.folder_name in ended else 0 for run in runs}
+    done = {run.folder_name: (run.n_timesteps, work(run)) if run.folder_name in ended else (0, 0) for run in runs}
+    frequencies = {run.folder_name: run.evaluation.frequency for run in runs}
     for report in folder.glob("*.partial/progress"):
         name = report.parent.name.rsplit(".", 2)[0]
         with contextlib.suppress(FileNotFoundError, KeyError):  # the run has just ended, or is of another study
-            steps[name] = max(steps[name], int(report.read_text()))
-    return len(ended), sum(steps.values())
+            steps, evaluations = map(int, report.read_text().split())
+            done[name] = max(done[name], (steps, steps + evaluations * frequencies[name]))
+    return len(ended), *(sum(each) for each in zip(*done.values(), strict=True))
+
+
+def work(run: Run) -> int:
+    """
+    Estimate the work of a run: an evaluation counts as much as the steps from one to the next.
+
+    :param run: a run
+    :return: the work, in environment steps
+    """
+    return run.n_timesteps + run.evaluation.frequency * len(due_timesteps(run.evaluation.frequency, run.n_timesteps))
 
 
 def measurements(run: Run, folder: Path) -> list[Measurement]:
@@ -256,18 +268,18 @@ def _evaluation_env(run: Run, manager: ExperimentManager) -> VecEnv:
     return env
 
 
-def reporter(path: Path) -> Callable[[int], None]:
+def reporter(path: Path) -> Callable[[int, int], None]:
     """
     Make a callback that writes a run's progress to a file now and then.
 
     :param path: of the file
-    :return: called with the environment steps taken
+    :return: called with the environment steps taken and the evaluations made
     """
     is_due = Every(_PROGRESS_INTERVAL)
 
-    def report(timesteps: int) -> None:
+    def report(timesteps: int, evaluations: int) -> None:
         if is_due():
             with replacing(path) as file:
-                file.write(str(timesteps).encode())
+                file.write(f"{timesteps} {evaluations}".encode())
 
     return report

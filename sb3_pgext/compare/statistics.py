@@ -18,10 +18,10 @@ _BOOTSTRAP_REPETITIONS = 2000
 @dataclass(frozen=True)
 class Estimate:
     """
-    A value and its 95 % interval, for one quantity or for ``T`` at once.
+    A value and its 95 % interval, or the range of the seeds, for one quantity or for ``T`` at once.
 
     :param value: the estimate, ``()`` or ``(T,)``
-    :param low: lower end, same shape; NaN where there is too little data for an interval
+    :param low: lower end, same shape
     :param high: upper end, same shape
     """
 
@@ -34,12 +34,24 @@ def mean_with_t_interval(scores: np.ndarray) -> Estimate:
     """
     Estimate the mean over seeds with Student's 95 % interval, which is right for few seeds if they are roughly normal.
 
-    :param scores: ``(S,)`` or ``(S, T)``, one row per seed
-    :return: estimates of shape ``()`` or ``(T,)``; without an interval for a single seed
+    :param scores: ``(S,)`` or ``(S, T)``, one row for each of two or more seeds
+    :return: estimates of shape ``()`` or ``(T,)``
     """
     mean = scores.mean(axis=0)
-    standard_error = scipy.stats.sem(scores) if len(scores) > 1 else np.nan
-    return Estimate(mean, *scipy.stats.t.interval(0.95, len(scores) - 1, mean, standard_error))
+    half = scipy.stats.t.ppf(0.975, len(scores) - 1) * scipy.stats.sem(scores)
+    return Estimate(mean, mean - half, mean + half)
+
+
+def mean_with_range(scores: np.ndarray) -> Estimate:
+    """
+    Average over too few seeds for an interval, beside the lowest and the highest of them, which hide nothing.
+
+    Student's interval of two seeds is 12.7 standard errors to each side: far outside the returns that are possible.
+
+    :param scores: ``(S,)`` or ``(S, T)``, one row per seed
+    :return: mean, lowest and highest, each of shape ``()`` or ``(T,)``
+    """
+    return Estimate(scores.mean(axis=0), scores.min(axis=0), scores.max(axis=0))
 
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ class Evaluation:
     """
 
     frequency: int
-    episodes: int = 20
+    episodes: int = 10
     deterministic: bool = True
 
 
@@ -240,7 +240,7 @@ def _settings(label: str, entry: object, env_id: str, content: Mapping[str, Any]
 def _evaluation(content: object, n_timesteps: int, env_id: str, environments: Collection[str]) -> Evaluation:
     content = _mapping("evaluation", content, {"frequency", "episodes", "deterministic"})
     require_bool("evaluation: deterministic", content.get("deterministic", True))
-    counts = {"frequency": max(n_timesteps // 20, 1), "episodes": 20}
+    counts = {"frequency": max(n_timesteps // 10, min(n_timesteps, 1000)), "episodes": 10}
     for key, default in counts.items():
         counts[key] = _positive(f"evaluation: {key}", _by_environment(content, key, env_id, environments, default))
     return Evaluation(**counts, deterministic=content.get("deterministic", True))

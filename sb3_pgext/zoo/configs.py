@@ -4,14 +4,11 @@ import contextlib
 import inspect
 import io
 import re
-import warnings
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import rl_zoo3
 import yaml
 from gymnasium import spaces
@@ -21,7 +18,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_pgext.arguments import require, require_count, require_one_of
 from sb3_pgext.zoo import shipped
-from sb3_pgext.zoo.experiments import ATARI, DEFAULT, Experiment, entry_for
+from sb3_pgext.zoo.experiments import ATARI, DEFAULT, WRAPPERS, Experiment, entry_for, fitting_policy, spaces_of
 from sb3_pgext.zoo.names import nearest
 from sb3_pgext.zoo.registration import ALGORITHMS
 from sb3_pgext.zoo.vec_envs import VEC_ENVS
@@ -120,6 +117,9 @@ def check_complete(algo: str, env_id: str, config: Mapping[str, Any], where: str
         require_count("n_envs", config.get("n_envs", 1))
         require_one_of("vec_env", config.get("vec_env", VEC_ENVS[0]), VEC_ENVS)
         starts = {key: _start(key, config[key]) for key in _SCHEDULES.intersection(config)}
+        if not WRAPPERS & config.keys():  # wrappers may change the observations
+            fitting = fitting_policy(policy, spaces_of(env_id)[0])
+            require(policy == fitting, "policy", policy, f"{fitting!r} with the observations of {env_id}")
         if algo in ALGORITHMS:
             _check_arguments(ALGORITHMS[algo], env_id, {**config, **starts})
     except (ValueError, AssertionError) as error:  # SB3's own checks assert
@@ -149,23 +149,13 @@ def _check_arguments(algorithm: type[BaseAlgorithm], env_id: str, config: Mappin
     constructor: Any = algorithm
     model = constructor(env=None, **arguments, _init_setup_model=False)
     model.n_envs = config.get("n_envs", 1)
-    model.observation_space, model.action_space = _spaces(env_id)
+    model.observation_space, model.action_space = spaces_of(env_id)
     if model.action_space is None and issubclass(algorithm, OffPolicyAlgorithm):
         return  # most of what these check depends on the actions
     kinds = getattr(algorithm, "action_spaces", (spaces.Space,))
     allowed = ", ".join(kind.__name__ for kind in kinds)
     require(isinstance(model.action_space, (*kinds, type(None))), "action_space", model.action_space, allowed)
     model.check_arguments()
-
-
-@lru_cache
-def _spaces(env_id: str) -> tuple[spaces.Space[Any] | None, spaces.Space[Any] | None]:
-    """The observations and actions of an environment; None of one that cannot be made, which the training will tell."""
-    with contextlib.suppress(Exception), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with contextlib.closing(gym.make(env_id)) as env:
-            return env.observation_space, env.action_space
-    return None, None
 
 
 def read_config(algo: str, env_id: str, conf_file: str | None = None) -> dict[str, Any]:
@@ -225,12 +215,12 @@ def configuration_notes(trained: Iterable[tuple[str, str, str]], conf_file: str 
 
     :param trained: label, zoo key of the algorithm and environment of each
     :param conf_file: the configuration file; None for those of the algorithms
-    :return: a note for each label
+    :return: a note for each
     """
-    origins: dict[str, list[str]] = {}
+    notes = []
     for label, algo, env_id in dict.fromkeys(trained):
         entry = entry_for(env_id, conf_file or str(config_path(algo)))
         if entry not in (env_id, ATARI):
-            origin = f"{algo}'s default, untuned" if entry == DEFAULT else f"that of {entry}"
-            origins.setdefault(label, []).append(f"for {env_id} {origin}")
-    return tuple(f"the configuration of {label} is {', '.join(each)}" for label, each in origins.items())
+            origin = "the default" if entry == DEFAULT else f"that of {entry}"
+            notes.append(f"{label} on {env_id}: no tuned configuration; using {origin}")
+    return tuple(notes)

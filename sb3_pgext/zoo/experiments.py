@@ -4,16 +4,20 @@ import contextlib
 import io
 import re
 import tempfile
+import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import torch
 import yaml
+from gymnasium import spaces
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_pgext.zoo.names import check_environment, check_name
@@ -22,7 +26,8 @@ from sb3_pgext.zoo.vec_envs import VEC_ENVS, make_vec_env
 ATARI, DEFAULT = "atari", "default"
 """Entries of a configuration file that belong to no single environment."""
 
-_WRAPPERS = {"env_wrapper", "vec_env_wrapper", "callback"}
+WRAPPERS = {"env_wrapper", "vec_env_wrapper", "callback"}
+"""Keys of a configuration under which wrappers stand."""
 
 
 def entry_for(env_id: str, conf_file: str) -> str:
@@ -45,7 +50,7 @@ def entry_for(env_id: str, conf_file: str) -> str:
     if ATARI in entries and ExperimentManager.is_atari(env_id):
         return ATARI
     name = re.escape(re.sub(r"-v\d+$", "", env_id))
-    bare = [entry for entry, config in entries.items() if isinstance(config, Mapping) and not _WRAPPERS & config.keys()]
+    bare = [entry for entry, config in entries.items() if isinstance(config, Mapping) and not WRAPPERS & config.keys()]
     versions = {int(match[1]): entry for entry in bare if (match := re.fullmatch(rf"{name}-v(\d+)", str(entry)))}
     return versions[max(versions)] if versions else DEFAULT
 
@@ -88,9 +93,12 @@ class Experiment(ExperimentManager):
         if entry not in (own.gym_id, ATARI, DEFAULT):
             print(f"{self.config} has no entry {own.gym_id}: that of {entry} is used")
             self.env_name = type(own)(entry)
-        hyperparameters = super().read_hyperparameters()
+        config, saved = super().read_hyperparameters()
         self.env_name = own
-        return hyperparameters
+        if entry == DEFAULT and "policy" in config:  # a default is for any observations
+            policy = fitting_policy(config["policy"], spaces_of(own.gym_id)[0])
+            config, saved = ({**each, "policy": policy} for each in (config, saved))
+        return config, saved
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         if "vec_env" in hyperparams:
@@ -122,6 +130,37 @@ class Experiment(ExperimentManager):
             return env
         for_evaluation = {"norm_reward": False, "training": False} if eval_env else {}
         return VecNormalize(env, **{**self.normalize_kwargs, **for_evaluation})
+
+
+@lru_cache
+def spaces_of(env_id: str) -> tuple[spaces.Space[Any] | None, spaces.Space[Any] | None]:
+    """
+    Look up the observations and actions of an environment.
+
+    :param env_id: a registered environment
+    :return: both spaces; None of one that cannot be made, which the training will tell
+    """
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.closing(gym.make(env_id)) as env:
+            return env.observation_space, env.action_space
+    return None, None
+
+
+def fitting_policy(policy: str, observation_space: spaces.Space[Any] | None) -> str:
+    """
+    Choose among SB3's three policies the one for the observations.
+
+    :param policy: name of a policy; one of another name is taken as it is
+    :param observation_space: the observations, None where they are not known
+    :return: ``"MultiInputPolicy"`` for a Dict, ``"CnnPolicy"`` for an image unless ``"MlpPolicy"`` was asked for, else
+        ``"MlpPolicy"``
+    """
+    if observation_space is None or policy not in ("MlpPolicy", "CnnPolicy", "MultiInputPolicy"):
+        return policy
+    if isinstance(observation_space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if policy == "CnnPolicy" and is_image_space(observation_space) else "MlpPolicy"
 
 
 def experiment(algo: str, env_id: str, config: Mapping[str, Any], seed: int, folder: Path) -> Experiment:

@@ -132,9 +132,8 @@ def test_the_summary_is_that_of_the_results(finished_study) -> None:
         mine = results[results["run"] == row["run"]]
         last = mine[mine["timesteps"] == 400]
         final = last["mean_return"].to_numpy()
-        # Student's quantile for 1 degree of freedom.
         assert row["final_mean"] == pytest.approx(final.mean())
-        assert row["final_high"] == pytest.approx(final.mean() + 12.7062 * abs(final[0] - final[1]) / 2, rel=1e-4)
+        assert (row["final_low"], row["final_high"]) == (final.min(), final.max())
         areas = [np.dot(curve["mean_return"], [0.25, 0.5, 0.25]) for _, curve in mine.groupby("seed")]
         assert row["area"] == pytest.approx(np.mean(areas))
         assert row["seeds"] == 2
@@ -276,9 +275,10 @@ def test_a_run_that_ends_its_process_leaves_the_others_alone(
     assert not compare(study, jobs=jobs, backend=backend)
     assert set(_numbers("runs/mine")["environment"]) == {"CartPole-v1"}
     assert _numbers("runs/mine")["seed"].nunique() == n_seeds
-    assert capsys.readouterr().out.count("failed: theirs, Fatal-v0, seed ") == n_seeds
+    seeds = "seed 0" if n_seeds == 1 else "seeds 0, 1"
+    assert f"failed: theirs on Fatal-v0, {seeds}: " in capsys.readouterr().out
     page = Path("runs/mine/report.html").read_text()
-    assert page.count(message) == n_seeds
+    assert page.count(message) == 1
     assert not list(Path("runs/mine/runs").glob("*.partial"))
 
 
@@ -480,7 +480,7 @@ def test_a_failed_run_is_reported_and_the_others_go_on(capsys) -> None:
     printed = capsys.readouterr().out
     for name in ("report.html", "summary.md"):
         assert "AssertionError: `n_steps * n_envs` must be greater than 1" in Path(f"runs/mine/{name}").read_text()
-    assert "failed: fails, CartPole-v1, seed 0: AssertionError: `n_steps * n_envs` must be greater than 1" in printed
+    assert "failed: fails on CartPole-v1, seed 0: AssertionError: `n_steps * n_envs` must be greater than 1" in printed
     assert set(_numbers("runs/mine")["run"]) == {"ours [a]", "theirs"}
     (failed,) = Path("runs/mine/runs").glob("*.failed")
     assert "Traceback" in (failed / "log.txt").read_text()

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from sb3_pgext.compare.display import progress_shown
-from sb3_pgext.compare.runs import progress, reporter
+from sb3_pgext.compare.runs import progress, reporter, work
 from sb3_pgext.compare.study import Evaluation, Run
 
 _RUNS = [Run("a", "ppo", "CartPole-v1", seed, 1000, Evaluation(100), {}) for seed in range(3)]
@@ -20,23 +20,25 @@ def _report_at_once(monkeypatch) -> None:
     monkeypatch.setattr("sb3_pgext.compare.runs._PROGRESS_INTERVAL", 0.0)
 
 
-def _report(run: Run, folder: Path, steps: int) -> None:
+def _report(run: Run, folder: Path, steps: int, evaluations: int) -> None:
     running = folder / f"{run.folder_name}.1a2b3c4d.partial"
     running.mkdir()
-    reporter(running / "progress")(steps)
+    reporter(running / "progress")(steps, evaluations)
 
 
 def test_steps_are_those_of_ended_runs_and_as_reported_of_the_others(tmp_path: Path) -> None:
-    assert progress(_RUNS, tmp_path) == (0, 0)
+    assert progress(_RUNS, tmp_path) == (0, 0, 0)
     (tmp_path / _RUNS[0].folder_name).mkdir()
-    _report(_RUNS[1], tmp_path, 250)
-    assert progress(_RUNS, tmp_path) == (1, 1000 + 250)
-    assert progress(_RUNS[:1], tmp_path) == (1, 1000), "steps of a run of another study"
+    _report(_RUNS[1], tmp_path, 250, 3)
+    # Each of the eleven evaluations, the first at step 0, counts as much as the 100 steps between two of them.
+    assert work(_RUNS[0]) == 1000 + 11 * 100
+    assert progress(_RUNS, tmp_path) == (1, 1000 + 250, 2100 + 250 + 3 * 100)
+    assert progress(_RUNS[:1], tmp_path) == (1, 1000, 2100), "steps of a run of another study"
 
 
 def test_a_failed_run_has_ended(tmp_path: Path) -> None:
     (tmp_path / f"{_RUNS[0].folder_name}.failed").mkdir()
-    assert progress(_RUNS, tmp_path) == (1, 1000)
+    assert progress(_RUNS, tmp_path) == (1, 1000, 2100)
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])

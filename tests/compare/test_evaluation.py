@@ -33,7 +33,7 @@ class _Countdown(gym.Env):
 
 
 def _evaluated(model, env: VecEnv, due: list[int], episodes: int = 3) -> EvaluateAtTimesteps:
-    callback = EvaluateAtTimesteps(env, Evaluation(1, episodes), due, lambda timesteps: None)
+    callback = EvaluateAtTimesteps(env, Evaluation(1, episodes), due, lambda *progress: None)
     model.learn(due[-1], callback=callback)
     return callback
 
@@ -115,9 +115,11 @@ def test_the_evaluation_environment_normalises_as_the_training_environment_does(
     assert (env.obs_rms.mean != 0).any()
 
 
-def test_progress_is_reported_with_the_steps_taken() -> None:
-    reported: list[int] = []
+def test_progress_is_reported_with_the_steps_taken_and_the_evaluations_made() -> None:
+    reported: list[tuple[int, int]] = []
     model = PPO("MlpPolicy", make_vec_env(_Countdown, 2, seed=0), n_steps=8, batch_size=16, device="cpu")
-    callback = EvaluateAtTimesteps(make_vec_env(_Countdown, 1, seed=1), Evaluation(1, 1), [0, 6], reported.append)
+    callback = EvaluateAtTimesteps(
+        make_vec_env(_Countdown, 1, seed=1), Evaluation(1, 1), [0, 6], lambda *p: reported.append(p)
+    )
     model.learn(6, callback=callback)
-    assert reported == [2, 4, 6]
+    assert reported == [(2, 1), (4, 1), (6, 2)]

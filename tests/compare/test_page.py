@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from sb3_pgext.compare.aggregate import aggregate
-from sb3_pgext.compare.page import aggregate_table, write_pages
+from sb3_pgext.compare.page import Failure, aggregate_table, grouped, write_pages
 from sb3_pgext.compare.report import SummaryTable, print_summary, summary_table, summary_tables
 from sb3_pgext.compare.runs import Outcome
 from sb3_pgext.compare.study import Evaluation, Run, Study
@@ -83,10 +83,41 @@ def test_bootstrap_intervals_of_few_seeds_are_said_to_be_too_narrow(seeds: int, 
         assert ("too narrow" in table.caption) == said
 
 
-def test_students_intervals_are_not_said_to_be_too_narrow() -> None:
+def test_few_seeds_have_their_range_for_an_interval() -> None:
     study, results = _study(["a"], seeds=3)
+    results["mean_return"] = results["seed"].map({0: 13.0, 1: 500.0, 2: 384.0})
     (table,) = summary_tables(study, summary_table(study, results))
-    assert "narrow" not in table.caption
+    assert table.rows[0][1] == "299.0 (13.0 to 500.0)"
+    assert table.caption.startswith("In parentheses: the lowest and the highest seed.")
+    assert "95 %" not in table.caption
+    (of_one,) = summary_tables(study, summary_table(study, results[results["seed"] == 0]))
+    assert of_one.rows[0][1] == "13.00"
+    assert "parentheses" not in of_one.caption
+
+
+def test_the_same_failure_is_one_entry_below_the_results(tmp_path: Path) -> None:
+    study, results = _study(["a", "b"], seeds=3)
+    outcomes = [Outcome(run, "ValueError: no", tmp_path / f"runs/{run.label}{run.seed}/log.txt") for run in study.runs]
+    outcomes[-1] = replace(outcomes[-1], error="OSError: disk")
+    first, second = grouped(outcomes, tmp_path)
+    assert first == Failure(
+        "a on X-v0, seeds 0, 1, 2; b on X-v0, seeds 0, 1", "ValueError: no", Path("runs/a0/log.txt")
+    )
+    assert second == Failure("b on X-v0, seed 2", "OSError: disk", Path("runs/b2/log.txt"))
+    write_pages(study, summary_tables(study, summary_table(study, results)), [], [first, second], tmp_path)
+    for name in ("report.html", "summary.md"):
+        page = (tmp_path / name).read_text()
+        assert page.count("ValueError: no") == 1
+        assert page.index("X-v0, 3 seeds") < page.index("Runs that failed")
+        assert str(tmp_path) not in page
+
+
+def test_each_cell_of_a_table_names_its_column_for_narrow_screens(tmp_path: Path) -> None:
+    study, results = _study(["a", "b"])
+    write_pages(study, _tables(study, results), [], [], tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert '<td data-label="final return IQM">' in page
+    assert "content: attr(data-label)" in page
 
 
 @pytest.mark.parametrize(("seeds", "title"), [(1, "X-v0, 1 seed"), (2, "X-v0, 2 seeds")])
@@ -109,7 +140,9 @@ _MARKED_UP = [
 def test_nothing_of_a_label_is_markup_in_the_summary(label: str, tmp_path: Path) -> None:
     study, results = _study([label, "b"], environment="__X__-v0")
     error = f"ValueError: {label} ``` <i>"
-    write_pages(study, _tables(study, results), [], [Outcome(study.runs[0], error, Path("log.txt"))], tmp_path)
+    write_pages(
+        study, _tables(study, results), [], [Failure(f"{label} on __X__-v0, seed 0", error, Path("log.txt"))], tmp_path
+    )
     parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
     tokens = parser.parse((tmp_path / "summary.md").read_text())
     contents = [token.children for token in tokens if token.type == "inline"]
@@ -117,8 +150,8 @@ def test_nothing_of_a_label_is_markup_in_the_summary(label: str, tmp_path: Path)
     assert set(kinds) <= {"text", "strong_open", "strong_close", "code_inline", "softbreak"}
     assert kinds.count("strong_open") == kinds.count("code_inline") == 1
     texts = ["".join(child.content for child in children) for children in contents]
-    assert texts[:3] == ["s", f"Runs of {label}, b on __X__-v0.", "Runs that failed"]
-    assert texts[3] == f"{label}, __X__-v0, seed 0: {error}"
+    assert texts[:3] == ["s", f"Runs of {label}, b on __X__-v0.", "__X__-v0, 5 seeds"]
+    assert texts[-2:] == ["Runs that failed", f"{label} on __X__-v0, seed 0: {error}"]
     assert texts.count(label) == 2
     assert texts.count(f"P(better than {label})") == 1
     assert "__X__-v0, 5 seeds" in texts
@@ -138,8 +171,7 @@ def test_ordinary_labels_and_numbers_stand_in_the_summary_as_they_are(tmp_path: 
 
 def test_a_heading_has_something_under_it(tmp_path: Path) -> None:
     study, results = _study(["a", "b"])
-    failures = [Outcome(run, "ValueError: no", Path("log.txt")) for run in study.runs]
-    write_pages(study, [], [], failures, tmp_path)
+    write_pages(study, [], [], [Failure("a on X-v0, seed 0", "ValueError: no", Path("log.txt"))], tmp_path)
     assert "Results" not in (tmp_path / "report.html").read_text()
     assert "Figures" not in (tmp_path / "summary.md").read_text()
     figure = tmp_path / "learning_curves"

@@ -158,6 +158,12 @@ def test_the_legend_names_also_what_only_one_panel_shows() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["a", "threshold -100, 475", "b"]
 
 
+def test_an_environment_without_a_finished_run_has_no_panel() -> None:
+    study, results = _study(["a", "b"], ["X-v0", "Y-v0"], 3)
+    figure = learning_curves_figure(study, results[results["environment"] == "Y-v0"])
+    assert [axes.get_title() for axes in figure.axes] == ["Y-v0"]
+
+
 def test_the_legend_says_what_line_and_band_are() -> None:
     for seeds, text in (
         (1, "line: one seed"),

@@ -8,6 +8,7 @@ from sb3_pgext.compare.statistics import (
     area_under_curve,
     interquartile_mean,
     iqm_with_bootstrap_interval,
+    mean_with_range,
     mean_with_t_interval,
     steps_to_threshold,
 )
@@ -21,11 +22,16 @@ def test_mean_and_t_interval_of_three_seeds() -> None:
     assert estimate.high == pytest.approx(2.0 + half_width, rel=1e-6)
 
 
-def test_one_seed_has_no_interval() -> None:
-    estimate = mean_with_t_interval(np.array([[3.0, 4.0]]))
-    assert estimate.value.tolist() == [3.0, 4.0]
-    assert np.isnan(estimate.low).all()
-    assert np.isnan(estimate.high).all()
+def test_seeds_that_agree_have_an_interval_of_no_width() -> None:
+    estimate = mean_with_t_interval(np.array([-500.0, -500.0, -500.0]))
+    assert (estimate.low, estimate.value, estimate.high) == (-500.0, -500.0, -500.0)
+
+
+def test_range_of_a_few_seeds() -> None:
+    estimate = mean_with_range(np.array([[13.0, 4.0], [500.0, 8.0], [384.0, 6.0]]))
+    assert estimate.value.tolist() == [299.0, 6.0]
+    assert estimate.low.tolist() == [13.0, 4.0]
+    assert estimate.high.tolist() == [500.0, 8.0]
 
 
 def test_t_intervals_cover_the_true_mean_19_times_in_20() -> None:

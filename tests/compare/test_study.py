@@ -52,8 +52,9 @@ def test_a_configuration_of_another_environment_is_used_with_a_note(tmp_path: Pa
     environments = ["Swimmer-v5", "CartPole-v1", "Reacher-v5", "HalfCheetah-v5"]
     study = _read(tmp_path, runs=runs, environments=environments)
     assert study.notes == (
-        "the configuration of theirs is for Swimmer-v5 that of Swimmer-v4, for Reacher-v5 trpo's default, untuned, "
-        "for HalfCheetah-v5 that of HalfCheetah-v4",
+        "theirs on Swimmer-v5: no tuned configuration; using that of Swimmer-v4",
+        "theirs on Reacher-v5: no tuned configuration; using the default",
+        "theirs on HalfCheetah-v5: no tuned configuration; using that of HalfCheetah-v4",
     )
     assert next(run.config["gamma"] for run in study.runs if run.label == "theirs") == 0.9999  # Swimmer-v4's
 
@@ -84,7 +85,7 @@ def test_settings_by_environment(tmp_path: Path) -> None:
     evaluation = {"frequency": {"Acrobot-v1": 5}, "episodes": {"CartPole-v1": 7}}
     study = _read(tmp_path, evaluation=evaluation, n_timesteps=1000)
     found = {run.environment: (run.evaluation.frequency, run.evaluation.episodes) for run in study.runs}
-    assert found == {"CartPole-v1": (50, 7), "Acrobot-v1": (5, 20)}
+    assert found == {"CartPole-v1": (1000, 7), "Acrobot-v1": (5, 10)}
     assert _read(tmp_path, threshold=-100.5).thresholds == {"CartPole-v1": -100.5, "Acrobot-v1": -100.5}
 
 
@@ -93,7 +94,14 @@ def test_defaults(tmp_path: Path) -> None:
     assert {run.seed for run in study.runs} == {0, 1, 2}
     run = next(run for run in study.runs if run.label == "theirs" and run.environment == "CartPole-v1")
     assert run.n_timesteps == run.config["n_timesteps"] == 100_000
-    assert run.evaluation == Evaluation(5_000, 20, True)
+    assert run.evaluation == Evaluation(10_000, 10, True)
+
+
+@pytest.mark.parametrize(("n_timesteps", "frequency"), [(100_000, 10_000), (3_000, 1_000), (400, 400)])
+def test_a_short_training_is_not_evaluated_for_longer_than_it_trains(
+    n_timesteps: int, frequency: int, tmp_path: Path
+) -> None:
+    assert _read(tmp_path, evaluation=None, n_timesteps=n_timesteps).runs[0].evaluation.frequency == frequency
 
 
 def test_every_setting_changes_the_name_of_a_runs_folder(tmp_path: Path, monkeypatch) -> None:

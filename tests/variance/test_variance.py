@@ -63,8 +63,8 @@ def test_values_differ_in_the_option_alone(tmp_path, capsys):
     assert table["trace"][0] == plain["trace"][0]
     printed = capsys.readouterr().out
     assert "normalize_advantage=False for all values of baseline" in printed
-    assert "note: the configuration of reinforce is for" in printed
-    assert "reinforce's default, untuned" in printed
+    assert "note: reinforce on " in printed
+    assert ": no tuned configuration; using the default" in printed
 
 
 def test_normalized_advantages_are_pointed_out(tmp_path, capsys):

@@ -1,9 +1,11 @@
 """Claim: every configuration that we ship is valid and makes a model, and an invalid one is refused by name."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import yaml
 from gymnasium.error import DependencyNotInstalled
@@ -12,8 +14,10 @@ from rl_zoo3 import ALGOS
 from sb3_pgext.cli import main
 from sb3_pgext.zoo import ALGORITHMS
 from sb3_pgext.zoo.configs import allowed_keys, check_config, config_path, read_config
+from sb3_pgext.zoo.experiments import spaces_of
 from sb3_pgext.zoo.overview import check_entry
 from sb3_pgext.zoo.shipped import Entry, configs_folder, entries
+from tests.environments import DICT, IMAGE, VECTOR
 
 
 @pytest.mark.parametrize("entry", entries(), ids=lambda entry: f"{entry.algo}-{entry.name}")
@@ -99,6 +103,57 @@ def _write(path: Path, content: Any) -> str:
 
 
 _MINIMAL = {"policy": "MlpPolicy", "n_timesteps": 1000}
+
+
+class _Seen(gym.Env):
+    """Shows what it is told to."""
+
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, observation_space: gym.Space):
+        self.observation_space = observation_space
+
+
+@pytest.fixture
+def seen() -> Iterator[None]:
+    """Environments with a Dict, an image and a vector as their observations."""
+    kinds = {"Dict-v0": DICT, "Image-v0": IMAGE, "Vector-v0": VECTOR}
+    for env_id, space in kinds.items():
+        gym.register(env_id, _Seen, kwargs={"observation_space": space})
+    yield
+    spaces_of.cache_clear()
+    for env_id in kinds:
+        del gym.registry[env_id]
+
+
+@pytest.mark.parametrize("algo", ["reinforce", "ppo_cc"])
+def test_a_default_configuration_has_the_policy_that_fits_the_observations(algo: str, seen) -> None:
+    assert read_config(algo, "Dict-v0")["policy"] == "MultiInputPolicy"
+    assert read_config(algo, "Vector-v0")["policy"] == "MlpPolicy"
+
+
+@pytest.mark.parametrize(
+    ("policy", "env_id", "fitting"),
+    [
+        ("MlpPolicy", "Dict-v0", "MultiInputPolicy"),
+        ("MultiInputPolicy", "Vector-v0", "MlpPolicy"),
+        ("CnnPolicy", "Vector-v0", "MlpPolicy"),
+    ],
+)
+def test_a_policy_that_does_not_fit_is_refused_before_training(policy, env_id, fitting, seen, tmp_path) -> None:
+    path = _write(tmp_path / "mine.yml", {env_id: _MINIMAL | {"policy": policy}})
+    with pytest.raises(
+        ValueError, match=f"policy='{policy}': allowed is '{fitting}' with the observations of {env_id}"
+    ):
+        read_config("ppo", env_id, path)
+    wrapped = {env_id: _MINIMAL | {"policy": policy, "env_wrapper": "gymnasium.wrappers.FlattenObservation"}}
+    assert read_config("ppo", env_id, _write(tmp_path / "mine.yml", wrapped))["policy"] == policy
+
+
+def test_an_image_may_be_flattened_or_convolved(seen, tmp_path: Path) -> None:
+    for policy in ("MlpPolicy", "CnnPolicy"):
+        path = _write(tmp_path / "mine.yml", {"Image-v0": _MINIMAL | {"policy": policy}})
+        assert read_config("ppo", "Image-v0", path)["policy"] == policy
 
 
 def test_an_unknown_key_is_refused_with_file_environment_nearest_key_and_all_allowed(tmp_path: Path) -> None:
