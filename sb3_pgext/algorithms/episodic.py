@@ -212,7 +212,7 @@ class EpisodicAlgorithm(OnPolicyGradientAlgorithm):
         """
         # In parts no gradient of a single episode is to be had.
         log_prob, entropy = self._evaluate(episodes.observations, episodes.actions, in_parts=not self._is_per_parameter)
-        self.logger.record("train/entropy", entropy.item())
+        self.logger.record("train/entropy_loss", -entropy.item())
         weights = discount_weights(episodes.time, self.gamma) if self.discount_weighting else None
         bonus = self.ent_coef * entropy
         if self._is_per_parameter:

@@ -141,7 +141,7 @@ class ExponentialWeights(FixedLengthAlgorithm):
         logits.copy_(exponential_weights(logits, q, eta))
 
         self.logger.record("train/learning_rate", eta)
-        self.logger.record("train/entropy", self._entropy())
+        self.logger.record("train/entropy_loss", -self._entropy())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _exact_q(self) -> th.Tensor:

@@ -197,7 +197,7 @@ class NPG(FixedLengthAlgorithm):
         else:
             self._warn_of_refusal("the Fisher matrix shows no curvature along it")
 
-        self.logger.record("train/entropy", objective.entropy.item())
+        self.logger.record("train/entropy_loss", -objective.entropy.item())
         self.logger.record("train/policy_gradient_loss", -surrogate)
         self.logger.record("train/grad_norm", norm)
         self.logger.record("train/cg_iterations", n_products)
@@ -207,7 +207,7 @@ class NPG(FixedLengthAlgorithm):
         self.logger.record("train/kl_quadratic", quadratic)
         self.logger.record("train/kl", kl)
         if self.line_search:
-            self.logger.record("train/line_search_success", float(fraction > 0))
+            self.logger.record("train/is_line_search_success", float(fraction > 0))
         self._log_std()
 
     def _sampled_steps(self, rollout: Rollout) -> Steps:

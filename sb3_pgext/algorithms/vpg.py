@@ -160,7 +160,7 @@ class VPG(FixedLengthAlgorithm):
         of_gradient = self._sampled if self.gradient == "sampled" else self._all_action
         objective, entropy = of_gradient(rollout)
         self.logger.record("train/policy_gradient_loss", -objective.item())
-        self.logger.record("train/entropy", entropy.item())
+        self.logger.record("train/entropy_loss", -entropy.item())
         return flat_gradient(objective + self.ent_coef * entropy if self.ent_coef else objective, parameters)
 
     def _sampled(self, rollout: Rollout) -> tuple[th.Tensor, th.Tensor]:

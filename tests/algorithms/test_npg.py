@@ -142,7 +142,7 @@ def test_line_search(step_rule):
         before, objective = vector_of(model), objective_of(model)
         model.train()
         assert logged(model, "kl") <= 0.05
-        if logged(model, "line_search_success"):
+        if logged(model, "is_line_search_success"):
             assert objective_of(model) > objective
             shortened += logged(model, "kl_quadratic") < 0.0499 or bool(step_rule)
         else:
@@ -155,7 +155,7 @@ def test_a_line_search_without_success_leaves_the_policy():
     model = collected(model_on(line_search=True, line_search_max_iter=1, step_rule="fixed", step_size=10.0))
     before = vector_of(model)
     model.train()
-    assert logged(model, "line_search_success") == 0
+    assert logged(model, "is_line_search_success") == 0
     assert logged(model, "step_norm") == 0
     assert th.equal(vector_of(model), before)
 
@@ -290,8 +290,10 @@ def test_it_learns():
 
 def test_logged_keys():
     model = model_on("Pendulum-v1", line_search=True).learn(256)
-    expected = "learning_rate n_updates entropy policy_gradient_loss grad_norm value_loss explained_variance std kl "
-    expected += "kl_quadratic cg_iterations cg_residual step_norm line_search_success"
+    expected = (
+        "learning_rate n_updates entropy_loss policy_gradient_loss grad_norm value_loss explained_variance std kl "
+    )
+    expected += "kl_quadratic cg_iterations cg_residual step_norm is_line_search_success"
     assert {f"train/{key}" for key in expected.split()} <= set(model.logger.name_to_value)
 
 

@@ -305,7 +305,7 @@ def test_what_is_observed_where_an_episode_is_cut(policy, observation, device):
 def test_logged_keys():
     model = model_on("Pendulum-v1", n_episodes=1).learn(200)
     keys = set(model.logger.name_to_value)
-    expected = "learning_rate n_updates entropy policy_gradient_loss grad_norm value_loss explained_variance std"
+    expected = "learning_rate n_updates entropy_loss policy_gradient_loss grad_norm value_loss explained_variance std"
     assert {f"train/{key}" for key in expected.split()} <= keys
 
 

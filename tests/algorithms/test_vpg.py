@@ -276,7 +276,7 @@ def test_an_estimate_changes_nothing():
 
 def test_logged_keys():
     keys = set(model_on("Pendulum-v1").learn(200).logger.name_to_value)
-    expected = "learning_rate n_updates entropy policy_gradient_loss grad_norm value_loss explained_variance std"
+    expected = "learning_rate n_updates entropy_loss policy_gradient_loss grad_norm value_loss explained_variance std"
     assert {f"train/{key}" for key in expected.split()} <= keys
 
 
