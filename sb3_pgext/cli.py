@@ -13,7 +13,14 @@ from sb3_pgext.extras import installing
 
 _EXTRAS = dict.fromkeys(("huggingface_sb3", "optuna", "requests", "rich", "rl_zoo3"), "zoo")
 _EXTRAS |= dict.fromkeys(("jinja2", "joblib", "matplotlib", "pandas", "rliable", "scipy", "seaborn"), "compare")
-_EXTRAS |= {"dask": "dask", "distributed": "dask", "ray": "ray", "envpool": "envpool"}
+_EXTRAS |= {
+    "dask": "dask",
+    "distributed": "dask",
+    "ray": "ray",
+    "envpool": "envpool",
+    "huggingface_hub": "hub",
+    "moviepy": "hub",
+}
 """Modules that are not always installed → the extra that brings them."""
 
 
@@ -47,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if arguments.command in ("compare", "variance", "zoo") and rest:
+    if rest and arguments.command not in ("train", "enjoy", "record-video"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command == "compare":
         from sb3_pgext.compare.command import compare
@@ -74,6 +81,13 @@ def _run(argv: Sequence[str] | None) -> int:
 
     if arguments.command == "zoo":
         return _zoo(arguments.what)
+    if arguments.command in ("push-to-hub", "load-from-hub"):
+        from sb3_pgext.zoo import hub
+
+        options = vars(arguments)
+        pushes = options.pop("command") == "push-to-hub"
+        print(f"return: {hub.push_to_hub(**options) if pushes else hub.load_from_hub(**options)}")
+        return 0
     _of_rl_zoo3(arguments.command, rest)
     return 0
 
@@ -115,6 +129,11 @@ def _parser() -> argparse.ArgumentParser:
     of_zoo = commands.add_parser("zoo", help="list or check the configurations that we ship")
     of_zoo.add_argument("what", choices=("list", "check"), help="check: make the model of each of them")
     _add_compare(commands.add_parser("compare", help="train the runs of a study and compare them"))
+    push = commands.add_parser("push-to-hub", help="put a trained agent on the Hugging Face Hub, or into a folder")
+    _add_push(push.add_argument)
+    _add_load(
+        commands.add_parser("load-from-hub", help="get an agent from the Hub, or a folder, and play it").add_argument
+    )
     of_variance = commands.add_parser("variance", help="measure variance and bias of the gradient under each option")
     _add_variance(of_variance.add_argument)
     return parser
@@ -150,6 +169,23 @@ def _add_variance(add: Callable[..., object]) -> None:
     add("--params", nargs="+", type=_key_and_value, default=(), metavar="KEY=VALUE", help="laid over the configuration")
     add("--out", type=Path, metavar="DIR", help="where the results go (default: under runs/variance)")
     add("--jobs", type=int, metavar="N", help="worker processes (default: one per core)")
+
+
+def _add_push(add: Callable[..., object]) -> None:
+    add("run", type=Path, metavar="RUN", help="folder of a training, e.g. logs/reinforce/CartPole-v1_1")
+    add("--repo-id", metavar="USER/NAME", help="where to upload it; without it, --to-folder alone is written")
+    add("--to-folder", type=Path, metavar="DIR", help="a new folder to keep the files in, to look at them first")
+    add("--episodes", type=int, default=20, metavar="N", help="played for the model card (default: 20)")
+    add("--license", dest="license_id", default="mit", metavar="ID", help="of the agent, as the Hub spells it (mit)")
+    add("--private", action="store_true", help="make a private repository")
+    add("--gym-packages", nargs="+", default=(), metavar="MODULE", help="modules that register the environment")
+
+
+def _add_load(add: Callable[..., object]) -> None:
+    add("source", metavar="USER/NAME", help="repository of the Hub, or a folder that push-to-hub has written")
+    add("--out", type=Path, metavar="DIR", help="a new folder for its files (default: hub/NAME)")
+    add("--episodes", type=int, metavar="N", help="to play (default: those of the model card, again)")
+    add("--gym-packages", nargs="+", default=(), metavar="MODULE", help="modules that register the environment")
 
 
 def _key_and_value(text: str) -> tuple[str, object]:

@@ -18,8 +18,9 @@ from sb3_pgext.compare.plots import FIGURES
 from sb3_pgext.compare.report import SummaryTable, bootstrap_note
 from sb3_pgext.compare.runs import Outcome
 from sb3_pgext.compare.statistics import Estimate
-from sb3_pgext.compare.study import VERSIONS, Run, Study
+from sb3_pgext.compare.study import Run, Study
 from sb3_pgext.rollouts.files import replacing
+from sb3_pgext.zoo.versions import VERSIONS
 
 __all__ = ["Failure", "aggregate_table", "grouped", "write_pages"]
 

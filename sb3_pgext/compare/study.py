@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,16 +13,11 @@ from typing import Any
 import yaml
 from rl_zoo3 import ALGOS
 
-import sb3_pgext
 from sb3_pgext.arguments import require, require_bool, require_count, require_number
 from sb3_pgext.zoo import configs
 from sb3_pgext.zoo.names import check_environment, check_name, import_environments, slug
 from sb3_pgext.zoo.shipped import configs_folder
-
-VERSIONS = {"sb3-pgext": sb3_pgext.__version__} | {
-    package: version(package) for package in ("stable-baselines3", "sb3-contrib", "torch", "gymnasium")
-}
-"""Versions that a run's result depends on most; they are part of the name of its folder."""
+from sb3_pgext.zoo.versions import VERSIONS
 
 MAX_SEEDS = 10_000
 """The most seeds that may be given as a number."""
