@@ -1,4 +1,6 @@
-"""Logging to Weights & Biases, which reads what goes to TensorBoard: pip install wandb, then wandb login.
+"""Logging to Weights & Biases, which reads what goes to TensorBoard: pip install "sb3-pgext[wandb]".
+
+Log in with `wandb login`, or set WANDB_MODE=offline to write to the disk alone.
 
 usage: python examples/weights_and_biases.py [--timesteps 50000]
 """

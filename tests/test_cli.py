@@ -183,7 +183,7 @@ def _without_extras(*commands: list[str]) -> tuple[str, str]:
 
 
 def test_help_and_the_list_of_configurations_need_no_extra() -> None:
-    names = ("train", "enjoy", "record-video", "compare", "variance", "zoo")
+    names = ("train", "enjoy", "record-video", "compare", "variance", "zoo", "push-to-hub", "load-from-hub")
     out, err = _without_extras(["--help"], *([name, "--help"] for name in names), ["zoo", "list"])
     assert out.count("status 0") == len(names) + 2, err
     assert "--checkpoint-every" in out

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 _EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
-_OTHERS = {"softmax_bandit", "weights_and_biases"}
-"""One counts in rounds; the other needs an account."""
+_TRACKERS = {"weights_and_biases": "wandb", "mlflow_tracking": "mlflow"}
+"""Examples → the package that they need, which the tests run without."""
+_OTHERS = {"softmax_bandit", *_TRACKERS}
 
 
 @pytest.mark.parametrize("path", [path for path in _EXAMPLES if path.stem not in _OTHERS], ids=lambda path: path.stem)
@@ -19,6 +20,17 @@ def test_example(path: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     printed = capsys.readouterr().out
     assert printed
     assert "inf" not in printed
+
+
+@pytest.mark.parametrize("name", _TRACKERS)
+def test_experiment_tracking_offline(name: str, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip(_TRACKERS[name])
+    (path,) = (path for path in _EXAMPLES if path.stem == name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(sys, "argv", [path.name, "--timesteps", "600"])
+    runpy.run_path(str(path), run_name="__main__")
+    assert list(tmp_path.iterdir())
 
 
 def test_the_bandit(tmp_path: Path, monkeypatch) -> None:

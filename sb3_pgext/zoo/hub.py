@@ -219,7 +219,7 @@ def _card(
 {yaml.safe_dump(head, sort_keys=False)}---
 # {algorithm} on {env_id}
 
-An agent of [sb3-pgext](https://pypi.org/project/sb3-pgext/): `{algorithm}`, trained for {steps:,.0f} steps.
+`{algorithm}` of sb3-pgext (`pip install sb3-pgext`), trained on {env_id} for {steps:,.0f} steps.
 
 **Return: {played.mean:.2f} [{played.low:.2f}, {played.high:.2f}]**, the mean over {len(played.returns)} episodes
 with its 95 % bootstrap interval, at the mode of the policy.
