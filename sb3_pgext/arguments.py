@@ -1,12 +1,18 @@
 """Checks of arguments: each raises a ValueError that names the argument, its value and what is allowed."""
 
+import json
 import math
 from collections.abc import Collection, Mapping
+from importlib.metadata import distribution
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 
 __all__ = [
+    "installing",
     "python_number",
     "require",
     "require_bool",
@@ -136,3 +142,20 @@ def _same(value: Any, other: Any) -> bool:
 def _constant(value: Any) -> Any:
     """The number that a constant schedule of SB3's has; anything else as it is."""
     return getattr(getattr(value, "value_schedule", value), "val", value)
+
+
+def installing(extra: str) -> str:
+    """
+    Say which command adds an extra to this installation, from an index, a checkout, a file or a repository.
+
+    :param extra: its name in ``pyproject.toml``
+    :return: the command
+    """
+    checkout = Path(__file__).parents[1]
+    if (checkout / "pyproject.toml").is_file():
+        return f'pip install -e "{checkout}[{extra}]"'
+    origin = json.loads(distribution("sb3-pgext").read_text("direct_url.json") or "{}")
+    if "vcs_info" in origin:
+        return f'pip install "sb3-pgext[{extra}] @ {origin["vcs_info"]["vcs"]}+{origin["url"]}"'
+    file = url2pathname(urlsplit(origin.get("url", "")).path)
+    return f'pip install "{file if Path(file).is_file() else "sb3-pgext"}[{extra}]"'

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import sb3_pgext
-from sb3_pgext.extras import installing
+from sb3_pgext.arguments import installing
 
 _EXTRAS = dict.fromkeys(("huggingface_sb3", "optuna", "requests", "rich", "rl_zoo3"), "zoo")
 _EXTRAS |= dict.fromkeys(("jinja2", "joblib", "matplotlib", "pandas", "rliable", "scipy", "seaborn"), "compare")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sb3_pgext import __version__, extras
+from sb3_pgext import __version__, arguments
 from sb3_pgext.cli import main
 from sb3_pgext.zoo import ALGORITHMS
 
@@ -222,9 +222,9 @@ def test_an_installed_package_names_where_it_came_from(origin: object, command: 
             assert name == "direct_url.json"
             return None if origin is None else json.dumps(origin)
 
-    monkeypatch.setattr(extras, "__file__", str(tmp_path / "sb3_pgext" / "extras.py"))
-    monkeypatch.setattr(extras, "distribution", lambda _: Installed())
-    assert extras.installing("zoo") == command
+    monkeypatch.setattr(arguments, "__file__", str(tmp_path / "sb3_pgext" / "arguments.py"))
+    monkeypatch.setattr(arguments, "distribution", lambda _: Installed())
+    assert arguments.installing("zoo") == command
 
 
 def test_help_of_train_is_rl_zoo3s(capsys) -> None:

@@ -207,7 +207,7 @@ def _metric(part: TorchDistribution) -> Metric:
 
 
 def _log_probs_of_parts(distribution: Distribution) -> list[th.Tensor]:
-    """Of each part of a joint action the log-probabilities of its values, ``(B, size)`` each."""
+    """Log-probabilities of the values of each part of a joint action, ``(B, size)`` each."""
     of_parts: list[th.Tensor] = []
     for part in _parts(distribution):
         if isinstance(part, Bernoulli):

@@ -48,7 +48,7 @@ def td_targets(
     rewards: th.Tensor, terminated: th.Tensor, next_values: th.Tensor, discount: th.Tensor | float
 ) -> th.Tensor:
     r"""
-    What Q(s, a) is fitted to, :math:`y = r + \gamma V(s')`, or :math:`y = r` where s' is terminal.
+    Targets of Q(s, a): :math:`y = r + \gamma V(s')`, or :math:`y = r` where s' is terminal.
 
     The values make the target: :math:`Q(s', a')` of the action taken there is SARSA, :math:`E_{a'\sim\pi} Q(s', a')`
     expected SARSA (van Seijen et al. 2009), :math:`E[Q - \alpha\log\pi]` the soft target (Haarnoja et al. 2018, eq. 3).

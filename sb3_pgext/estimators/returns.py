@@ -61,7 +61,7 @@ def _later(x: th.Tensor, episode: th.Tensor, n_steps: int) -> th.Tensor:
 
 def last_steps(episode: th.Tensor) -> th.Tensor:
     """
-    Which steps are the last of their episode.
+    Find the last step of each episode.
 
     :param episode: episode of each step, ``(M,)``, integer
     :return: boolean, ``(M,)``

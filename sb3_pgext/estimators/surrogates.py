@@ -106,7 +106,7 @@ def clipped_values(
     values: th.Tensor, targets: th.Tensor, old_values: th.Tensor, value_clip: str, clip_range: float
 ) -> th.Tensor:
     """
-    Which steps' gradient the clipping of the critic takes away.
+    Find the steps whose gradient the clipping of the critic takes away.
 
     With ``"clip"`` these are all steps that left the range, with ``"max"`` only those that left it towards their
     target: where V moved away from it, L1 is the larger loss and brings it back.

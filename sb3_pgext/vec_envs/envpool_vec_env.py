@@ -8,8 +8,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from sb3_pgext.arguments import require, require_count
-from sb3_pgext.extras import installing
+from sb3_pgext.arguments import installing, require, require_count
 from sb3_pgext.vec_envs.gymnasium_vec_env import GymnasiumVecEnv
 
 __all__ = ["EnvPoolVecEnv", "import_envpool"]

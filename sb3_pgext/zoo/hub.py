@@ -28,6 +28,7 @@ from sb3_pgext.zoo.versions import VERSIONS
 
 __all__ = ["Played", "load_from_hub", "push_to_hub"]
 
+_CARD = Path(__file__).with_name("card.md")
 _MODEL, _SETTINGS, _RESULTS, _FILM = "model", "settings", "results.json", "replay.mp4"
 _KEPT = ("algo", "env", "env_kwargs", "seed", "n_timesteps")
 """Arguments of a training that say something to others; the rest are paths and flags of one machine."""
@@ -199,7 +200,7 @@ def _card(
     repo_id: str | None,
 ) -> str:
     """Write the model card: what the Hub reads between the dashes, and what people read below."""
-    algorithm, env_id, steps = ALGOS[args["algo"]].__name__, args["env"], config["n_timesteps"]
+    algorithm, env_id = ALGOS[args["algo"]].__name__, args["env"]
     reward = {"type": "mean_reward", "name": "mean_reward", "verified": False}
     reward["value"] = f"{played.mean:.2f} +/- {float(np.std(played.returns)):.2f}"
     task = {"type": "reinforcement-learning", "name": "reinforcement-learning"}
@@ -210,42 +211,16 @@ def _card(
         "tags": [env_id, "deep-reinforcement-learning", "reinforcement-learning", "stable-baselines3", "sb3-pgext"],
         "model-index": [{"name": algorithm, "results": [result]}],
     }
-    versions = "\n".join(
-        f"| {name} | {version} |" for name, version in {**VERSIONS, "python": platform.python_version()}.items()
+    versions = {**VERSIONS, "python": platform.python_version()}
+    return _CARD.read_text().format(
+        head=yaml.safe_dump(head, sort_keys=False),
+        algorithm=algorithm,
+        env_id=env_id,
+        steps=config["n_timesteps"],
+        played=played,
+        n_episodes=len(played.returns),
+        film=f'\n<video src="{_FILM}" controls loop></video>\n' if filmed else "",
+        source=repo_id or "FOLDER",
+        config=_yaml(config),
+        versions="\n".join(f"| {name} | {version} |" for name, version in versions.items()),
     )
-    source = repo_id or "FOLDER"
-    film = f'\n<video src="{_FILM}" controls loop></video>\n' if filmed else ""
-    return f"""---
-{yaml.safe_dump(head, sort_keys=False)}---
-# {algorithm} on {env_id}
-
-`{algorithm}` of sb3-pgext (`pip install sb3-pgext`), trained on {env_id} for {steps:,.0f} steps.
-
-**Return: {played.mean:.2f} [{played.low:.2f}, {played.high:.2f}]**, the mean over {len(played.returns)} episodes
-with its 95 % bootstrap interval, at the mode of the policy.
-{film}
-## Use it
-
-```bash
-sb3-pgext load-from-hub {source} --out agent
-```
-
-```python
-from sb3_pgext import load
-
-model = load("agent/{_MODEL}")
-```
-
-The files are safetensors and JSON: opening them runs no code.
-
-## Configuration
-
-```yaml
-{_yaml(config)}```
-
-## Versions
-
-| | |
-| --- | --- |
-{versions}
-"""

@@ -248,5 +248,5 @@ def ew_space(config: Mapping[str, Any]) -> Space:
 
 
 def _is_learnt(config: Mapping[str, Any]) -> bool:
-    """Whether the entropy's coefficient is, and not a number."""
+    """Test for a coefficient of the entropy that is learnt, and not a number."""
     return str(config.get("ent_coef", "auto")).startswith("auto")
