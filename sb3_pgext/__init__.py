@@ -2,6 +2,7 @@
 
 from sb3_pgext import envs  # registers the finite environments with gymnasium
 from sb3_pgext.algorithms import (
+    A3C,
     ISPG,
     NPG,
     REINFORCE,
@@ -18,6 +19,7 @@ from sb3_pgext.vec_envs import EnvPoolVecEnv, GymnasiumVecEnv
 __version__ = "0.1.0"
 
 __all__ = [
+    "A3C",
     "ISPG",
     "NPG",
     "REINFORCE",

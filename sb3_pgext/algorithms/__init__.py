@@ -1,5 +1,6 @@
 """One file per algorithm, each reading like its pseudo-code."""
 
+from sb3_pgext.algorithms.a3c import A3C
 from sb3_pgext.algorithms.es import SearchGradient
 from sb3_pgext.algorithms.ew import ExponentialWeights
 from sb3_pgext.algorithms.ispg import ISPG
@@ -11,6 +12,7 @@ from sb3_pgext.algorithms.sacd import DiscreteSAC
 from sb3_pgext.algorithms.vpg import VPG
 
 __all__ = [
+    "A3C",
     "ISPG",
     "NPG",
     "REINFORCE",

@@ -26,6 +26,7 @@ __all__ = [
     "explain",
     "fresh_after_failure",
     "require_finite_parameters",
+    "statistics_of",
     "unvalidated_distributions",
 ]
 
@@ -179,7 +180,7 @@ def fresh_after_failure(model: BaseAlgorithm) -> Iterator[None]:
     :param model: with an environment
     """
     assert model.env is not None
-    statistics = [rms for normalizer in normalizers_of(model.env) for rms in _statistics(normalizer)]
+    statistics = [rms for normalizer in normalizers_of(model.env) for rms in statistics_of(normalizer)]
     before = [dict(vars(rms)) for rms in statistics]
     try:
         yield
@@ -190,7 +191,8 @@ def fresh_after_failure(model: BaseAlgorithm) -> Iterator[None]:
         raise
 
 
-def _statistics(normalizer: VecNormalize) -> list[RunningMeanStd]:
+def statistics_of(normalizer: VecNormalize) -> list[RunningMeanStd]:
+    """The statistics of returns and of observations, those of Dict observations in the order of their keys."""
     of_observations: Any = normalizer.obs_rms if normalizer.norm_obs else {}
     of_keys = of_observations if isinstance(of_observations, dict) else {None: of_observations}
     return [normalizer.ret_rms, *of_keys.values()]

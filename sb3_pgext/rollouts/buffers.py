@@ -127,6 +127,13 @@ class _Storage(RolloutBuffer):
                 self.values[:], self.log_probs[:] = both.cpu().numpy()
                 self._on_device = []
 
+    def end(self) -> None:
+        """Take the steps so far for the whole rollout."""
+        self.buffer_size, self.full = self.pos, True
+        columns = ("actions", "rewards", "episode_starts", "values", "log_probs", "advantages", "returns")
+        for name in ("observations", *columns):
+            setattr(self, name, each(lambda column: column[: self.pos], getattr(self, name)))
+
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         """
         Generalised advantages and TD(λ) returns: SB3's numbers to the bit, without its work in each step.

@@ -18,7 +18,7 @@ from sb3_pgext.rollouts.buffers import each
 from sb3_pgext.rollouts.checks import require_observations
 from sb3_pgext.rollouts.episodes import EpisodeSchedule, begin_episodes
 
-__all__ = ["Members", "Played", "act_together", "play_elsewhere", "play_together"]
+__all__ = ["Members", "Played", "act_together", "play_elsewhere", "play_together", "seen_since"]
 
 Members = dict[str, th.Tensor]
 """Parameters of a policy by name, those of all members stacked: ``(K, *shape)`` each."""
@@ -156,7 +156,9 @@ def play_elsewhere(
     if normalizes:
         before = normalizer.obs_rms.copy()
         for theirs in async_eval.get_obs_rms():
-            _add_since(normalizer.obs_rms, before, theirs)
+            mean, variance, count = seen_since(before, theirs)
+            if count > 0:
+                normalizer.obs_rms.update_from_moments(mean, variance, count)
 
     n_workers = len(async_eval.remotes)
     for taken in range(0, n_steps, n_workers):
@@ -166,12 +168,18 @@ def play_elsewhere(
     return played
 
 
-def _add_since(total: RunningMeanStd, before: RunningMeanStd, after: RunningMeanStd) -> None:
-    """Add to statistics what others, which went on from the same ones, have seen since (Chan et al. 1983, reversed)."""
+def seen_since(before: RunningMeanStd, after: RunningMeanStd) -> tuple[np.ndarray, np.ndarray, float]:
+    """
+    What statistics have seen since they were others (Chan et al. 1983, reversed).
+
+    :param before: the statistics before
+    :param after: those that went on from them
+    :return: mean and variance of the rows in between, and their number
+    """
     count = after.count - before.count
     if count <= 0:
-        return
+        return np.zeros_like(after.mean), np.zeros_like(after.mean), 0.0
     mean = (after.mean * after.count - before.mean * before.count) / count
     squares = after.var * after.count - before.var * before.count
     squares -= (mean - before.mean) ** 2 * before.count * count / after.count
-    total.update_from_moments(mean, np.maximum(squares, 0.0) / count, count)
+    return mean, np.maximum(squares, 0.0) / count, count

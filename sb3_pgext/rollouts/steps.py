@@ -64,17 +64,18 @@ class StepCollector(Collector):
     After a rollout, ``final_observations`` has what followed the episodes that a time limit cut: vector step and
     sub-environment → the observation, not batched, and V of it. ``last_obs`` is what followed the last step, with
     ``last_values``, V of it, and ``last_dones``, whether it begins an episode.
+
+    :param until_done: end a rollout early, after the first step that ends an episode
     """
 
-    def __init__(self) -> None:
+    def __init__(self, until_done: bool = False) -> None:
+        self.until_done = until_done
         self.final_observations: dict[tuple[int, int], tuple[Any, float]] = {}
         self.last_obs: Any = None
         self.last_values: Any = None
         self.last_dones: Any = None
 
-    def _play(
-        self, model: Any, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, seen: dict[str, Any]
-    ) -> bool:
+    def _play(self, model: Any, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, seen: dict[str, Any]) -> bool:
         act, step = model.engine.acting(), checked_steps(model, env)
         self.final_observations = {}
         for n_steps in range(seen["n_rollout_steps"]):
@@ -101,6 +102,9 @@ class StepCollector(Collector):
             of_policy = actions.values.float(), actions.log_probs.float()  # in half precision within torch.autocast
             rollout_buffer.add(actions.obs, actions.drawn, rewards, starts, *of_policy)
             model._last_obs, model._last_episode_starts = new_obs, dones
+            if self.until_done and dones.any():
+                rollout_buffer.end()
+                break
         return True
 
     def _finish(self, model: Any, callback: BaseCallback, rollout_buffer: RolloutBuffer, seen: dict[str, Any]) -> None:
