@@ -1,40 +1,30 @@
 """Environments in the middle of their episodes, as bytes."""
 
-import copyreg
-import inspect
 import io
 import os
 from collections.abc import Iterator
 from typing import Any
 
-import cloudpickle
 import gymnasium as gym
 from gymnasium.utils import EzPickle
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor
 
 from sb3_pgext.vec_envs import GymnasiumVecEnv
+from sb3_pgext.vec_envs.pickling import EnvironmentPickler, appending, whole_state
 
 __all__ = ["adopt", "pickled"]
 
 
-class _WholeStatePickler(cloudpickle.Pickler):
-    """Also saves what the objects' own ``__getstate__`` leaves out."""
+class _WholeStatePickler(EnvironmentPickler):
+    """Also saves where an environment is in its episode, and how far a file of episodes was written."""
 
     def reducer_override(self, obj: Any) -> Any:
-        # Of EzPickle only the constructor's arguments would be saved; VecNormalize leaves out its environment.
-        if isinstance(obj, (EzPickle, VecEnvWrapper)):
-            state = {name: value for name, value in vars(obj).items() if name != "class_attributes"}
-            return copyreg.__newobj__, (type(obj),), state, None, None, _fill  # type: ignore[attr-defined]
+        if isinstance(obj, EzPickle):  # whose own pickle has the constructor's arguments alone
+            return whole_state(obj)
         if isinstance(obj, ResultsWriter):
             return _ContinuedResults, _written(obj)
         return super().reducer_override(obj)
-
-
-def _fill(obj: Any, state: dict[str, Any]) -> None:
-    vars(obj).update(state)
-    if isinstance(obj, VecEnvWrapper):
-        obj.class_attributes = dict(inspect.getmembers(type(obj)))
 
 
 class _ContinuedResults(ResultsWriter):
@@ -70,6 +60,11 @@ class _ContinuedResults(ResultsWriter):
     def close(self) -> None:
         if self.untouched is None:
             super().close()
+
+    def __reduce__(self) -> Any:
+        """Of a copy for another process, which cuts nothing off: there may be several."""
+        path, extra_keys, *_ = _written(self)
+        return appending, (path, extra_keys)
 
 
 def _written(writer: ResultsWriter) -> tuple[str, tuple[str, ...], str, int]:

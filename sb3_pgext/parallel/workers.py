@@ -100,6 +100,9 @@ class Workers:
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
         self._ready: deque[Any] = deque()
+        if mp.get_start_method(allow_none=True) not in (None, *mp.get_all_start_methods()):
+            # In a process of joblib: it has its own way to start others, which these would be told and not know.
+            mp.set_start_method(START_METHOD, force=True)
         context: Any = mp.get_context(START_METHOD)
         try:
             for number in range(n_workers):

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import joblib
 import pytest
 import torch as th
 
@@ -166,3 +167,23 @@ def test_a_script_that_would_start_itself_is_told(tmp_path):
     assert finished.returncode == 1
     assert "RuntimeError: worker 0 has ended with exit code 1" in finished.stderr
     assert "a script that starts workers needs `if __name__ == '__main__':`" in finished.stderr
+
+
+def pids_of_workers():
+    """Of spawned ones."""
+    team = Workers(1, sendable(telling), th.zeros(1))
+    team.send(0, "who are you?")
+    found = team.receive()
+    team.close()
+    return found[1] != os.getpid()
+
+
+def telling(link):
+    link.send(None)
+    while link.receive() is not None:
+        link.send(os.getpid())
+
+
+def test_a_process_of_joblibs_can_have_workers():
+    """As where the runs of a study are spread over processes."""
+    assert joblib.Parallel(n_jobs=2, timeout=120)([joblib.delayed(pids_of_workers)()] * 2) == [True, True]
