@@ -8,6 +8,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_pgext.algorithms import (
+    A3C,
     ISPG,
     NPG,
     REINFORCE,
@@ -30,6 +31,7 @@ _REGISTERED: dict[str, tuple[type[BaseAlgorithm], Callable[[Mapping[str, Any]], 
     "sacd": (DiscreteSAC, samplers.sacd_space),
     "es": (SearchGradient, samplers.es_space),
     "ew": (ExponentialWeights, samplers.ew_space),
+    "a3c": (A3C, samplers.a3c_space),
 }
 """Zoo key → class, and its search space."""
 

@@ -247,6 +247,16 @@ def ew_space(config: Mapping[str, Any]) -> Space:
     return space if config.get("feedback") == "full" else space | {"n_steps_pow": _whole(0, 11)}
 
 
+def a3c_space(config: Mapping[str, Any]) -> Space:
+    """
+    Make rl_zoo3's search space of A2C. Workers, optimizer and whether they wait stay the configuration's.
+
+    :param config: the configuration
+    :return: the search space
+    """
+    return {**_COMMON, **_LAMBDA, "learning_rate": _log(1e-5, 1e-2), "n_steps_pow": _whole(2, 6)}
+
+
 def _is_learnt(config: Mapping[str, Any]) -> bool:
     """Test for a coefficient of the entropy that is learnt, and not a number."""
     return str(config.get("ent_coef", "auto")).startswith("auto")

@@ -9,6 +9,7 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
 
 from sb3_pgext import (
+    A3C,
     ISPG,
     NPG,
     REINFORCE,
@@ -32,6 +33,7 @@ def test_our_algorithms_are_in_rl_zoo3s_tables() -> None:
     assert ALGORITHMS["sacd"] is DiscreteSAC
     assert ALGORITHMS["es"] is SearchGradient
     assert ALGORITHMS["ew"] is ExponentialWeights
+    assert ALGORITHMS["a3c"] is A3C
     for algo, algorithm in ALGORITHMS.items():
         assert ALGOS[algo] is algorithm
         assert rl_zoo3.ALGOS[algo] is algorithm
@@ -215,3 +217,13 @@ def test_whatever_is_sampled_for_es_is_accepted() -> None:
         sampled = HYPERPARAMS_SAMPLER["es"](trial, 1, 8, {})
         SearchGradient("LinearPolicy", "CartPole-v1", device="cpu", **sampled)
         assert HYPERPARAMS_CONVERTER["es"](trial.params) == sampled
+
+
+@pytest.mark.parametrize("config", [{}, {"optimizer": "adam", "synchronous": True}])
+def test_whatever_is_sampled_for_a3c_is_accepted_beside_its_configuration(config: dict[str, Any]) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(5):
+        trial = study.ask()
+        sampled = HYPERPARAMS_SAMPLER["a3c"](trial, 1, 8, {})
+        A3C("MlpPolicy", "CartPole-v1", **config | sampled)
+        assert HYPERPARAMS_CONVERTER["a3c"](trial.params) == sampled
