@@ -38,3 +38,15 @@ def test_the_bandit(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", [path.name, "--seeds", "2", "--rounds", "15", "--out", str(tmp_path / "bandit")])
     runpy.run_path(str(path), run_name="__main__")
     assert (tmp_path / "bandit.png").exists()
+
+
+def test_the_two_failures_of_the_policy_gradient() -> None:
+    (path,) = (path for path in _EXAMPLES if path.stem == "softmax_bandit")
+    play = runpy.run_path(str(path))["play"]
+    too_slow, too_fast = (play("policy gradient", eta, 40, 400)[-1] for eta in (1.0, 100.0))
+    assert (too_slow < 0.001).all()  # 10 times the first probability, after 400 rounds
+    stuck = too_fast < 0.001
+    assert 0.1 < stuck.mean() < 0.6
+    assert (too_fast[~stuck] > 0.999).all()
+    for eta in (1.0, 100.0):
+        assert play("Hedge", eta, 1, 400)[-1] > 0.999
