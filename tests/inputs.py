@@ -306,6 +306,7 @@ SMALL = {
 """Of what is not set."""
 
 KEYS = {"reinforce": REINFORCE, "ispg": ISPG, "vpg": VPG, "npg": NPG, "ppo_cc": ClippedCriticPPO}
+KEYS |= {"opac": OffPolicyActorCritic, "sacd": DiscreteSAC}
 OTHER_NAMES = {"use_sde": "gSDE", "algo": "algorithm", "environments": "environment", "seeds": "seed", "params": "key"}
 """What else messages call them."""
 
@@ -463,6 +464,10 @@ def _in_a_configuration(name: str, domain: Domain) -> Domain:
         return Domain(lambda x: x is None or _is_text(x) or _is_named(x), [{"net_arch": [4]}])
     if name == "rollout_buffer_kwargs":
         return Domain(lambda x: x is None or _is_named(x), [None])
+    if name == "replay_buffer_kwargs":  # a text, too
+        return Domain(lambda x: x is None or _is_text(x) or _is_named(x), [None])
+    if name == "replay_buffer_class":
+        return Domain(lambda x: x is None or _is_text(x), [None])
     return domain
 
 

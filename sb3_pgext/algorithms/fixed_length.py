@@ -92,6 +92,9 @@ class FixedLengthAlgorithm(OnPolicyGradientAlgorithm):
         of_q = issubclass(with_critic(self.policy_class, self.critic), QCriticPolicy)
         allowed = "a QCriticPolicy class with critic='q'" if self.critic == "q" else "no QCriticPolicy with critic='v'"
         require(of_q == (self.critic == "q"), "policy", self.policy_class.__name__, allowed)
+        if hasattr(self, "policy"):
+            made = "q" if isinstance(self.policy, QCriticPolicy) else "v"
+            require(self.critic == made, "critic", self.critic, f"{made!r}, as the policy was made")
         space = getattr(self, "action_space", None)  # nobody knows it where a configuration is checked
         draws = self.critic == "q" and space is not None and JointActions.of(space) is None
         if draws or self.n_action_samples is not None:

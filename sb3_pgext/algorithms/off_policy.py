@@ -78,6 +78,9 @@ class OffPolicyGradientAlgorithm(PolicyGradientAlgorithm, OffPolicyAlgorithm):
     def _setup_learn(self, *arguments: Any, **options: Any) -> tuple[int, BaseCallback]:
         """SB3's. Later on, actions and each update show whether the parameters are finite."""
         require_finite_parameters(self.policy)
+        if hasattr(self.replay_buffer, "add_log_prob"):
+            allowed = "SB3's `predict` where the replay keeps log-probabilities: another one's are not known"
+            require(_predicts_as_sb3(self), "policy", type(self.policy).__name__, allowed)
         return super()._setup_learn(*arguments, **options)
 
     def collect_rollouts(
@@ -112,8 +115,7 @@ class OffPolicyGradientAlgorithm(PolicyGradientAlgorithm, OffPolicyAlgorithm):
         """SB3's: uniform at first, then the policy's, with noise; also notes the log-probabilities."""
         explores = self.num_timesteps < learning_starts and not (self.use_sde and self.use_sde_at_warmup)
         self._log_prob_of_actions = np.full(n_envs, -largest_entropy(self.action_space), np.float32)
-        keeps_log_prob = hasattr(self.replay_buffer, "add_log_prob")
-        if explores or not (keeps_log_prob or _predicts_as_sb3(self)):
+        if explores or not _predicts_as_sb3(self):
             return super()._sample_action(learning_starts, action_noise, n_envs)
         assert self._checked_env is not None
         observations = obs_as_tensor(copied(self, self._last_obs), self.device)

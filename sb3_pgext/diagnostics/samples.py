@@ -41,11 +41,13 @@ def set_options(model: EpisodicAlgorithm | VPG | SearchGradient, **options: Any)
     ineffective = {name: only for name, (only, _) in trial.ineffective_arguments().items() if name not in options}
     changed = {name: only for name, only in ineffective.items() if getattr(trial, name) != only}
     vars(trial).update(changed)
+    del trial.policy  # it may get another critic
     trial.check_arguments()
     new_critic = "critic" in options | changed and trial.critic != model.critic
     vars(model).update(options | changed)
     if new_critic:
         before: Any = model.policy
+        del model.policy
         actor = {name: parameter.detach() for name, parameter in policy_parameters(before).items()}
         model._setup_model()
         model.policy.load_state_dict(actor, strict=False)

@@ -534,6 +534,13 @@ def test_a_users_own_predict_acts(compile, monkeypatch):
     assert (model.learn(30).replay_buffer.actions[5:30] == 1).all()
 
 
+def test_a_users_own_predict_has_no_log_probabilities():
+    model = on_actions("discrete", gradient="sampled", learning_starts=5)
+    model.policy.predict = lambda observation, *_, **__: (np.ones(len(observation), np.int64), None)
+    with pytest.raises(ValueError, match="allowed is SB3's `predict` where the replay keeps log-probabilities"):
+        model.learn(30)
+
+
 class DoubledLoss(OffPolicyActorCritic):
     scale = 1.0
 

@@ -422,3 +422,11 @@ def assert_same_if_compiled(action, gradient, recwarn):
         parameters.append(th.nn.utils.parameters_to_vector(model.policy.parameters()).detach())
     th.testing.assert_close(parameters[1], parameters[0], rtol=1e-3, atol=1e-4)
     assert not [w for w in recwarn if "uncompiled" in str(w.message)]
+
+
+@pytest.mark.parametrize(("made", "later"), [("v", "q"), ("q", "v")])
+def test_a_critic_that_the_policy_does_not_have(made, later):
+    model = VPG("MlpPolicy", "CartPole-v1", n_steps=8, critic=made, device="cpu")
+    model.critic = later
+    with pytest.raises(ValueError, match=f"critic='{later}': allowed is '{made}', as the policy was made"):
+        model.learn(8)
