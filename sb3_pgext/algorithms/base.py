@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import gymnasium as gym
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.utils import configure_logger
 
 from sb3_pgext.algorithms.action_std import require_action_std, set_action_std
-from sb3_pgext.algorithms.constructor import check_sb3_arguments, graph_key, sb3_class
+from sb3_pgext.algorithms.constructor import arguments_of, check_sb3_arguments, graph_key, sb3_class
 from sb3_pgext.arguments import (
     python_number,
     require,
@@ -25,6 +22,8 @@ from sb3_pgext.arguments import (
     require_schedule,
 )
 from sb3_pgext.engine import CompiledEngine, Engine, replaced_methods
+from sb3_pgext.parallel.algorithm import ParallelAlgorithm
+from sb3_pgext.parallel.start import begin
 from sb3_pgext.rollouts.acting import explain, fresh_after_failure
 from sb3_pgext.rollouts.checks import require_observations
 
@@ -35,7 +34,7 @@ ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.Multi
 Self = TypeVar("Self", bound="PolicyGradientAlgorithm")
 
 
-class PolicyGradientAlgorithm(BaseAlgorithm):
+class PolicyGradientAlgorithm(ParallelAlgorithm):
     """
     Checks of arguments and the engine, over any of SB3's algorithms.
 
@@ -55,13 +54,6 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
     compile: bool = False
     max_grad_norm: float | None = None
 
-    @property
-    def logger(self) -> Logger:
-        """SB3's, also before the first ``learn()``."""
-        if not hasattr(self, "_logger"):
-            self._logger = configure_logger(self.verbose, self.tensorboard_log, type(self).__name__)
-        return self._logger
-
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
@@ -74,6 +66,8 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
             require_one_of("policy", policy, self.policy_aliases)
         check_sb3_arguments(arguments)
         arguments = {name: python_number(value) for name, value in arguments.items()}
+        if self.ranks.rank:
+            arguments |= {"verbose": 0, "tensorboard_log": None}
         sb3s = inspect.signature(sb3_class(type(self))).parameters
         of_sb3 = {name: value for name, value in arguments.items() if name in sb3s}
         later = {"_init_setup_model": False} if "_init_setup_model" in sb3s else {}
@@ -128,9 +122,10 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
     @property
     def engine(self) -> Engine:
         """How functions of the policy are computed and steps are taken, as ``compile`` says."""
+        average = self.ranks.average if self.ranks.several else None
         if not self.compile:
-            return Engine(self.policy)
-        return CompiledEngine(self.policy, graph_key(self), self._overridden(), acts=not self.use_sde)
+            return Engine(self.policy, average)
+        return CompiledEngine(self.policy, graph_key(self), self._overridden(), not self.use_sde, average)
 
     def _overridden(self) -> str | None:
         """The reason why losses are not compiled: a user's class, or the model itself, replaces a method of ours."""
@@ -152,6 +147,7 @@ class PolicyGradientAlgorithm(BaseAlgorithm):
         """SB3's, which resets the environment."""
         if self.env is None:
             return super()._setup_learn(*arguments, **options)  # which says so
+        begin(self.ranks, self, arguments_of(self))
         with fresh_after_failure(self):
             try:
                 begun = super()._setup_learn(*arguments, **options)

@@ -13,7 +13,7 @@ from stable_baselines3.common.utils import get_device
 
 from sb3_pgext.arguments import python_number, require, require_bool, require_count
 
-__all__ = ["argument_names", "check_sb3_arguments", "given", "graph_key", "sb3_class"]
+__all__ = ["argument_names", "arguments_of", "check_sb3_arguments", "given", "graph_key", "sb3_class"]
 
 
 def given(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,6 +31,13 @@ def argument_names(algorithm: type) -> list[str]:
     """The names of the arguments of all constructors that an algorithm inherits, sorted."""
     constructors = [vars(c)["__init__"] for c in algorithm.__mro__[:-1] if "__init__" in vars(c)]
     return sorted({name for constructor in constructors for name in inspect.signature(constructor).parameters})
+
+
+def arguments_of(model: Any) -> dict[str, Any]:
+    """The arguments of an algorithm as they are now, without those that may differ where the training does not."""
+    elsewhere = ("env", "policy", "device", "verbose", "tensorboard_log", "_init_setup_model")
+    algorithm: Any = type(model)
+    return {name: getattr(model, name, None) for name in argument_names(algorithm) if name not in elsewhere}
 
 
 def graph_key(model: Any) -> Hashable:

@@ -16,7 +16,7 @@ from sb3_pgext.estimators.returns import (
     trajectory_returns,
 )
 from sb3_pgext.estimators.score_function import optimal_baseline_gradient, score_function_surrogate
-from sb3_pgext.estimators.statistics import flat_gradient, standardize
+from sb3_pgext.estimators.statistics import flat_gradient
 from sb3_pgext.rollouts import EpisodeBatch, EpisodeBuffer, EpisodeCollector
 
 __all__ = ["BASELINES", "Baseline", "EpisodicAlgorithm"]
@@ -44,16 +44,22 @@ def _nothing(model: "EpisodicAlgorithm", episodes: EpisodeBatch, returns: th.Ten
 
 
 def _constant(model: "EpisodicAlgorithm", episodes: EpisodeBatch, returns: th.Tensor, group: Any) -> th.Tensor:
+    def baseline(returns: th.Tensor, episode: th.Tensor, group: th.Tensor | None) -> th.Tensor:
+        return constant_baseline(returns, episode, model.leave_one_out, group)
+
     if model.credit == "reward_to_go":
-        return constant_baseline(returns, episodes.episode, model.leave_one_out, group)
-    each = th.arange(episodes.n_episodes, device=returns.device)
+        return model.ranks.together(baseline, returns, model.ranks.numbered(episodes.episode), group)
+    each = model.ranks.numbered(th.arange(episodes.n_episodes, device=returns.device))
     of_episodes = trajectory_returns(returns, episodes.time)
-    return constant_baseline(of_episodes, each, model.leave_one_out, group)[episodes.episode]
+    return model.ranks.together(baseline, of_episodes, each, group)[episodes.episode]
 
 
 def _time(model: "EpisodicAlgorithm", episodes: EpisodeBatch, returns: th.Tensor, group: Any) -> th.Tensor:
+    def baseline(returns: th.Tensor, time: th.Tensor, group: th.Tensor | None) -> th.Tensor:
+        return time_baseline(returns, time, model.leave_one_out, group)
+
     of_steps = None if group is None else group[episodes.episode]
-    return time_baseline(returns, episodes.time, model.leave_one_out, of_steps)
+    return model.ranks.together(baseline, returns, episodes.time, of_steps)
 
 
 def _state(model: "EpisodicAlgorithm", episodes: EpisodeBatch, returns: th.Tensor, group: Any) -> th.Tensor:
@@ -159,7 +165,7 @@ class EpisodicAlgorithm(OnPolicyGradientAlgorithm):
         if self.credit == "trajectory":
             credit = trajectory_returns(returns, episodes.time)[episodes.episode]
         advantages = credit - self._baseline(episodes, returns, group)
-        return standardize(advantages) if self.normalize_advantage else advantages
+        return self.ranks.standardized(advantages)[0] if self.normalize_advantage else advantages
 
     def _baseline(self, episodes: EpisodeBatch, returns: th.Tensor, group: th.Tensor | None = None) -> th.Tensor:
         """
@@ -168,7 +174,8 @@ class EpisodicAlgorithm(OnPolicyGradientAlgorithm):
         :raises ValueError: a baseline of the user's own is not finite, or not one number per step
         """
         if self._of_table is not None:
-            return self._of_table.function(self, episodes, returns, group)
+            everywhere = None if group is None else self.ranks.numbered(group)
+            return self._of_table.function(self, episodes, returns, everywhere)
         values = self.baseline(episodes, returns)  # type: ignore[operator]
         require(isinstance(values, th.Tensor), "baseline", values, "a callable that returns a tensor")
         values = values.detach().to(self.device)
@@ -212,16 +219,20 @@ class EpisodicAlgorithm(OnPolicyGradientAlgorithm):
         """
         # In parts no gradient of a single episode is to be had.
         log_prob, entropy = self._evaluate(episodes.observations, episodes.actions, in_parts=not self._is_per_parameter)
+        entropy = self.ranks.mean(entropy, len(episodes))
         self.logger.record("train/entropy_loss", -entropy.item())
         weights = discount_weights(episodes.time, self.gamma) if self.discount_weighting else None
         bonus = self.ent_coef * entropy
         if self._is_per_parameter:
             of_batch = episodes.episode, episodes.n_episodes, parameters, self.leave_one_out
-            gradient = optimal_baseline_gradient(log_prob, advantages, *of_batch, weights, importance, group)
-            return gradient + flat_gradient(bonus, parameters) if self.ent_coef else gradient
+            others = self.ranks.elsewhere
+            gradient = optimal_baseline_gradient(log_prob, advantages, *of_batch, weights, importance, group, others)
+            gradient = self.ranks.mean(gradient, episodes.n_episodes)
+            return gradient + self.ranks.sum(flat_gradient(bonus, parameters)) if self.ent_coef else gradient
         surrogate = score_function_surrogate(log_prob, advantages, episodes.n_episodes, weights)
+        surrogate = self.ranks.mean(surrogate, episodes.n_episodes)
         self.logger.record("train/policy_gradient_loss", -surrogate.item())
-        return flat_gradient(surrogate + bonus if self.ent_coef else surrogate, parameters)
+        return self.ranks.sum(flat_gradient(surrogate + bonus if self.ent_coef else surrogate, parameters))
 
     def _fit_baseline(self, episodes: EpisodeBatch, returns: th.Tensor) -> None:
         """

@@ -28,6 +28,7 @@ from sb3_pgext.arguments import (
 )
 from sb3_pgext.engine import whole_update
 from sb3_pgext.estimators.search import SHAPINGS, leave_one_out, mirrored, search_gradient
+from sb3_pgext.parallel.rollouts import of_all_ranks
 from sb3_pgext.rollouts.acting import fresh_after_failure, require_finite_parameters
 from sb3_pgext.rollouts.population import Played, act_together, play_elsewhere, play_together
 
@@ -145,6 +146,7 @@ class SearchGradient(PolicyGradientAlgorithm, BaseAlgorithm):
         make: Any = _OPTIMIZERS[self.optimizer]
         self.policy.optimizer = make(self.policy.parameters(), self.lr_schedule(1), weight_decay=self.weight_decay)
 
+    @of_all_ranks
     def collect_rollouts(
         self,
         env: VecEnv,
@@ -175,8 +177,8 @@ class SearchGradient(PolicyGradientAlgorithm, BaseAlgorithm):
 
             mean = th.cat([p.detach().flatten() for p in self._parameters()])
             n_directions = self.n_directions if n_rollout_steps is None else n_rollout_steps
-            noise = th.randn(n_directions, len(mean), device=self.device)  # ε_i
-            noise = mirrored(noise) if self.antithetic else noise
+            self._noise_seed = int(th.randint(2**62, ())) if self.ranks.several else 0
+            noise = self._noise(n_directions, len(mean), self._noise_seed)  # ε_i
             played = self._play(mean + sigma * noise, callback, async_eval)
             if played is None:
                 return False
@@ -207,10 +209,22 @@ class SearchGradient(PolicyGradientAlgorithm, BaseAlgorithm):
         :return: :math:`\hat g` of ``self.population``, ``(P,)``
         """
         noise, sigma, fitness = self.population
-        fitness = SHAPINGS[self.shaping](fitness)  # F_i, or their ranks, …
+        n_members, noises = len(fitness), [noise]
+        if self.ranks.several:  # only returns and seeds travel
+            seeds = self.ranks.gathered(th.tensor([self._noise_seed])).tolist()
+            n_directions = n_members // 2 if self.antithetic else n_members
+            noises = [self._noise(n_directions, noise.shape[1], seed) for seed in seeds]
+        fitness = SHAPINGS[self.shaping](self.ranks.gathered(fitness))  # F_i, or their ranks, …
         if self.baseline == "mean":
             fitness = leave_one_out(fitness)
-        return search_gradient(fitness, noise, sigma)  # mean of F_i ε_i / σ
+        of_ranks = zip(fitness.split(n_members), noises, strict=True)
+        return th.stack([search_gradient(f, noise, sigma) for f, noise in of_ranks]).mean(0)  # mean of F_i ε_i / σ
+
+    def _noise(self, n_directions: int, n_parameters: int, seed: int) -> th.Tensor:
+        """ε_i of all members, ``(K, P)``; of a rank among several they are those of the seed."""
+        generator = th.Generator(self.device).manual_seed(seed) if self.ranks.several else None
+        noise = th.randn(n_directions, n_parameters, device=self.device, generator=generator)
+        return mirrored(noise) if self.antithetic else noise
 
     def _parameters(self) -> list[th.nn.Parameter]:
         """The parameters that are searched, P numbers in all: those that are not frozen."""

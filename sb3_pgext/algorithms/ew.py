@@ -161,8 +161,9 @@ class ExponentialWeights(FixedLengthAlgorithm):
         control = th.zeros_like(self.policy.logits)
         if self.control_variate is not None:
             control += th.as_tensor(np.asarray(self.control_variate), device=self.device)
-        taken = states[ended], rollout.actions[ended], rollout.returns[ended], rollout.log_prob[ended]
-        return bandit_feedback(*taken, self.baseline, control)
+        columns = (states, rollout.actions, rollout.returns, rollout.log_prob)
+        taken, actions, returns, log_prob = (self.ranks.gathered(column[ended]) for column in columns)
+        return bandit_feedback(taken, actions, returns, log_prob, self.baseline, control)
 
     def _step_size(self) -> float:
         """η of this round."""
@@ -174,7 +175,7 @@ class ExponentialWeights(FixedLengthAlgorithm):
 
     def _step_size_of_bound(self) -> float:
         """The η of ``learning_rate="auto"``."""
-        n_rounds = max(1, self._total_timesteps // (self.n_steps * self.n_envs))
+        n_rounds = max(1, self._total_timesteps // (self.n_steps * self.n_envs * self.ranks.size))
         n_states, n_actions = self.policy.logits.shape
         largest = 1.0
         if self.feedback == "full":

@@ -4,6 +4,7 @@ import io
 import math
 import pathlib
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch as th
@@ -14,17 +15,10 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.algorithms.action_std import set_action_std
 from sb3_pgext.algorithms.base import ACTION_SPACES
-from sb3_pgext.algorithms.constructor import given
+from sb3_pgext.algorithms.constructor import arguments_of, given
 from sb3_pgext.algorithms.episodic import Baseline, EpisodicAlgorithm
 from sb3_pgext.algorithms.parameters import critic_parameters, policy_parameters
-from sb3_pgext.arguments import (
-    require,
-    require_bool,
-    require_count,
-    require_fraction,
-    require_one_of,
-    require_positive,
-)
+from sb3_pgext.arguments import require, require_bool, require_count, require_fraction, require_one_of, require_positive
 from sb3_pgext.engine import whole_update
 from sb3_pgext.estimators.importance import (
     WEIGHTS,
@@ -35,6 +29,7 @@ from sb3_pgext.estimators.importance import (
     per_decision_credit,
     self_normalized,
 )
+from sb3_pgext.parallel.start import begin
 from sb3_pgext.rollouts import EpisodeBatch, EpisodeBuffer, EpisodeDataset, EpisodeReplay, ReplayedBatch
 from sb3_pgext.rollouts.acting import unvalidated_distributions
 from sb3_pgext.rollouts.dataset import require_suitable
@@ -202,7 +197,7 @@ class ISPG(EpisodicAlgorithm):
         n_steps, alive = 0, True
         while parameters and n_steps < self.gradient_steps:  # not all frozen
             log_w = self._log_weights(self._log_prob(batch.episodes), batch)  # log W_t
-            log_w, ess = self._clipped(log_w), effective_share(self.weights, log_w, batch.episodes.episode)
+            log_w, ess = self._clipped(log_w), self._effective_share(log_w, batch.episodes)
             self.logger.record("train/ess", ess)
             alive = n_steps < at_least or ess >= self.min_ess
             if not alive:
@@ -218,7 +213,7 @@ class ISPG(EpisodicAlgorithm):
         """ĝ, the mean over episodes of Σ_t w_t W_t ∇log π(a_t|s_t) (G_t - b_t), ``(P,)``."""
         self.policy.set_training_mode(True)  # weights compare policies as they act; dropout is for the gradient
         if self.self_normalize:
-            log_w = self_normalized(self.weights, log_w, batch.episodes.time)
+            log_w = self.ranks.together(partial(self_normalized, self.weights), log_w, batch.episodes.time)
         weights = importance_weights(log_w)
         advantages = weights * batch.advantages  # W_t (G_t - b_t)
         if self.weights == "per_decision":
@@ -254,7 +249,7 @@ class ISPG(EpisodicAlgorithm):
 
         Each update takes ``gradient_steps`` steps, each episode weighted by the policy that played it, and fits the
         baseline. Learning ends when the effective sample size of the episodes is below ``min_ess``. Where an episode
-        was cut, V(s_T) is what the dataset says, or 0 with ``truncation="terminal"``.
+        was cut, V(s_T) is what the dataset says, or 0 with ``truncation="terminal"``. Several ranks share the episodes.
 
         :param dataset: the episodes
         :param n_updates: how many updates
@@ -262,7 +257,8 @@ class ISPG(EpisodicAlgorithm):
         :raises ValueError: the dataset does not fit the model
         """
         require_count("n_updates", n_updates)
-        dataset = require_suitable(dataset, self)
+        begin(self.ranks, self, arguments_of(self))
+        dataset = require_suitable(dataset, self).part(self.ranks.rank, self.ranks.size)
         n_episodes = dataset.episodes.n_episodes
         enough = n_episodes > 1 or not (self.self_normalize or self._leaves_out)
         require(enough, "number of episodes", n_episodes, "at least 2 with these options")
@@ -289,7 +285,7 @@ class ISPG(EpisodicAlgorithm):
         """The logarithms of the weights, of which none is above ``weight_clip``; the weights are logged."""
         if self.weight_clip is not None:
             log_w = log_w.clamp(max=math.log(self.weight_clip))
-        weights = importance_weights(log_w)
+        weights = importance_weights(self.ranks.gathered(log_w))
         self.logger.record("train/weight_max", weights.max().item())
         self.logger.record("train/weight_mean", weights.mean().item())
         return log_w
@@ -303,9 +299,14 @@ class ISPG(EpisodicAlgorithm):
         def share(batch: ReplayedBatch) -> float:
             log_ratio = self._log_prob(batch.episodes) - batch.log_prob
             log_w = log_weights(self.weights, log_ratio, batch.episodes.episode)
-            return effective_share(self.weights, log_w, batch.episodes.episode)
+            return self._effective_share(log_w, batch.episodes)
 
         return [*(batch for batch in old if share(batch) >= self.min_ess), new]
+
+    def _effective_share(self, log_w: th.Tensor, episodes: EpisodeBatch) -> float:
+        """ESS/N of the episodes of all ranks."""
+        steps = log_w, self.ranks.numbered(episodes.episode)
+        return effective_share(self.weights, *map(self.ranks.gathered, steps))
 
     def _off_policy_batch(self, batches: list[ReplayedBatch]) -> OffPolicyBatch:
         """All their episodes, and the constants of their gradient."""
@@ -331,6 +332,7 @@ class ISPG(EpisodicAlgorithm):
         of_others = (self.replay_buffer.log_prob(batch, other, self._log_prob_under) for other in batches)
         log_w = [log_weights(self.weights, x - batch.log_prob, batch.episodes.episode) for x in of_others]
         n_episodes = th.tensor([other.episodes.n_episodes for other in batches], device=self.device)
+        n_episodes = self.ranks.sum(n_episodes)
         return log_mixture(th.stack(log_w), n_episodes / n_episodes.sum())
 
     def _log_prob(self, episodes: EpisodeBatch) -> th.Tensor:

@@ -30,7 +30,7 @@ from sb3_pgext.estimators.natural import (
     euclidean_metric,
     trust_region_scale,
 )
-from sb3_pgext.estimators.statistics import flat_gradient, standardize
+from sb3_pgext.estimators.statistics import flat_gradient
 from sb3_pgext.estimators.surrogates import unclipped_surrogate
 from sb3_pgext.rollouts import Rollout
 
@@ -180,7 +180,7 @@ class NPG(FixedLengthAlgorithm):
     def _natural_step(self, steps: Steps, parameters: list[th.nn.Parameter]) -> None:
         """θ ← θ + η x with x = (F + damping)⁻¹ ĝ, or a part of it, or nothing where that will not do."""
         objective, fisher = self._objective_and_fisher(steps, parameters)
-        gradient = flat_gradient(objective.total, parameters)
+        gradient = self.ranks.sum(flat_gradient(objective.total, parameters))
         norm = gradient.norm().item()
         require(math.isfinite(norm), "policy gradient norm", norm, f"a finite number (update {self._n_updates})")
         direction, residual, n_products = conjugate_gradients(
@@ -215,7 +215,9 @@ class NPG(FixedLengthAlgorithm):
         steps = Steps(rollout.observations, rollout.actions, rollout.log_prob, rollout.advantages)
         if self.sub_sampling_factor > 1:
             steps = rows(steps, th.randperm(len(rollout), device=self.device)[:: self.sub_sampling_factor])
-        return steps._replace(advantages=standardize(steps.advantages)) if self.normalize_advantage else steps
+        if self.normalize_advantage:
+            steps = steps._replace(advantages=self.ranks.standardized(steps.advantages)[0])
+        return steps
 
     def _objective_and_fisher(
         self, steps: Steps, parameters: list[th.nn.Parameter]
@@ -223,7 +225,8 @@ class NPG(FixedLengthAlgorithm):
         """The objective, to be made larger, differentiable, and v → F v."""
         log_prob, entropy = self._evaluate(steps.observations, steps.actions, in_parts=False)
         fisher = self.engine.fisher(parameters, self._geometry, (steps.observations, steps.actions), self.fisher)
-        return self._objective(log_prob, entropy, steps), fisher  # mean ρ_t Ψ_t + c mean H
+        objective = self._objective(log_prob, entropy, steps)  # mean ρ_t Ψ_t + c mean H
+        return objective, lambda v: self.ranks.mean(fisher(v), len(steps.advantages))
 
     def _geometry(self, observations: PyTorchObs, actions: th.Tensor) -> tuple[Tangents, Metric]:
         """The numbers z that the action probabilities depend on, and the metric, which make up F."""
@@ -234,6 +237,7 @@ class NPG(FixedLengthAlgorithm):
 
     def _objective(self, log_prob: th.Tensor, entropy: th.Tensor, steps: Steps) -> Objective:
         surrogate = unclipped_surrogate((log_prob - steps.old_log_prob).exp(), steps.advantages)
+        surrogate, entropy = self.ranks.mean(th.stack([surrogate, entropy]), len(steps.advantages))
         return Objective(surrogate + self.ent_coef * entropy, surrogate, entropy)
 
     def _move(self, step: th.Tensor, steps: Steps, parameters: list[th.nn.Parameter]) -> tuple[float, float, float]:
@@ -250,7 +254,7 @@ class NPG(FixedLengthAlgorithm):
         for _ in range(self.line_search_max_iter if self.line_search else MAX_TRIES):
             _set(parameters, start + fraction * step)  # θ ← θ + Δ, on trial
             new, objective, surrogate = self._measured(steps)
-            kl = kl_divergence(old, new, like, "old_new").mean().item()
+            kl = self.ranks.mean(kl_divergence(old, new, like, "old_new").mean(), len(steps.advantages)).item()
             if self._acceptable(kl, objective, old_objective):
                 return fraction, kl, surrogate
             finite = finite or (math.isfinite(kl) and math.isfinite(objective))

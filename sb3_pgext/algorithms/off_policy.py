@@ -21,6 +21,7 @@ from sb3_pgext.algorithms.distributions import largest_entropy
 from sb3_pgext.algorithms.q_policies import action_distribution
 from sb3_pgext.arguments import require, require_bool, require_count, require_fraction
 from sb3_pgext.engine import has_sb3s
+from sb3_pgext.parallel.rollouts import of_all_ranks
 from sb3_pgext.rollouts.acting import (
     copied,
     fresh_after_failure,
@@ -83,6 +84,7 @@ class OffPolicyGradientAlgorithm(PolicyGradientAlgorithm, OffPolicyAlgorithm):
             require(_predicts_as_sb3(self), "policy", type(self.policy).__name__, allowed)
         return super()._setup_learn(*arguments, **options)
 
+    @of_all_ranks
     def collect_rollouts(
         self,
         env: VecEnv,

@@ -25,6 +25,7 @@ from sb3_pgext.algorithms.policies import QCriticPolicy
 from sb3_pgext.arguments import require, require_count, require_fraction, require_number
 from sb3_pgext.engine import Engine, regress, require_finite_losses
 from sb3_pgext.estimators.statistics import explained_variance
+from sb3_pgext.parallel.rollouts import of_all_ranks
 from sb3_pgext.rollouts.collector import Collector
 
 __all__ = ["OnPolicyGradientAlgorithm"]
@@ -78,6 +79,7 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
             require(self.use_sde, "sde_sample_freq", self.sde_sample_freq, "-1 without use_sde=True")
         super()._check_arguments()
 
+    @of_all_ranks
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """See :meth:`Collector.collect <sb3_pgext.rollouts.collector.Collector.collect>`."""
         set_action_std(self)
@@ -137,10 +139,15 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         if not parameters:  # all frozen
             return
         passes = (self.n_critic_updates, self.batch_size, self.max_grad_norm)
-        losses = regress(self.engine, parameters, observations, targets, *passes, actions=actions)
+        n_minibatches = self.ranks.largest(-(-len(targets) // self.batch_size))
+        losses = regress(self.engine, parameters, observations, targets, *passes, actions, n_minibatches)
         require_finite_losses("value loss", losses, self._n_updates)
         self.logger.record("train/value_loss", losses.mean().item())
-        self.logger.record("train/explained_variance", explained_variance(values, targets).item())
+        self.logger.record("train/explained_variance", self._explained_variance(values, targets).item())
+
+    def _explained_variance(self, values: th.Tensor, targets: th.Tensor) -> th.Tensor:
+        """The share of the targets' variance, over all ranks, that values explain."""
+        return explained_variance(*self.ranks.gathered(th.stack([values, targets], dim=1)).unbind(1))
 
 
 def _overrides(policy: type, method: str) -> bool:

@@ -24,14 +24,8 @@ from sb3_pgext.arguments import (
     require_positive,
     require_schedule,
 )
-from sb3_pgext.engine import (
-    foreign_part,
-    minibatches,
-    require_finite_losses,
-    rows,
-    whole_update,
-)
-from sb3_pgext.estimators.statistics import explained_variance, standardize
+from sb3_pgext.engine import foreign_part, minibatches, require_finite_losses, rows, whole_update
+from sb3_pgext.estimators.statistics import standardize
 from sb3_pgext.estimators.surrogates import (
     adapted_kl_coef,
     approximate_kl,
@@ -222,7 +216,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
                 self._n_updates += 1
                 order = np.random.permutation(len(rollout))  # noqa: NPY002  the generator that SB3 draws from
                 of_epoch = []
-                for minibatch in minibatches(rows(steps, th.as_tensor(order, device=self.device)), self.batch_size):
+                for minibatch in self._minibatches(rows(steps, th.as_tensor(order, device=self.device))):
                     terms, gradient_norm, near = descend(minibatch, coefficients)
                     of_epoch.append((terms, gradient_norm))
                     if not near:
@@ -244,9 +238,8 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         values = values.flatten()
         log_ratio = log_prob - minibatch.old_log_prob
         ratio = log_ratio.exp()
-        advantages = minibatch.advantages
-        if self.normalize_advantage in (True, "minibatch"):
-            advantages = standardize(advantages)
+        normalizes = self.normalize_advantage in (True, "minibatch") and not self.ranks.several
+        advantages = standardize(minibatch.advantages) if normalizes else minibatch.advantages
 
         policy_gradient_loss = -self._surrogate(ratio, advantages, minibatch.old_distribution, coefficients)
         clip = self._value_clip, coefficients.clip_range_vf
@@ -315,7 +308,15 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         return Steps(*acted, self._normalized(rollout.advantages), rollout.returns, old_distribution)
 
     def _normalized(self, advantages: th.Tensor) -> th.Tensor:
-        return standardize(advantages) if self.normalize_advantage == "rollout" else advantages
+        return self.ranks.standardized(advantages)[0] if self.normalize_advantage == "rollout" else advantages
+
+    def _minibatches(self, steps: Steps) -> list[Steps]:
+        """The minibatches of an epoch; with several ranks Ψ is standardised here, for all of them by two messages."""
+        of_epoch = [*minibatches(steps, self.batch_size)]
+        if self.normalize_advantage not in (True, "minibatch") or not self.ranks.several:
+            return of_epoch
+        standardized = self.ranks.standardized(*(minibatch.advantages for minibatch in of_epoch))
+        return [minibatch._replace(advantages=x) for minibatch, x in zip(of_epoch, standardized, strict=True)]
 
     def _with_recomputed_advantages(self, steps: Steps) -> Steps:
         """The same steps with Ψ and y of the current critic."""
@@ -339,7 +340,8 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         """The mean divergence on the rollout between the policy that acted and the current one."""
         like = any_distribution(self.policy, rollout.observations)
         new_distribution = self._distribution_parameters(rollout)
-        return kl_divergence(old_distribution, new_distribution, like, self.kl_direction).mean().item()
+        kl = kl_divergence(old_distribution, new_distribution, like, self.kl_direction).mean()
+        return self.ranks.mean(kl, len(rollout)).item()
 
     def _log(self, rollout: Rollout, log: list[list[tuple[Any, Any]]], coefficients: Coefficients) -> None:
         """Log SB3's keys and ours: means over the minibatches, ``approx_kl`` over those of the last epoch."""
@@ -349,7 +351,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         means = dict(zip(self._logged, terms.mean(0), strict=True))
         means["approx_kl"] = terms[-len(log[-1]) :, APPROX_KL].mean()
         means["loss"] = terms[-1, LOSS]
-        means["explained_variance"] = explained_variance(rollout.values, rollout.returns)
+        means["explained_variance"] = self._explained_variance(rollout.values, rollout.returns)
         means |= {"grad_norm": th.stack(norms).mean()} if norms else {}
         if hasattr(self.policy, "log_std"):
             means["std"] = self.policy.log_std.detach().exp().mean()

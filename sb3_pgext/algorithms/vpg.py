@@ -16,7 +16,7 @@ from sb3_pgext.algorithms.parameters import policy_parameters
 from sb3_pgext.arguments import require_bool, require_count, require_one_of
 from sb3_pgext.engine import whole_update
 from sb3_pgext.estimators.q_critics import all_action_surrogate, drawn_action_surrogate
-from sb3_pgext.estimators.statistics import flat_gradient, standardize
+from sb3_pgext.estimators.statistics import flat_gradient
 from sb3_pgext.rollouts import Rollout
 
 __all__ = ["VPG"]
@@ -158,14 +158,17 @@ class VPG(FixedLengthAlgorithm):
     def _policy_gradient(self, rollout: Rollout, parameters: list[th.nn.Parameter]) -> th.Tensor:
         """ĝ of the critic as it acted, plus the gradient of the entropy bonus, ``(P,)``."""
         of_gradient = self._sampled if self.gradient == "sampled" else self._all_action
-        objective, entropy = of_gradient(rollout)
+        objective, entropy = (self.ranks.mean(x, len(rollout)) for x in of_gradient(rollout))
         self.logger.record("train/policy_gradient_loss", -objective.item())
         self.logger.record("train/entropy_loss", -entropy.item())
-        return flat_gradient(objective + self.ent_coef * entropy if self.ent_coef else objective, parameters)
+        objective = objective + self.ent_coef * entropy if self.ent_coef else objective
+        return self.ranks.sum(flat_gradient(objective, parameters))
 
     def _sampled(self, rollout: Rollout) -> tuple[th.Tensor, th.Tensor]:
         """The surrogate of the mean over steps of ∇log π(a_t|s_t) Ψ_t, and the mean entropy."""
-        advantages = standardize(rollout.advantages) if self.normalize_advantage else rollout.advantages
+        advantages = rollout.advantages
+        if self.normalize_advantage:
+            (advantages,) = self.ranks.standardized(advantages)
         log_prob, entropy = self._evaluate(rollout.observations, rollout.actions)
         return (log_prob * advantages).mean(), entropy
 

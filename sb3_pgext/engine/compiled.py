@@ -14,7 +14,7 @@ from torch.nn.modules.module import (
 
 from sb3_pgext.engine.adam import can_be_flattened
 from sb3_pgext.engine.descent import CompiledDescent
-from sb3_pgext.engine.eager import Draw, Engine, Geometry, LossFunction, Proceed, Product, Step, moved_by
+from sb3_pgext.engine.eager import Average, Draw, Engine, Geometry, LossFunction, Proceed, Product, Step, moved_by
 from sb3_pgext.engine.functional import FunctionOfPolicy, call_with, names_of, of_tensors
 from sb3_pgext.engine.graphs import Examined, Graph, examine, graph_of, warn_once
 from sb3_pgext.engine.nested import leaves, rebuilding
@@ -51,10 +51,18 @@ class CompiledEngine(Engine):
     :param key: what its losses and functions depend on beside their arguments: the algorithm's own arguments
     :param foreign: the reason why losses are not to be compiled, for the warning; None if there is none
     :param acts: whether acting is compiled
+    :param average: see :class:`~sb3_pgext.engine.eager.Engine`
     """
 
-    def __init__(self, policy: Any, key: Hashable, foreign: str | None = None, acts: bool = True):
-        super().__init__(policy)
+    def __init__(
+        self,
+        policy: Any,
+        key: Hashable,
+        foreign: str | None = None,
+        acts: bool = True,
+        average: Average | None = None,
+    ):
+        super().__init__(policy, average)
         self.key, self.foreign, self.acts = key, foreign, acts
 
     def over(self, network: th.nn.Module) -> "CompiledEngine":

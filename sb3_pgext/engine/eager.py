@@ -29,6 +29,9 @@ Step = Callable[..., tuple[Any, th.Tensor | None, bool]]
 Proceed = Callable[[Any], th.Tensor]
 """The loss function's tensors for the log → whether the step is taken, a scalar."""
 
+Average = Callable[[Sequence[th.Tensor], int], None]
+"""Means over so many rows → the same tensors as means over the rows of all processes."""
+
 Geometry = Callable[..., tuple[Tangents, Metric]]
 """Steps → z and the metric, see :func:`~sb3_pgext.estimators.natural.fisher_vector_product`."""
 
@@ -63,10 +66,11 @@ class Engine:
     tuples and dicts in any way.
 
     :param policy: the network that they evaluate
+    :param average: what makes gradients and losses those of all processes, in place; None for a process alone
     """
 
-    def __init__(self, policy: Any):
-        self.policy = policy
+    def __init__(self, policy: Any, average: Average | None = None):
+        self.policy, self.average = policy, average
 
     def over(self, network: th.nn.Module) -> "Engine":
         """
@@ -195,7 +199,7 @@ class Engine:
         :return: context of the step
         """
         optimizer.zero_grad(set_to_none=True)
-        parameters = moved_by(optimizer, parameters)
+        parameters, average = moved_by(optimizer, parameters), self.average
         small = sum(p.numel() for p in parameters) <= FLAT_AT_MOST
         in_one = small and can_be_flattened(optimizer, parameters)
         with flattened(optimizer, parameters, fused) if in_one else nullcontext() as adam:
@@ -204,13 +208,18 @@ class Engine:
 
             def step(*minibatch: Any) -> tuple[Any, th.Tensor | None, bool]:
                 loss, log = loss_function(*minibatch)
-                if proceed is not None and not proceed(log):
+                if proceed is not None and average is None and not proceed(log):
                     return log, None, False
                 if adam is not None:
                     adam.zero_grad(parameters)
                 else:
                     optimizer.zero_grad()
                 loss.backward(inputs=parameters)
+                if average is not None:  # before anybody decides by what is logged
+                    gradients = [p.grad for p in stepped if p.grad is not None]
+                    average([*gradients, *leaves(log)], len(leaves(minibatch)[0]))
+                    if proceed is not None and not proceed(log):
+                        return log, None, False
                 norm = _clip(parameters, stepped, max_norm)
                 move()
                 return log, norm, True

@@ -26,6 +26,7 @@ def regress(
     batch_size: int,
     max_norm: float | None = None,
     actions: th.Tensor | None = None,
+    n_minibatches: int = 0,
 ) -> th.Tensor:
     """
     Fit V(s_t), or Q(s_t, a_t), to targets by minibatch gradient descent on the squared error.
@@ -38,6 +39,7 @@ def regress(
     :param batch_size: minibatch size
     :param max_norm: maximum norm of the gradient of a step; None for no limit
     :param actions: a_t where the critic is one of Q, ``(M, …)``
+    :param n_minibatches: of a pass, at least: empty ones follow, where another process has more
     :return: the losses of the K steps, ``(K,)``
     """
     policy: Any = engine.policy
@@ -56,7 +58,9 @@ def regress(
     ) as descend:
         for _ in range(n_passes):
             order = th.randperm(len(targets), device=targets.device)
-            for minibatch in minibatches(rows(columns, order), batch_size):
+            of_pass = [*minibatches(rows(columns, order), batch_size)]
+            of_pass += [rows(columns, slice(0))] * (n_minibatches - len(of_pass))
+            for minibatch in of_pass:
                 loss, _, _ = descend(*minibatch)
                 losses.append(loss)
     return th.stack(losses)

@@ -8,6 +8,8 @@ with its score. Flat tensors as in :mod:`sb3_pgext.estimators.returns`; definiti
 ``group`` names episodes that are left out together: those with the same number.
 """
 
+from collections.abc import Callable
+
 import torch as th
 
 from sb3_pgext.estimators.returns import discounted_sum_to_go, next_values
@@ -106,7 +108,11 @@ def _sum_of_others(x: th.Tensor, group: th.Tensor) -> th.Tensor:
 
 
 def optimal_baseline(
-    scores: th.Tensor, credited_scores: th.Tensor, leave_one_out: bool, group: th.Tensor | None = None
+    scores: th.Tensor,
+    credited_scores: th.Tensor,
+    leave_one_out: bool,
+    group: th.Tensor | None = None,
+    elsewhere: Callable[[th.Tensor], th.Tensor] = th.zeros_like,
 ) -> th.Tensor:
     r"""
     The minimum-variance constant of each coordinate of the gradient, :math:`b_k = E[A_k S_k] / E[S_k^2]`.
@@ -118,11 +124,13 @@ def optimal_baseline(
     :param credited_scores: :math:`A_i = \sum_t w_t \nabla\log\pi_t \, G_t`, ``(N, P)``
     :param leave_one_out: estimate the expectations from the *other* episodes
     :param group: of each episode, ``(N,)``, integer; None for one episode each
+    :param elsewhere: a sum over these episodes, ``(P,)`` → that over the episodes of other processes, ``(P,)``
     :return: ``(N, P)``
     """
-    products, squares = credited_scores * scores, scores.square()
-    if leave_one_out:
-        products, squares = leave_one_out_sum(products, group), leave_one_out_sum(squares, group)
-    else:
-        products, squares = products.sum(0).expand_as(scores), squares.sum(0).expand_as(scores)
+
+    def expectation(x: th.Tensor) -> th.Tensor:
+        total = x.sum(0)
+        return (leave_one_out_sum(x, group) if leave_one_out else total.expand_as(x)) + elsewhere(total)
+
+    products, squares = expectation(credited_scores * scores), expectation(scores.square())
     return th.where(squares > 0, products / squares, 0.0)

@@ -1,5 +1,7 @@
 """The score-function (REINFORCE) estimator of the policy gradient (lectures 000, 001, 003, 004; Williams 1992)."""
 
+from collections.abc import Callable
+
 import torch as th
 
 from sb3_pgext.estimators.baselines import optimal_baseline
@@ -60,6 +62,7 @@ def optimal_baseline_gradient(
     weights: th.Tensor | None = None,
     importance: th.Tensor | None = None,
     group: th.Tensor | None = None,
+    elsewhere: Callable[[th.Tensor], th.Tensor] = th.zeros_like,
 ) -> th.Tensor:
     r"""
     :math:`\hat g_k = \frac1N \sum_i (A_{ik} - b_{ik} S_{ik})` with the optimal baseline of each coordinate k.
@@ -75,11 +78,12 @@ def optimal_baseline_gradient(
     :param weights: w_t, ``(M,)``; None means 1
     :param importance: weight that the returns carry already and the baseline is yet to get, ``(M,)``; None means 1
     :param group: of each episode: which are left out together, ``(N,)``, integer; None for one each
+    :param elsewhere: see :func:`~sb3_pgext.estimators.baselines.optimal_baseline`
     :return: ``(P,)``
     """
     weights = th.ones_like(returns) if weights is None else weights
     of_baseline = weights if importance is None else weights * importance
     scores = episode_scores(log_prob, of_baseline, episode, n_episodes, parameters)
     credited_scores = episode_scores(log_prob, weights * returns, episode, n_episodes, parameters)
-    baseline = optimal_baseline(scores, credited_scores, leave_one_out, group)
+    baseline = optimal_baseline(scores, credited_scores, leave_one_out, group, elsewhere)
     return (credited_scores - baseline * scores).mean(0)

@@ -66,6 +66,28 @@ class EpisodeDataset:
         }
         return EpisodeDataset(EpisodeBatch(**moved), self.log_prob.to(device))
 
+    def part(self, rank: int, size: int) -> "EpisodeDataset":
+        """
+        One of several parts of about the same size, which have no episode in common.
+
+        :param rank: which part, from 0
+        :param size: number of parts
+        :return: the episodes rank, rank + size, rank + 2 size, …
+        :raises ValueError: there are fewer episodes than parts
+        """
+        episodes = self.episodes
+        if size == 1:
+            return self
+        n_episodes = episodes.n_episodes
+        require(n_episodes >= size, "number of episodes", n_episodes, f"at least {size}, one for each rank")
+        chosen = th.arange(rank, n_episodes, size, device=episodes.lengths.device)
+        steps = (episodes.episode % size == rank).nonzero().flatten()
+        names = ("observations", "actions", "rewards", "values")
+        of_steps = {name: each(lambda x: x[steps], getattr(episodes, name)) for name in names}
+        of_episodes = {name: getattr(episodes, name)[chosen] for name in _OF_EPISODES}
+        part = EpisodeBatch(**of_steps, **of_episodes, **episode_indices(of_episodes["lengths"]))
+        return EpisodeDataset(part, self.log_prob[steps])
+
     def save(self, path: str | Path) -> None:
         """
         Write the file; one that is there is replaced at once or stays whole.

@@ -1,0 +1,93 @@
+"""The group of processes that train together, joined from the environment that torchrun leaves."""
+
+import atexit
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+
+import torch as th
+import torch.distributed as dist
+
+from sb3_pgext.arguments import require
+from sb3_pgext.parallel.ranks import Ranks
+
+__all__ = ["init", "present", "started_by_torchrun"]
+
+_NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+ARRIVAL = timedelta(minutes=5)
+"""How long the ranks wait for each other when they join."""
+
+NEVER = timedelta(days=3650)
+"""How long they wait for each other afterwards: rank 0 may evaluate for hours."""
+
+_present = Ranks()
+
+
+def present() -> Ranks:
+    """The ranks of this run: this process alone where nobody has called :func:`init`."""
+    return _present
+
+
+def started_by_torchrun() -> bool:
+    """True if torchrun, or whatever sets the same variables, has started this process."""
+    return any(name in os.environ for name in _NAMES[:2])
+
+
+def init() -> Ranks:
+    """
+    Join the other processes that torchrun has started; from then on, trainings of all of them are one.
+
+    Each calls it once, before a model is made. It takes gloo on CPUs and nccl on GPUs, of which the rank with local
+    rank r gets the r-th. Without torchrun it does nothing, so that the same script runs alone.
+
+    :return: this process's rank, and how many there are
+    :raises ValueError: some of the variables that torchrun sets are missing, or are no numbers
+    :raises RuntimeError: a rank does not arrive
+    """
+    global _present  # noqa: PLW0603  a process has one group, as torch has it
+    if _present.size > 1 or not started_by_torchrun():
+        return _present
+    rank, size = _place(os.environ)
+    if size == 1:
+        return _present
+    backend = "gloo"
+    local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    if th.cuda.is_available() and local_rank < th.cuda.device_count():
+        th.cuda.set_device(local_rank)
+        backend = "cpu:gloo,cuda:nccl"
+    notes = None
+    if not dist.is_initialized():
+        store, *_ = next(dist.rendezvous("env://", timeout=ARRIVAL))
+        _meet(store, rank, size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=NEVER)
+        notes = dist.PrefixStore("sb3_pgext", store)
+        atexit.register(dist.destroy_process_group)
+    if rank:
+        th.seed()  # torch's generator starts with the same number in each process
+    _present = Ranks(rank, size, notes)
+    return _present
+
+
+def _place(variables: Mapping[str, str]) -> tuple[int, int]:
+    """Rank and number of ranks."""
+    given = {name: variables.get(name) for name in _NAMES}
+    for name, value in given.items():
+        require(value is not None, name, value, f"one beside {given}: torchrun sets all four, or nobody does")
+    numbers = [int(value) if value is not None and value.isdecimal() else -1 for value in given.values()]
+    rank, size, _, port = numbers
+    require(size > 0, "WORLD_SIZE", given["WORLD_SIZE"], "a number of ranks")
+    require(0 <= rank < size, "RANK", given["RANK"], f"a number from 0 to {size - 1}")
+    require(port > 0, "MASTER_PORT", given["MASTER_PORT"], "the number of a port")
+    return rank, size
+
+
+def _meet(store: dist.Store, rank: int, size: int) -> None:
+    """Wait until all are there."""
+    store.set(f"arrived/{rank}", "")
+    keys = [f"arrived/{r}" for r in range(size)]
+    try:
+        store.wait(keys, ARRIVAL)
+    except RuntimeError as error:
+        missing = [r for r, key in enumerate(keys) if not store.check([key])]
+        raise RuntimeError(f"rank {rank} of {size} waits for ranks {missing} in vain") from error
