@@ -28,7 +28,7 @@ def agree_on_statistics(ranks: Ranks, env: VecEnv) -> None:
     """
     for normalizer in normalizers_of(env):
         own = statistics_of(normalizer)
-        _agreed[normalizer] = ranks.from_first(own)
+        _agreed[normalizer] = ranks.from_first([rms.copy() for rms in own])
         _copy(_agreed[normalizer], own)
 
 

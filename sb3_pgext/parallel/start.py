@@ -91,5 +91,6 @@ def callbacks_of_rank(ranks: Ranks, callback: MaybeCallback) -> MaybeCallback:
         return callback
     several = callback.callbacks if isinstance(callback, CallbackList) else callback
     if isinstance(several, list):
-        return [kept for one in several if (kept := callbacks_of_rank(ranks, one)) is not None]  # type: ignore[misc]
+        of_rank: Any = (callbacks_of_rank(ranks, one) for one in several)
+        return CallbackList([one for one in of_rank if one is not None])
     return several if getattr(several, "on_every_rank", False) else None

@@ -115,11 +115,11 @@ def precise(episodes):
     return replace(episodes, **{name: getattr(episodes, name).double() for name in names})
 
 
-def fill(buffer, parts):
-    """Fill a rollout buffer with those of several sub-environments, in double precision."""
+def fill(buffer, parts, dtype=np.float64):
+    """Fill a rollout buffer with those of several ranks, in this precision on both sides."""
     for part in parts:
         for name in ("values", "log_probs", "advantages", "returns", "rewards"):
-            setattr(part, name, getattr(part, name).astype(np.float64))
+            setattr(part, name, getattr(part, name).astype(dtype))
     for name in ARRAYS:
         setattr(buffer, name, np.concatenate([getattr(part, name) for part in parts], axis=1))
     buffer.pos, buffer.full = parts[0].pos, True
