@@ -9,8 +9,9 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_pgext.arguments import require, require_count
-from sb3_pgext.checkpoints.files import LOCK, add_checkpoint, good_checkpoints, num_timesteps_at
+from sb3_pgext.checkpoints.files import LOCK, add_checkpoint, good_checkpoints, num_timesteps_at, together
 from sb3_pgext.checkpoints.saving import contents
+from sb3_pgext.parallel import present
 
 __all__ = ["CheckpointCallback"]
 
@@ -23,7 +24,7 @@ class CheckpointCallback(BaseCallback):
 
     One is written before the first update, one after the last, and one between two updates each time that ``every``
     more environment steps have been taken. Among several callbacks it stands first: what others do before it, at the
-    start of a rollout, they would do again when the training is resumed.
+    start of a rollout, they would do again when the training is resumed. Of several ranks, rank 0 writes what all have.
 
     :param every: environment steps
     :param path: a folder for the checkpoints of this training alone
@@ -31,6 +32,8 @@ class CheckpointCallback(BaseCallback):
     :param verbose: Verbosity level: 0 for no output, 1 for info messages
     :raises ValueError: ``every`` or ``keep`` is no whole number >= 1
     """
+
+    on_every_rank = True
 
     def __init__(self, every: int, path: str | Path = "checkpoints", keep: int = 3, verbose: int = 0):
         super().__init__(verbose)
@@ -44,6 +47,8 @@ class CheckpointCallback(BaseCallback):
             got further, which this one would delete
         """
         self._written_at: int | None = None
+        if present().rank:
+            return
         furthest = max(map(num_timesteps_at, good_checkpoints(self.path)), default=0)
         there = f"there is a checkpoint of step {furthest}, and this training is at step {self.model.num_timesteps}"
         fits = furthest <= self.model.num_timesteps
@@ -73,10 +78,14 @@ class CheckpointCallback(BaseCallback):
     def _on_training_end(self) -> None:
         if self._written_at != self.model.num_timesteps:
             self._write()
-        self._lock.release(force=True)
+        if present().rank == 0:
+            self._lock.release(force=True)
 
     def _write(self) -> None:
-        written = add_checkpoint(self.path, self.model.num_timesteps, contents(self.model), self.keep)
         self._written_at = self.model.num_timesteps
+        of_ranks = present().at_first(contents(self.model))
+        if not of_ranks:
+            return
+        written = add_checkpoint(self.path, self._written_at, together(of_ranks), self.keep)
         if self.verbose > 0:
             print(f"Checkpoint: {written}")

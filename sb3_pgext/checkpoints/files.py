@@ -10,8 +10,8 @@ import secrets
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,17 @@ from typing import Any
 
 from sb3_pgext.arguments import require
 
-__all__ = ["Damaged", "Stored", "add_checkpoint", "found", "good_checkpoints", "has_checkpoint", "read", "write"]
+__all__ = [
+    "Damaged",
+    "Stored",
+    "add_checkpoint",
+    "found",
+    "good_checkpoints",
+    "has_checkpoint",
+    "read",
+    "together",
+    "write",
+]
 
 MODEL, TENSORS, CUSTOM, ENVIRONMENT = "model.json", "tensors.safetensors", "custom.pkl", "environment.pkl"
 MANIFEST, LOCK = "manifest.json", ".lock"
@@ -27,6 +37,8 @@ FORMAT = {"format": "sb3-pgext checkpoint", "version": 1}
 
 _NAME = re.compile(r"\d{6}-step-\d+")
 """Checkpoints of a training: how many were written before, and at which step."""
+_RANK = re.compile(r"rank-(\d+)-")
+"""Before the names of the files of all ranks but the first."""
 _TEMPORARY = ".writing-"
 _KEY_LENGTH = 32
 
@@ -48,6 +60,16 @@ class Stored:
     path: Path
     files: Mapping[str, bytes]
     own: bool
+
+    @property
+    def n_ranks(self) -> int:
+        """How many processes wrote it together."""
+        return 1 + max(rank for rank, _ in map(_rank_and_name, self.files))
+
+    def of_rank(self, rank: int) -> "Stored":
+        """The files of one of these processes, by the names that one process alone gives them."""
+        of_all = ((*_rank_and_name(name), content) for name, content in self.files.items())
+        return replace(self, files={name: content for r, name, content in of_all if r == rank})
 
 
 def write(path: Path, files: Mapping[str, bytes]) -> None:
@@ -85,7 +107,8 @@ def read(path: Path) -> Stored:
     with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
         manifest = json.loads(raw)
         listed = manifest["files"]
-        known = {MODEL, TENSORS} <= listed.keys() <= {MODEL, TENSORS, CUSTOM, ENVIRONMENT}
+        names = {name for _, name in map(_rank_and_name, listed)}
+        known = {MODEL, TENSORS} <= listed.keys() and names <= {MODEL, TENSORS, CUSTOM, ENVIRONMENT}
         intact = known and raw == _sealed({key: manifest[key] for key in (*FORMAT, "files", "signature")})
     if not intact:
         raise Damaged(f"{path / MANIFEST} is torn or altered")
@@ -98,6 +121,23 @@ def read(path: Path) -> Stored:
     signature = _signature(listed)
     own = signature is not None and hmac.compare_digest(_spelled(signature), _spelled(manifest["signature"]))
     return Stored(path, files, own)
+
+
+def together(of_ranks: Sequence[Mapping[str, bytes]]) -> dict[str, bytes]:
+    """
+    The files of several processes as those of one checkpoint.
+
+    :param of_ranks: contents by name, of each rank
+    :return: contents by name
+    """
+    first, *others = of_ranks
+    of_others = ((f"rank-{r}-{name}", files[name]) for r, files in enumerate(others, 1) for name in files)
+    return {**first, **dict(of_others)}
+
+
+def _rank_and_name(name: str) -> tuple[int, str]:
+    prefix = _RANK.match(name)
+    return (int(prefix[1]), name[prefix.end() :]) if prefix else (0, name)
 
 
 def found(folder: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from sb3_pgext.checkpoints.encoding import NEEDS_TRUST, Decoder, Encoder
 from sb3_pgext.checkpoints.environments import adopt, pickled
 from sb3_pgext.checkpoints.files import Damaged, Stored
 from sb3_pgext.checkpoints.state import model_of, restore_generators, restore_normalization, state_of
+from sb3_pgext.parallel import present
 
 __all__ = ["contents", "load", "resume", "save"]
 
@@ -29,13 +30,16 @@ __all__ = ["contents", "load", "resume", "save"]
 def save(model: BaseAlgorithm, path: str | Path) -> None:
     """
     Save a model that is not learning, with all that :func:`resume` needs, as a folder that :func:`load` opens safely.
+    All ranks call it, and rank 0 writes.
 
     :param model: of any SB3 algorithm; a class that is not known by name is kept as a pickle
     :param path: the folder, where nothing may be yet
     :raises ValueError: the model has a parameter that is NaN or infinite or something that cannot be pickled where that
         is needed, or something is there already
     """
-    files.write(Path(path), contents(model))
+    of_ranks = present().at_first(contents(model))
+    if of_ranks:
+        files.write(Path(path), files.together(of_ranks))
 
 
 def load(
@@ -74,6 +78,9 @@ def resume(
     The environment is in the checkpoint too, as a pickle, where it can be pickled. Where it cannot, or is not trusted,
     a warning says so, and the episodes restart in ``env``.
 
+    Of several ranks each goes on with its own environments and generators. At another number of ranks, those of the
+    ranks that are new begin anew, as a warning says.
+
     :param path: a folder of checkpoints, of which the last good one is taken, or a single checkpoint
     :param env: the environment; None for the one in the checkpoint. One of the same make gets the state of that one
     :param device: where its tensors are to be; None for a device of the kind where they were
@@ -83,9 +90,13 @@ def resume(
     :raises ValueError: there is no good checkpoint, it needs pickle and is not trusted (the message names the entry),
         or an environment is needed, or does not fit
     """
-    stored = _last_good(Path(path))
+    stored, ranks = _last_good(Path(path)), present()
     trusted = stored.own if trust is None else trust
     with _naming(stored):
+        is_new = ranks.rank >= stored.n_ranks
+        if ranks.rank == 0 and ranks.size != stored.n_ranks:
+            _warn_of_other_ranks(stored, ranks.size)
+        stored = stored.of_rank(0 if is_new else ranks.rank)
         state, decoder = _opened(stored, trusted)
         saved_env, reason = _saved_env(stored, trusted)
         if env is None and saved_env is None:
@@ -93,19 +104,36 @@ def resume(
         env_of_model = saved_env if env is None else env
         model = model_of(state, decoder, env_of_model, state["device"] if device is None else device)
         assert model.env is not None
+        # Not that of the first episodes, which would be played again.
+        later_seed = None if model.seed is None else (model.seed + model.num_timesteps) % 2**32
+        if is_new:
+            restore_normalization(model, decoder.decode(state["normalization"]))
+            model._last_obs = None
+            model.set_random_seed(later_seed)
+            return model
         if saved_env is not None and env is not None and not adopt(model.env, saved_env):
             saved_env, reason = None, "is of another make than the one given"
         if saved_env is None:
             restore_normalization(model, decoder.decode(state["normalization"]))
             model._last_obs = None
-            if model.seed is not None:  # not with that of the first episodes, which would be played again
-                model.env.seed((model.seed + model.num_timesteps) % 2**32)
+            if later_seed is not None:
+                model.env.seed(ranks.seed(later_seed))
             why = f"the environment in {stored.path} {reason}"
             warnings.warn(f"the episodes restart, and this will not be the uninterrupted run: {why}", stacklevel=2)
         elif model.action_noise is not None:
             _keep_through_next_reset(model.action_noise)
         restore_generators(model, decoder.decode(state["generators"]))
     return model
+
+
+def _warn_of_other_ranks(stored: Stored, size: int) -> None:
+    before, kept = stored.n_ranks, min(stored.n_ranks, size)
+    changed, fate = range(kept, max(before, size)), "are new" if size > before else "are dropped"
+    message = (
+        f"{stored.path} is of {before} ranks, and there are {size} now: parameters, optimizers, statistics and the "
+        f"environments of ranks {[*range(kept)]} go on, the environments of ranks {[*changed]} {fate}"
+    )
+    warnings.warn(message, stacklevel=4)
 
 
 def contents(model: BaseAlgorithm) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 
 from sb3_pgext.parallel.group import present
+from sb3_pgext.parallel.normalizers import merge_statistics
 from sb3_pgext.parallel.ranks import Ranks
 from sb3_pgext.parallel.start import callbacks_of_rank
 
@@ -38,6 +39,8 @@ class ParallelAlgorithm(BaseAlgorithm):
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         """SB3's, for the callbacks of this rank."""
+        if self.ranks.several and self.env is not None:
+            merge_statistics(self.ranks, self.env)  # of the first observations, which have just been made
         of_rank = callbacks_of_rank(self.ranks, callback)
         return super()._init_callback(of_rank, progress_bar and self.ranks.rank == 0)
 

@@ -183,6 +183,20 @@ class Ranks:
         return values
 
     @_collective
+    def at_first(self, value: Any) -> list[Any]:
+        """
+        An object of each rank, on rank 0.
+
+        :param value: can be pickled
+        :return: those of all ranks, in their order; nothing on the other ranks
+        """
+        if not self.several:
+            return [value]
+        values = [None] * self.size if self.rank == 0 else []
+        dist.gather_object(value, values or None, 0)
+        return values
+
+    @_collective
     def from_first(self, value: Any) -> Any:
         """
         The object of rank 0.
