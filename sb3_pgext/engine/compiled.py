@@ -13,7 +13,7 @@ from torch.nn.modules.module import (
 )
 
 from sb3_pgext.engine.adam import can_be_flattened
-from sb3_pgext.engine.descent import CompiledDescent
+from sb3_pgext.engine.descent import AveragedDescent, CompiledDescent
 from sb3_pgext.engine.eager import Average, Draw, Engine, Geometry, LossFunction, Proceed, Product, Step, moved_by
 from sb3_pgext.engine.functional import FunctionOfPolicy, call_with, names_of, of_tensors
 from sb3_pgext.engine.graphs import Examined, Graph, examine, graph_of, warn_once
@@ -188,17 +188,11 @@ class CompiledEngine(Engine):
             with eagerly() as as_it_is:
                 yield as_it_is
             return
-        full_key = self.key, key
-        with CompiledDescent(
-            self.policy,
-            self._examined,
-            optimizer,
-            parameters,
-            loss_function,
-            max_norm,
-            proceed,
-            full_key,
-            batch_size,
-            eagerly,
-        ) as step:
+        of_network: Any = self.policy, self._examined, optimizer, parameters
+        options: Any = loss_function, max_norm, proceed, (self.key, key), batch_size, eagerly
+        if self.average is None:
+            descent = CompiledDescent(*of_network, *options)
+        else:
+            descent = AveragedDescent(self.average, *of_network, *options)
+        with descent as step:
             yield step

@@ -8,12 +8,12 @@ from typing import Any
 import torch as th
 
 from sb3_pgext.engine.adam import adam_options, concatenated, moments_of, views
-from sb3_pgext.engine.eager import LossFunction, Proceed, Step
+from sb3_pgext.engine.eager import Average, LossFunction, Proceed, Step
 from sb3_pgext.engine.functional import FunctionOfPolicy, of_tensors
 from sb3_pgext.engine.graphs import Examined, Graph, graph_of
 from sb3_pgext.engine.nested import leaves
 
-__all__ = ["CompiledDescent"]
+__all__ = ["AveragedDescent", "CompiledDescent"]
 
 Result = tuple[Any, th.Tensor | None, bool]
 
@@ -54,7 +54,7 @@ class CompiledDescent:
         self.others = [p for p in examined.parameters if id(p) not in moved]
         places = tuple(i for i, p in enumerate(examined.parameters) if id(p) in moved)
         self.options, self.decoupled = adam_options(optimizer)
-        learning_rate = th.tensor(self.options.pop("lr"), dtype=th.float64, device=self.device)
+        self.learning_rate = th.tensor(self.options.pop("lr"), dtype=th.float64, device=self.device)
         # Where nobody decides on the step, the graph takes it; a CUDA graph does not change what it is given.
         self.in_place = proceed is None and self.device.type == "cpu"
         of_optimizer = tuple(self.options.items()), self.decoupled, max_norm
@@ -62,7 +62,7 @@ class CompiledDescent:
         self.moments = moments_of(optimizer, parameters)
         self.steps = self.moments.steps.to(self.device)  # a graph with a part on the CPU would wait for it
         self.state = [*parameters, self.moments.exp_avg, self.moments.exp_avg_sq, self.steps]
-        self.constant = [*self.state, *self.others, learning_rate]
+        self.constant = [*self.state, *self.others, self.learning_rate]
         self.shapes: list[th.Size] | None = None
         self.graph: Graph | None = None
         self.uncompiled: Step | None = None
@@ -109,11 +109,16 @@ class CompiledDescent:
         return self.numbers[x]
 
     def _graph(self, minibatch: tuple[Any, ...], arguments: Sequence[th.Tensor]) -> Graph | None:
+        update = _update(self._gradient(minibatch), self._adam(), len(self.parameters), len(self.others))
+        return graph_of(self.policy, self.key, update, arguments, "an update", examined=self.examined)
+
+    def _gradient(self, minibatch: tuple[Any, ...]) -> Callable[..., Any]:
         function = FunctionOfPolicy(self.policy, self.loss_function)
         loss = of_tensors(function, [*self.parameters, *self.others], minibatch)
-        n_moved, n_others = len(self.parameters), len(self.others)
-        update = _update(loss, n_moved, n_others, self.options, self.decoupled, self.max_norm, self.in_place)
-        return graph_of(self.policy, self.key, update, arguments, "an update", examined=self.examined)
+        return _gradient(loss, len(self.parameters))
+
+    def _adam(self) -> Callable[..., Any]:
+        return _adam(len(self.parameters), self.options, self.decoupled, self.max_norm, self.in_place)
 
     def _step_of_another_shape(self, minibatch: tuple[Any, ...]) -> Result:
         self.moments.steps.copy_(self.steps)
@@ -123,29 +128,84 @@ class CompiledDescent:
         return result
 
 
-def _update(
-    loss: Callable[..., tuple[th.Tensor, Any]],
-    n_moved: int,
-    n_others: int,
-    options: dict[str, Any],
-    decoupled: bool,
-    max_norm: float | None,
-    in_place: bool,
+class AveragedDescent(CompiledDescent):
+    """
+    The same with the gradients of several processes: one graph ends at the gradient, another one steps.
+
+    All take the same step, also where only some have a minibatch of the shape of their graph: steps that round
+    differently would drive their parameters apart.
+
+    :param average: see :class:`~sb3_pgext.engine.eager.Engine`
+    :param arguments: see :class:`CompiledDescent`
+    """
+
+    def __init__(self, average: Average, *arguments: Any):
+        super().__init__(*arguments)
+        self.average = average
+        self.in_place = self.device.type == "cpu"
+        state = [*self.state, self.learning_rate, concatenated([p.detach() for p in self.parameters])]
+        key = (*self.key[:-1], self.in_place)
+        self.move = graph_of(self.policy, key, self._adam(), state, "a step", examined=self.examined)
+        if self.move is None:
+            self.uncompiled = self.for_good.enter_context(self.eagerly())
+
+    def step(self, *minibatch: Any) -> Result:
+        """See :data:`~sb3_pgext.engine.eager.Step`."""
+        if self.move is None:
+            assert self.uncompiled is not None
+            return self.uncompiled(*minibatch)
+        given = [self._tensor(x).contiguous() for x in leaves(minibatch)]
+        gradient, log = self._averaged(minibatch, given)
+        if self.proceed is not None and not self.proceed(log):
+            return log, None, False
+        with th.no_grad():
+            new_state, norm = self.move([*self.state, self.learning_rate, gradient])
+            if not self.in_place:
+                th._foreach_copy_(self.state, new_state)
+        return log, norm, True
+
+    def _averaged(self, minibatch: tuple[Any, ...], given: Sequence[th.Tensor]) -> tuple[th.Tensor, Any]:
+        """The gradient of all processes in one vector, and their log."""
+        arguments, shapes = [*self.parameters, *self.others, *given], [x.shape for x in given]
+        if self.shapes is None and self.batch_size in (None, len(given[0])):
+            self.shapes, of_tensors = shapes, self._gradient(minibatch)
+            what = "a gradient"
+            self.graph = graph_of(self.policy, self.key, of_tensors, arguments, what, examined=self.examined)
+        if self.graph is not None and shapes == self.shapes:
+            with th.no_grad():
+                gradient, log = self.graph(arguments)
+        else:
+            loss, log = self.loss_function(*minibatch)
+            gradients = th.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+            gradient = concatenated(gradients)
+        self.average([gradient, *leaves(log)], len(given[0]))
+        return gradient, log
+
+
+def _gradient(loss: Callable[..., tuple[th.Tensor, Any]], n_moved: int) -> Callable[..., Any]:
+    """(θ in its parts, other parameters, minibatch) → ∇ loss in one vector; the loss function's tensors for the log."""
+
+    def gradient(*tensors: th.Tensor) -> tuple[th.Tensor, Any]:
+        # By autograd: torch.func's grad goes through other operations in places.
+        moved = [p.detach().requires_grad_() for p in tensors[:n_moved]]
+        value, log = loss(*moved, *tensors[n_moved:])
+        return concatenated(th.autograd.grad(value, moved, allow_unused=True, materialize_grads=True)), log
+
+    return gradient
+
+
+def _adam(
+    n_moved: int, options: dict[str, Any], decoupled: bool, max_norm: float | None, in_place: bool
 ) -> Callable[..., Any]:
     """
-    (θ in its parts, first moments, second moments, steps, other parameters, learning rate, minibatch) → the first four
-    anew, or nothing where they are changed in place; the norm; the loss function's tensors for the log.
+    (θ in its parts, first moments, second moments, steps, learning rate, gradient) → the first four anew, or nothing
+    where they are changed in place; the norm.
     """
     beta1, beta2, eps, weight_decay = (options[name] for name in ("beta1", "beta2", "eps", "weight_decay"))
 
-    def update(*tensors: th.Tensor) -> tuple[Any, ...]:
-        state, others_and_more = tensors[: n_moved + 3], tensors[n_moved + 3 :]
+    def step(*tensors: th.Tensor) -> tuple[Any, ...]:
+        state, (lr, g) = tensors[: n_moved + 3], tensors[n_moved + 3 :]
         theta, (exp_avg, exp_avg_sq, steps) = state[:n_moved], state[n_moved:]
-        others, lr, given = others_and_more[:n_others], others_and_more[n_others], others_and_more[n_others + 1 :]
-        # By autograd: torch.func's grad goes through other operations in places.
-        moved = [p.detach().requires_grad_() for p in theta]
-        value, log = loss(*moved, *others, *given)
-        g = concatenated(th.autograd.grad(value, moved, allow_unused=True, materialize_grads=True))
         norm = th.linalg.vector_norm(g)
         if max_norm is not None:
             g = g * th.clamp(max_norm / (norm + 1e-6), max=1.0)
@@ -163,9 +223,24 @@ def _update(
         change = lr / (1 - beta1**count) * exp_avg / denominator
         new_state = [*(p - d for p, d in zip(theta, views(change, theta), strict=True)), exp_avg, exp_avg_sq, steps]
         if not in_place:
-            return new_state, norm, log
+            return new_state, norm
         for old, new in zip(state, new_state, strict=True):
             old.copy_(new)
-        return [], norm, log
+        return [], norm
+
+    return step
+
+
+def _update(gradient: Callable[..., Any], step: Callable[..., Any], n_moved: int, n_others: int) -> Callable[..., Any]:
+    """
+    (θ in its parts, first moments, second moments, steps, other parameters, learning rate, minibatch) → what the step
+    returns; the loss function's tensors for the log.
+    """
+
+    def update(*tensors: th.Tensor) -> tuple[Any, ...]:
+        state, others_and_more = tensors[: n_moved + 3], tensors[n_moved + 3 :]
+        others, lr, given = others_and_more[:n_others], others_and_more[n_others], others_and_more[n_others + 1 :]
+        g, log = gradient(*state[:n_moved], *others, *given)
+        return *step(*state, lr, g), log
 
     return update

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from sb3_pgext import parallel
 
-PATIENCE = 120
+PATIENCE = 300
 """Seconds after which a test gives up."""
 
 
