@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import sb3_pgext
+from sb3_pgext import parallel
 from sb3_pgext.arguments import installing
 
 _EXTRAS = dict.fromkeys(("huggingface_sb3", "optuna", "requests", "rich", "rl_zoo3"), "zoo")
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
+    if arguments.command in ("train", "compare"):
+        parallel.init()
     if rest and arguments.command not in ("train", "enjoy", "record-video"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.command == "compare":

@@ -13,8 +13,9 @@ from sb3_pgext.compare.display import progress_shown
 from sb3_pgext.compare.page import aggregate_table, grouped, write_pages
 from sb3_pgext.compare.plots import FIGURES, plot_study
 from sb3_pgext.compare.report import SummaryTable, print_summary, results_table, summary_table, summary_tables
-from sb3_pgext.compare.runs import Outcome, check_backend, execute_all, finished
+from sb3_pgext.compare.runs import Outcome, check_backend, execute_all, finished, train_along
 from sb3_pgext.compare.study import Study, find_study, read_study
+from sb3_pgext.parallel import present
 from sb3_pgext.rollouts.files import replacing
 from sb3_pgext.zoo.console import Every, output_console, show_notes
 
@@ -36,7 +37,8 @@ def compare(study: Study | str | Path, out: Path | None = None, jobs: int | None
     :param out: folder of the results; default: ``runs/<name of the study>``
     :param jobs: runs at the same time; default: one per core
     :param backend: of joblib: where they run, see :func:`~sb3_pgext.compare.runs.check_backend`
-    :return: whether all runs finished
+    :return: whether all runs finished. Started by torchrun, all ranks train each run together, one after the other;
+        the first one that fails ends it
     :raises ValueError: an argument is not allowed, or the study is not a valid one; nothing has been trained then
     :raises OSError: the folder cannot be written to; nothing has been trained then. Or the disk is full
     :raises KeyboardInterrupt: as it was raised, when the runs that had finished by then have been compared
@@ -46,6 +48,11 @@ def compare(study: Study | str | Path, out: Path | None = None, jobs: int | None
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, not {jobs}")
     check_backend(backend)
+    if present().several:  # each run is trained by all ranks
+        jobs, backend = 1, "sequential"
+        if present().rank:
+            train_along(present().from_first(None))
+            return True
     out = (out or Path("runs") / study.name).resolve()
     console = output_console()
     outcomes: list[Outcome] = []
@@ -79,7 +86,7 @@ def _train(study: Study, out: Path, jobs: int, backend: str, console: Console, o
     """Train what is missing, and draw the curves that there are; how each run ended is appended to the outcomes."""
     folder = out / "runs"
     show_notes(study.notes, console)
-    missing = [run for run in study.runs if not finished(run, folder)]
+    missing = present().from_first([run for run in study.runs if not finished(run, folder)])
     if len(missing) < len(study.runs):
         console.print(f"{len(study.runs) - len(missing)} of {len(study.runs)} runs have been trained before")
     if not missing:

@@ -83,6 +83,9 @@ class EvaluateAtTimesteps(BaseCallback):
         self._on_progress(self.num_timesteps, len(self.measurements))
         return not self.complete
 
+    def _on_training_end(self) -> None:
+        self._evaluate_if_due()  # other ranks have taken steps of the last rollout, too
+
     def _evaluate_if_due(self) -> None:
         """Evaluate if a count has been reached. One vector step may pass several: they share one evaluation."""
         due = [steps for steps in self._due[len(self.measurements) :] if steps <= self.num_timesteps]

@@ -1,10 +1,12 @@
 """Training the runs of a study in worker processes, each into its own folder."""
 
 import contextlib
+import io
 import json
 import math
 import re
 import shutil
+import tempfile
 import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.compare.evaluation import EvaluateAtTimesteps, Measurement, due_timesteps
 from sb3_pgext.compare.study import Run
+from sb3_pgext.parallel import present
 from sb3_pgext.rollouts.files import replacing
 from sb3_pgext.zoo.console import Every
 from sb3_pgext.zoo.experiments import experiment, model_of, one_torch_thread
@@ -194,10 +197,23 @@ def execute(run: Run, folder: Path) -> Outcome:
                 raise
         partial.rename(final)
     except (Exception, SystemExit) as error:  # whatever it is, also a log that cannot be written; others go on
+        if present().several:
+            raise  # the others cannot go on to the next run
         if not finished(run, folder):
             return _failed(run, folder, f"{type(error).__name__}: {error}", [partial])
         _remove([partial])  # another attempt came first
     return Outcome(run, None, final / "log.txt")
+
+
+def train_along(runs: Sequence[Run]) -> None:
+    """
+    Train runs together with rank 0, which writes what comes of them.
+
+    :param runs: the runs
+    """
+    for run in runs:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), one_torch_thread():
+            _train(run, Path(folder))
 
 
 def progress(runs: Sequence[Run], folder: Path) -> tuple[int, int, int]:
@@ -252,6 +268,8 @@ def _train(run: Run, folder: Path) -> None:
         evaluation_env = stack.enter_context(contextlib.closing(_evaluation_env(run, manager)))
         callback = EvaluateAtTimesteps(evaluation_env, run.evaluation, due, reporter(folder / "progress"))
         model.learn(run.n_timesteps, callback=[*manager.callbacks, callback])
+    if present().rank:
+        return  # rank 0 evaluates and writes
     if not callback.complete:
         raise RuntimeError(f"training stopped after {model.num_timesteps} of {run.n_timesteps} environment steps")
     for measurement in callback.measurements:

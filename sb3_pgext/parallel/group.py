@@ -38,8 +38,8 @@ def init() -> Ranks:
     """
     Join the other processes that torchrun has started; from then on, trainings of all of them are one.
 
-    Each calls it once, before a model is made. It takes gloo on CPUs and nccl on GPUs, of which the rank with local
-    rank r gets the r-th. Without torchrun it does nothing, so that the same script runs alone.
+    Each calls it once, before a model is made. It takes gloo on CPUs; where there is a GPU for each rank, it takes
+    nccl, and local rank r gets the r-th. Without torchrun it does nothing, so that the same script runs alone.
 
     :return: this process's rank, and how many there are
     :raises ValueError: some of the variables that torchrun sets are missing, or are no numbers
@@ -51,10 +51,9 @@ def init() -> Ranks:
     rank, size = _place(os.environ)
     if size == 1:
         return _present
-    backend = "gloo"
-    local_rank = int(os.environ.get("LOCAL_RANK", rank))
-    if th.cuda.is_available() and local_rank < th.cuda.device_count():
-        th.cuda.set_device(local_rank)
+    backend, n_local = "gloo", int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    if n_local <= th.cuda.device_count():  # the same for all: a rank without a GPU of its own has no nccl
+        th.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
         backend = "cpu:gloo,cuda:nccl"
     notes = None
     if not dist.is_initialized():

@@ -20,6 +20,7 @@ from sb3_pgext.arguments import require_count
 from sb3_pgext.zoo.configs import check_config, config_path
 from sb3_pgext.zoo.flags import CHECKPOINT_EVERY, asks_for_help, own_flags, resume_flags, trust_flag
 from sb3_pgext.zoo.names import check_environment, check_name, import_environments
+from sb3_pgext.zoo.on_ranks import flags_of_rank, quiet_but_first, restarted_run
 from sb3_pgext.zoo.registration import ALGORITHMS
 from sb3_pgext.zoo.saved_runs import plain_config, plain_yaml, read_run
 from sb3_pgext.zoo.trainings import continued, trainings
@@ -59,8 +60,10 @@ def train(arguments: Sequence[str]) -> None:
     if flags.trained_agent and not (flags.trained_agent.endswith(".zip") and Path(flags.trained_agent).is_file()):
         raise ValueError(f"--trained-agent {flags.trained_agent}: there is no such .zip file")
     every = CHECKPOINT_EVERY if own.checkpoint_every is None else own.checkpoint_every
-    with trainings(every if of_family else 0, own.vec_env):
-        _run(zoo_train, "train", ["--algo", flags.algo, *arguments])
+    if (run := restarted_run(flags.algo, flags.env, arguments)) is not None:
+        return _resume(argparse.Namespace(resume=run, trust=False, gym_packages=flags.gym_packages), [])
+    with trainings(every if of_family else 0, own.vec_env), flags_of_rank(flags.algo, arguments) as of_rank:
+        _run(zoo_train, "train", ["--algo", flags.algo, *of_rank])
 
 
 def _resume(flags: argparse.Namespace, others: Sequence[str]) -> None:
@@ -73,7 +76,8 @@ def _resume(flags: argparse.Namespace, others: Sequence[str]) -> None:
         raise ValueError(f"--resume {flags.resume}: this training wrote no checkpoints")
     if args["num_threads"] > 0:
         torch.set_num_threads(args["num_threads"])
-    continued(flags.resume, config, args, flags.trust or None)
+    with quiet_but_first():
+        continued(flags.resume, config, args, flags.trust or None)
 
 
 def enjoy(arguments: Sequence[str]) -> None:

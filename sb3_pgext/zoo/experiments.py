@@ -20,6 +20,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_pgext.parallel import present
 from sb3_pgext.zoo.names import check_environment, check_name
 from sb3_pgext.zoo.vec_envs import VEC_ENVS, make_vec_env
 
@@ -115,6 +116,7 @@ class Experiment(ExperimentManager):
         :return: the environment
         :raises ValueError: the configuration asks for what this kind cannot do
         """
+        no_log = no_log or present().rank > 0
         if self._vec_env is not None:
             kwargs = self.eval_env_kwargs if eval_env else self.env_kwargs
             log_folder = None if eval_env or no_log else Path(self.save_path)

@@ -13,6 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import CallbackList, EvalCallback
 
 from sb3_pgext.checkpoints import CheckpointCallback, resume
+from sb3_pgext.parallel import present
 from sb3_pgext.zoo.experiments import Experiment
 
 __all__ = ["checkpoints_folder", "continued", "trainings"]
@@ -59,7 +60,8 @@ def continued(folder: Path, config: dict[str, Any], args: dict[str, Any], trust:
     manager = _Continuation(folder, config, args)
     model = manager.resumed(trust)
     manager.learn(model)
-    manager.save_trained_model(model)
+    if present().rank == 0:
+        manager.save_trained_model(model)
 
 
 class _Training(Experiment):
