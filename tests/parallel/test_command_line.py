@@ -65,20 +65,7 @@ def test_commands_that_do_not_fit(more, message, tmp_path):
 
 
 def test_compare(tmp_path):
-    arguments = [
-        "compare",
-        "--env",
-        "CartPole-v1",
-        "--algos",
-        "reinforce",
-        "vpg",
-        "--seeds",
-        "1",
-        "--timesteps",
-        "600",
-        "--out",
-        "out",
-    ]
+    study = ["--env", "CartPole-v1", "--algos", "reinforce", "vpg", "--seeds", "1", "--timesteps", "600"]
     (status, printed), other = on_ranks(2, run, tmp_path, ["compare", *study, "--out", "out"])
     assert status == 0
     assert "report.html" in printed
