@@ -2,6 +2,8 @@
 
 import atexit
 import os
+import time
+import uuid
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -58,9 +60,9 @@ def init() -> Ranks:
     notes = None
     if not dist.is_initialized():
         store, *_ = next(dist.rendezvous("env://", timeout=ARRIVAL))
-        _meet(store, rank, size)
+        store = dist.PrefixStore(_meet(store, rank, size), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=NEVER)
-        notes = dist.PrefixStore("sb3_pgext", store)
+        notes = dist.PrefixStore("notes", store)
         atexit.register(dist.destroy_process_group)
     if rank:
         th.seed()  # torch's generator starts with the same number in each process
@@ -81,12 +83,33 @@ def _place(variables: Mapping[str, str]) -> tuple[int, int]:
     return rank, size
 
 
-def _meet(store: dist.Store, rank: int, size: int) -> None:
-    """Wait until all are there."""
-    store.set(f"arrived/{rank}", "")
-    keys = [f"arrived/{r}" for r in range(size)]
-    try:
-        store.wait(keys, ARRIVAL)
-    except RuntimeError as error:
-        missing = [r for r, key in enumerate(keys) if not store.check([key])]
-        raise RuntimeError(f"rank {rank} of {size} waits for ranks {missing} in vain") from error
+def _meet(store: dist.Store, rank: int, size: int) -> str:
+    """
+    Wait until all are there, and agree on a name for this group.
+
+    torchrun starts ranks anew with the store that they had: what is in it may be of ranks that are dead. So each says
+    a word of its own, and rank 0, whose word is the name, repeats all that it has heard until each has heard itself.
+    """
+
+    def read(key: str) -> str:
+        return store.get(key).decode() if store.check([key]) else ""
+
+    word, end = uuid.uuid4().hex, time.monotonic() + ARRIVAL.total_seconds()
+    store.set(f"word/{rank}", word)
+    heard: list[str] = []
+    while time.monotonic() < end:
+        if rank == 0:
+            heard = [read(f"word/{r}") for r in range(size)]
+            store.set("heard", " ".join(heard))
+            if all(read(f"here/{r}") == word for r in range(1, size)):
+                store.set("met", word)
+                return word
+        else:
+            heard = read("heard").split(" ")
+            if len(heard) == size and heard[rank] == word:
+                store.set(f"here/{rank}", heard[0])
+                if read("met") == heard[0]:
+                    return heard[0]
+        time.sleep(0.01)
+    missing = [r for r in range(size) if r != rank and not (r < len(heard) and heard[r])]
+    raise RuntimeError(f"rank {rank} of {size} waits for ranks {missing} in vain")

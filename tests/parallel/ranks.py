@@ -14,16 +14,17 @@ PATIENCE = 300
 """Seconds after which a test gives up."""
 
 
-def on_ranks(size, function, *arguments, join=True):
+def on_ranks(size, function, *arguments, join=True, store=None):
     """
     Call a function on several ranks.
 
     :param size: number of ranks
     :param function: of the rank, and of the arguments; it may be a closure, as the processes are forked
     :param join: whether the ranks join a group before that
+    :param store: where they meet; None for a new one
     :return: what it returns, by rank; the error itself where it raises one, None where the process has been killed
     """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = store or dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("fork")
     pipes, processes = {}, []
     for rank in range(size):

@@ -8,6 +8,8 @@ import signal
 from functools import partial
 
 import pytest
+import torch as th
+import torch.distributed as dist
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -145,3 +147,11 @@ def test_a_rank_that_fails():
     first, other = on_ranks(2, learnt)
     assert isinstance(other, ZeroDivisionError)
     assert str(first).startswith("rank 0 of 2 stops: rank 1 is gone.")
+
+
+def test_a_group_that_is_started_anew():
+    """torchrun gives it the store that the dead ranks have left."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    dead = [on_ranks(2, lambda rank: os.kill(os.getpid(), signal.SIGKILL), store=store) for _ in range(2)]
+    assert dead == [[None, None]] * 2
+    assert on_ranks(2, lambda rank: parallel.present().sum(th.ones(1)).item(), store=store) == [2.0, 2.0]
