@@ -14,11 +14,11 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import ConstantSchedule
 from stable_baselines3.sac.policies import SACPolicy
 
-from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO, DiscreteSAC, OffPolicyActorCritic
+from sb3_pgext import A3C, ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO, DiscreteSAC, OffPolicyActorCritic
 from tests.environments import VECTOR, AnySpaces
 from tests.inputs import OUTCOMES
 
-FAMILY = (REINFORCE, VPG, NPG, ClippedCriticPPO, ISPG, OffPolicyActorCritic, DiscreteSAC)
+FAMILY = (REINFORCE, VPG, NPG, ClippedCriticPPO, ISPG, A3C, OffPolicyActorCritic, DiscreteSAC)
 
 
 @pytest.mark.parametrize(("kind", "n_examples"), [("constructor", 200), ("configuration", 200), ("study", 100)])

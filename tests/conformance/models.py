@@ -14,7 +14,7 @@ from gymnasium import spaces
 from stable_baselines3 import A2C
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO, SearchGradient
+from sb3_pgext import A3C, ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO, SearchGradient
 from tests.environments import ACTIONS, VECTOR, RewardsAndLimits
 
 FAMILY = {
@@ -25,14 +25,17 @@ FAMILY = {
     ISPG: {"n_episodes": 4, "gradient_steps": 2, "replay_batches": 1, "min_ess": 0.0},
 }
 SEARCH = {SearchGradient: {"n_directions": 2}}
+WORKERS = {A3C: {"n_steps": 10, "n_workers": 1, "synchronous": True}}
 HOSTS = {A2C: {"n_steps": 10}}
 UPDATE = 20
 """Steps that an update learns from: 2 sub-environments play 2 episodes of 5 steps each."""
 
 
 every_algorithm = pytest.mark.parametrize("algorithm", [*FAMILY, *HOSTS], ids=lambda algorithm: algorithm.__name__)
-every_learner = pytest.mark.parametrize("algorithm", [*FAMILY, *SEARCH, *HOSTS], ids=lambda cls: cls.__name__)
-"""Also of policies without a critic and a distribution, whose parameters are searched."""
+every_learner = pytest.mark.parametrize("algorithm", [*FAMILY, *SEARCH, *WORKERS, *HOSTS], ids=lambda cls: cls.__name__)
+"""Also of policies without a critic and a distribution, whose parameters are searched, and of a worker elsewhere."""
+every_player = pytest.mark.parametrize("algorithm", [*FAMILY, *SEARCH, *HOSTS], ids=lambda cls: cls.__name__)
+"""Those whose environment is this process's, and goes on where it was."""
 each_of_ours = pytest.mark.parametrize("algorithm", FAMILY, ids=lambda algorithm: algorithm.__name__)
 
 
@@ -68,7 +71,9 @@ def make_env(observation_space=VECTOR, action_space=ACTIONS["discrete"], n_envs=
 def small(algorithm, env=None, policy="MlpPolicy", **arguments):
     """A model that is quick to train."""
     env = make_env() if env is None else env
-    return algorithm(policy, env, **{"seed": 0, "device": "cpu", **(FAMILY | SEARCH | HOSTS)[algorithm], **arguments})
+    return algorithm(
+        policy, env, **{"seed": 0, "device": "cpu", **(FAMILY | SEARCH | WORKERS | HOSTS)[algorithm], **arguments}
+    )
 
 
 def sampled(space, n):

@@ -30,6 +30,7 @@ from tests.conformance.models import (
     each_of_ours,
     every_algorithm,
     every_learner,
+    every_player,
     in_turn,
     make_env,
     sampled,
@@ -324,7 +325,7 @@ def test_callbacks_are_told_what_sb3_tells_them(algorithm, actions, stop_after):
         assert ours.seen.get(f"recorded at {event}") == theirs.seen.get(f"recorded at {event}")
 
 
-@every_learner
+@every_player
 def test_a_callback_that_ends_the_training(algorithm):
     """At once, without an update; the next training goes on."""
     model = small(algorithm)
@@ -411,7 +412,7 @@ def test_evaluations(algorithm, tmp_path):
     assert sum(event == "step" for event, *_ in after.calls[1:]) == 3
 
 
-@every_learner
+@every_player
 def test_evaluations_are_normalized_as_the_training_is(algorithm):
     """At each one the statistics are those of the training then."""
     env = VecNormalize(make_env())

@@ -24,6 +24,7 @@ from tests.conformance.models import (
     error_of,
     every_algorithm,
     every_learner,
+    every_player,
     in_turn,
     make_env,
     sampled,
@@ -408,7 +409,7 @@ def test_the_environment_is_reset_before_training_where_that_is_asked_for(algori
     assert env.envs[0].n_resets == before + in_rollout + force_reset
 
 
-@every_learner
+@every_player
 def test_training_goes_on_where_it_was(algorithm):
     """The environment is reset by ``reset_num_timesteps`` only."""
     env = DummyVecEnv([CountsResets])
@@ -420,7 +421,7 @@ def test_training_goes_on_where_it_was(algorithm):
         assert env.envs[0].n_resets == (model.num_timesteps - n_steps) // 5 + reset_num_timesteps
 
 
-@every_learner
+@every_player
 def test_another_environment_is_learnt_from(algorithm):
     first, second = (DummyVecEnv([CountsResets] * 2) for _ in range(2))
     model = small(algorithm, first).learn(UPDATE)
