@@ -373,6 +373,8 @@ class A3C(FixedLengthAlgorithm):
         require(self.device.type == "cpu", "device", str(self.device), "'cpu' or 'auto': parameters are shared there")
         chosen = self.policy_kwargs.get("optimizer_class")
         require(chosen is None, "policy_kwargs: optimizer_class", chosen, "none: `optimizer` chooses it")
+        n_ranks = self.ranks.size
+        require(n_ranks == 1, "number of ranks", n_ranks, "1, without torchrun: A3C starts its workers itself")
         super()._check_arguments()
 
     def ineffective_arguments(self) -> dict[str, tuple[Any, str]]:

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_pgext import NPG, REINFORCE, VPG, parallel
+from sb3_pgext import A3C, NPG, REINFORCE, VPG, parallel
 from sb3_pgext.parallel import group, ranks, start
 from tests.conformance.models import make_env, small
 from tests.parallel.ranks import on_ranks
@@ -86,6 +86,13 @@ def test_ranks_that_disagree(makers, message):
     assert str(first).endswith("by rank: allowed is the same on all ranks")
     assert isinstance(other, SystemExit)
     assert other.code == 1
+
+
+def test_an_algorithm_with_workers_of_its_own():
+    message = "number of ranks=2: allowed is 1, without torchrun: A3C starts its workers itself"
+    for error in on_ranks(2, lambda rank: A3C("MlpPolicy", "CartPole-v1", device="cpu")):
+        assert isinstance(error, ValueError)
+        assert str(error) == message
 
 
 def test_versions_that_differ(monkeypatch):
