@@ -39,7 +39,7 @@ def of_all_ranks(collect: Collect) -> Collect:
 
 
 def _merged(ranks: Ranks, model: Any, result: Any, before: int) -> Any:
-    """What ``collect_rollouts`` returns, for all ranks; the model has counted the steps of all."""
+    """The result of ``collect_rollouts`` for all ranks; the model counts the steps of all."""
     of_replay = isinstance(result, RolloutReturn)
     *collected, goes_on = result if of_replay else (0, 0, result)
     totals = ranks.sum(th.tensor([*collected, not goes_on, model.num_timesteps - before])).tolist()

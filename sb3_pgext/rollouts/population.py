@@ -170,7 +170,7 @@ def play_elsewhere(
 
 def seen_since(before: RunningMeanStd, after: RunningMeanStd) -> tuple[np.ndarray, np.ndarray, float]:
     """
-    What statistics have seen since they were others (Chan et al. 1983, reversed).
+    Take apart what statistics have seen before and since (Chan et al. 1983, reversed).
 
     :param before: the statistics before
     :param after: those that went on from them
