@@ -27,7 +27,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
-from sb3_pgext import A3C
+from sb3_pgext import A3C, CheckpointCallback, resume
 from sb3_pgext.algorithms.a3c import _Order
 from sb3_pgext.algorithms.fixed_length import FixedLengthAlgorithm
 from sb3_pgext.parallel import workers
@@ -419,6 +419,29 @@ def test_saved_and_loaded_it_goes_on(tmp_path, optimizer):
     th.testing.assert_close(moments(loaded), before, rtol=0.1, atol=1.1)
 
 
+@pytest.mark.parametrize("optimizer", A3C.optimizers)
+def test_a_training_is_resumed_with_new_episodes(tmp_path, optimizer):
+    """From its parameters, moments, counters and statistics; rows of the Monitor's file stay."""
+    env = Monitor(gym.make("CartPole-v1"), str(tmp_path / "0"))
+    env = VecNormalize(DummyVecEnv([lambda: env]))
+    model = model_of(env, optimizer=optimizer, n_workers=2)
+    model.learn(200, CheckpointCallback(50, tmp_path / "checkpoints"))
+    rows = load_results(str(tmp_path))
+    resumed = resume(tmp_path / "checkpoints")
+    assert th.equal(vector_of(resumed), vector_of(model))
+    assert resumed.num_timesteps == model.num_timesteps
+    assert resumed._n_updates == model._n_updates
+    assert resumed.env.obs_rms.count == env.obs_rms.count
+    states = [m.policy.optimizer.state_dict()["state"] for m in (resumed, model)]
+    th.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+    resumed.learn(200, reset_num_timesteps=False)
+    assert 400 <= resumed.num_timesteps < 420
+    longer = load_results(str(tmp_path))
+    assert len(longer) > len(rows) > 0
+    assert {tuple(row) for row in rows[["r", "l"]].values} <= {tuple(row) for row in longer[["r", "l"]].values}
+
+
 def test_frozen_parameters_stay():
     model = model_of(n_workers=2)
     frozen = next(model.policy.parameters()).requires_grad_(False)
@@ -552,7 +575,7 @@ SCRIPT = """
 import gymnasium as gym
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
-from sb3_pgext import A3C
+from sb3_pgext import A3C, CheckpointCallback, resume
 from sb3_pgext.algorithms.a3c import _Order
 from sb3_pgext.algorithms.fixed_length import FixedLengthAlgorithm
 
