@@ -11,9 +11,11 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import joblib
+from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.vec_env import VecEnv
@@ -71,21 +73,17 @@ def execute_all(runs: list[Run], folder: Path, jobs: int, backend: str = "loky")
     :return: the outcomes, as the runs end, or all at the end from backends that cannot do better
     """
     _remove([*folder.glob("*.partial"), *(_failed_folder(run, folder) for run in runs)])
-    # Instead of a single worker joblib would take this process, and a run that dies would end it.
-    n_workers = max(jobs, 2) if backend == "loky" else jobs
     with _backend_context(backend):
-        yield from _executed(runs, folder, n_workers, at_once=jobs)
+        yield from _executed(runs, folder, backend, jobs)
 
 
-def _executed(runs: list[Run], folder: Path, n_workers: int, at_once: int) -> Iterator[Outcome]:
+def _executed(runs: list[Run], folder: Path, backend: str, at_once: int) -> Iterator[Outcome]:
     """Yield each run's outcome. If one takes its process with it, those that were under way are told apart."""
-    chosen, _ = joblib.parallel.get_active_backend()
-    return_as = "generator_unordered" if chosen.supports_return_generator else "list"
     left = {run.folder_name: run for run in runs}
     while left:
-        workers = joblib.Parallel(n_jobs=n_workers, batch_size=1, pre_dispatch=at_once, return_as=return_as)
+        begin = _one_by_one if at_once == 1 and backend == "loky" else partial(_by_joblib, at_once)
         try:
-            for outcome in workers(joblib.delayed(execute)(run, folder) for run in list(left.values())):
+            for outcome in begin(list(left.values()), folder):
                 del left[outcome.run.folder_name]
                 yield outcome
         except TerminatedWorkerError as error:
@@ -93,13 +91,32 @@ def _executed(runs: list[Run], folder: Path, n_workers: int, at_once: int) -> It
             if at_once > 1:  # which of them it was, shows when each is alone
                 for run in under_way:
                     _remove(_partial_folders(run, folder))
-                yield from _executed(under_way, folder, n_workers, at_once=1)
+                yield from _executed(under_way, folder, backend, at_once=1)
             else:
                 codes = re.search(r"exit codes? of the workers? (?:is|are) \{(.*)\}", str(error))
                 died = f"its process died: {codes[1] if codes else error}"
                 yield _failed(under_way[0], folder, died, _partial_folders(under_way[0], folder))
             for run in under_way:
                 del left[run.folder_name]
+
+
+def _by_joblib(at_once: int, runs: list[Run], folder: Path) -> Iterable[Outcome]:
+    backend, _ = joblib.parallel.get_active_backend()
+    return_as = "generator_unordered" if backend.supports_return_generator else "list"
+    workers = joblib.Parallel(n_jobs=at_once, batch_size=1, pre_dispatch=at_once, return_as=return_as)
+    outcomes: Iterable[Outcome] = workers(joblib.delayed(execute)(run, folder) for run in runs)
+    return outcomes
+
+
+def _one_by_one(runs: list[Run], folder: Path) -> Iterator[Outcome]:
+    """Train in one worker. Instead of it joblib would take this process, and a run that dies would end it."""
+    worker = get_reusable_executor(max_workers=1)
+    try:
+        for run in runs:
+            yield worker.submit(execute, run, folder).result()
+    except BaseException:  # also Ctrl-C: what is under way is not waited for
+        worker.shutdown(kill_workers=True)
+        raise
 
 
 def _failed(run: Run, folder: Path, error: str, partial: list[Path]) -> Outcome:
