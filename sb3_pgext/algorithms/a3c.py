@@ -224,7 +224,7 @@ class A3C(FixedLengthAlgorithm):
         objective = (log_prob * rollout.advantages).sum()  # R - V(s_t), constant
         error = (rollout.returns - values.flatten()).square().sum()
         self.logger.record("train/policy_gradient_loss", -objective.item() / len(rollout))
-        self.logger.record("train/entropy", entropy.item() / len(rollout))
+        self.logger.record("train/entropy_loss", -entropy.item() / len(rollout))
         self.logger.record("train/value_loss", error.item() / len(rollout))
         return flat_gradient(objective + self.ent_coef * entropy - self.vf_coef * error, self._trained())
 

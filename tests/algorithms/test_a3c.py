@@ -237,7 +237,7 @@ def test_logs_of_all_workers(synchronous):
     assert [log["time/total_timesteps"] for log in dumped] == [5 * n * (i + 1) for i in range(12 // n)]
     assert dumped[-1]["rollout/ep_len_mean"] == 5
     assert dumped[-1]["train/n_updates"] == 12 // n - 1
-    named = {"entropy", "grad_norm", "learning_rate", "n_updates", "policy_gradient_loss", "staleness", "std"}
+    named = {"entropy_loss", "grad_norm", "learning_rate", "n_updates", "policy_gradient_loss", "staleness", "std"}
     assert {key for key in dumped[-1] if key.startswith("train/")} == {
         f"train/{name}" for name in (*named, "value_loss")
     }
