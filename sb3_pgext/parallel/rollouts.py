@@ -32,31 +32,30 @@ def of_all_ranks(collect: Collect) -> Collect:
         before, episodes = model.num_timesteps, [*model.ep_info_buffer]
         result = collect(model, *arguments, **options)
         merge_statistics(ranks, model.env)
-        _merge_episodes(ranks, model, episodes)
-        return _merged(ranks, model, result, before)
+        return _merged(ranks, model, result, before, episodes)
 
     return collect_on_all  # type: ignore[return-value]
 
 
-def _merged(ranks: Ranks, model: Any, result: Any, before: int) -> Any:
+def _merged(ranks: Ranks, model: Any, result: Any, before: int, episodes: list[Any]) -> Any:
     """The result of ``collect_rollouts`` for all ranks; the model counts the steps of all."""
     of_replay = isinstance(result, RolloutReturn)
     *collected, goes_on = result if of_replay else (0, 0, result)
-    totals = ranks.sum(th.tensor([*collected, not goes_on, model.num_timesteps - before])).tolist()
-    *collected, n_stopped, n_steps = totals
+    known = set(map(id, episodes))
+    new = [info for info in model.ep_info_buffer if id(info) not in known]
+    numbers = [*collected, not goes_on, model.num_timesteps - before, len(new)]  # of an off-policy method at each step
+    *collected, n_stopped, n_steps, n_new = ranks.sum(th.tensor(numbers)).tolist()
+    if n_new:
+        _merge_episodes(ranks, model, episodes, new)
     model.num_timesteps = before + n_steps
     model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
     goes_on = n_stopped == 0
     return result._replace(**dict(zip(result._fields, (*collected, goes_on), strict=True))) if of_replay else goes_on
 
 
-def _merge_episodes(ranks: Ranks, model: Any, before: list[Any]) -> None:
+def _merge_episodes(ranks: Ranks, model: Any, before: list[Any], new: list[Any]) -> None:
     """Log the episodes of all ranks: those of the buffers before, and then the new ones of each."""
     infos, successes = model.ep_info_buffer, model.ep_success_buffer
-    known = set(map(id, before))
-    new = [info for info in infos if id(info) not in known]
-    if not ranks.sum(th.tensor(len(new))):
-        return
     new_successes = [*successes][len(successes) - len(new) :] if successes else []  # one of each episode, or none
     of_ranks = ranks.objects((new, new_successes))
     older = [*successes][: len(successes) - len(new_successes)]
