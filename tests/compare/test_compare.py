@@ -155,7 +155,7 @@ def test_with_five_seeds_there_are_interquartile_means(five_seeds) -> None:
 def test_it_is_said_whose_configuration_is_used(capsys) -> None:
     runs = {"theirs": {"algo": "ppo"}}
     compare(_write(environments=["CartPole-v0"], seeds=1, n_timesteps=40, runs=runs), backend="sequential")
-    assert "note: the configuration of theirs is for CartPole-v0 that of CartPole-v1" in capsys.readouterr().out
+    assert "note: theirs on CartPole-v0: no tuned configuration; using that of CartPole-v1" in capsys.readouterr().out
     assert "CartPole-v0 that of CartPole-v1" in Path("runs/mine/report.html").read_text()
 
 

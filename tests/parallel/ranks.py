@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from sb3_pgext import parallel
 
-PATIENCE = 300
+PATIENCE = 300.0
 """Seconds after which a test gives up."""
 
 
