@@ -37,15 +37,16 @@ class _Failure(NamedTuple):
 
 class Link:
     """
-    A worker's side of the line to the main process.
+    A worker's side of the line to the main process, with what that gave to all workers, ``shared``.
 
     :param number: of the worker, from 0
     :param connection: the line
-    :param shared: what the main process gave to all workers, in shared memory
     """
 
-    def __init__(self, number: int, connection: Connection, shared: Any):
-        self.number, self.shared, self._connection = number, shared, connection
+    shared: Any = None
+
+    def __init__(self, number: int, connection: Connection):
+        self.number, self._connection = number, connection
 
     def receive(self) -> Any:
         """
@@ -72,11 +73,12 @@ class Link:
             raise SystemExit from None
 
 
-def _work(number: int, connection: Connection, task: bytes, shared: Any) -> None:
+def _work(number: int, connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends the workers
     th.set_num_threads(1)
-    link = Link(number, connection, shared)
+    link = Link(number, connection)
     try:
+        task, link.shared = link.receive()
         cloudpickle.loads(task)(link)
     except Exception as error:
         link.send(_Failure.of(error))
@@ -107,11 +109,14 @@ class Workers:
         try:
             for number in range(n_workers):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(number, theirs, task, shared), daemon=True)
+                process = context.Process(target=_work, args=(number, theirs), daemon=True)
                 process.start()
                 theirs.close()  # the worker's end alone is open: if it dies, reading says so
                 self._connections.append(ours)
                 self._processes.append(process)
+            for number in range(n_workers):
+                # Not as its argument: whoever starts a process waits for ever until it has read that, even if it died.
+                self.send(number, (task, shared))
             for number in range(n_workers):
                 self._report_of(number)
         except BaseException:

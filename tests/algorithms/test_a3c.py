@@ -488,10 +488,11 @@ class GoesWrong(AnySpaces):
 def test_an_error_in_a_worker_ends_all(how, kind, message, synchronous):
     """It is named; the model is as good as before."""
     model = model_of(GoesWrong(how), n_workers=2, n_steps=5, synchronous=synchronous)
+    of_others = set(multiprocessing.active_children())
     with pytest.raises(kind, match=message):
         model.learn(1000)
     assert model._workers is None
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= of_others
     assert vector_of(model).isfinite().all()
     model.set_env(DummyVecEnv([lambda: AnySpaces(VECTOR, ACTIONS["discrete"])]))
     model.learn(20)

@@ -130,7 +130,7 @@ import torch as th
 from sb3_pgext.parallel.sending import sendable
 from sb3_pgext.parallel.workers import Workers
 
-def task(link):
+def task(link, ballast=bytes(1_000_000)):
     link.send(None)
     while link.receive() is not None:
         link.send(os.getpid())
