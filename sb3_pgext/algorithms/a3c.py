@@ -19,13 +19,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_pgext.algorithms.base import ACTION_SPACES
 from sb3_pgext.algorithms.constructor import given
 from sb3_pgext.algorithms.fixed_length import FixedLengthAlgorithm
+from sb3_pgext.algorithms.parameters import trainable_parameters
 from sb3_pgext.arguments import require, require_bool, require_count, require_number, require_one_of, require_positive
 from sb3_pgext.engine import whole_update
 from sb3_pgext.estimators.statistics import flat_gradient
 from sb3_pgext.parallel.sending import require_sendable, sendable
 from sb3_pgext.parallel.workers import Link, Workers
-from sb3_pgext.rollouts.acting import statistics_of, unvalidated_distributions
-from sb3_pgext.rollouts.checks import normalizers_of
+from sb3_pgext.rollouts.acting import copy_statistics, statistics_of_env, unvalidated_distributions
 from sb3_pgext.rollouts.population import seen_since
 
 __all__ = ["A3C"]
@@ -128,6 +128,8 @@ class A3C(FixedLengthAlgorithm):
     optimizers: ClassVar[dict[str, type[th.optim.Optimizer]]] = {"rmsprop": RMSpropTFLike, "adam": th.optim.Adam}
 
     _workers: Workers | None = None
+    _of_main_process: ClassVar[tuple[str, ...]] = ("_workers", "_updates", "_idle", "_given", "_gradients")
+    """Attributes that no worker gets, and that are not saved."""
 
     def __init__(
         self,
@@ -174,13 +176,13 @@ class A3C(FixedLengthAlgorithm):
     def _work(self, link: Link) -> None:
         """Play and learn as often as the main process says: the loop of algorithm S3."""
         shared, self.policy.optimizer, updates = link.shared
-        own = self._trained()
+        own = trainable_parameters(self.policy)
         env, recorder = self._begin(link.number)
-        statistics = _statistics(env)
+        statistics = statistics_of_env(env)
         link.send(None)
         while (order := link.receive()) is not None:
             self.num_timesteps = order.num_timesteps
-            _copy_statistics(order.statistics, statistics)
+            copy_statistics(order.statistics, statistics)
             copied = int(updates.sum())
             th._foreach_copy_([p.data for p in own], [p.data for p in shared])  # θ' ← θ
             super().collect_rollouts(env, recorder, self.rollout_buffer, order.n_steps)  # until s_t is terminal, t_max
@@ -226,7 +228,9 @@ class A3C(FixedLengthAlgorithm):
         self.logger.record("train/policy_gradient_loss", -objective.item() / len(rollout))
         self.logger.record("train/entropy_loss", -entropy.item() / len(rollout))
         self.logger.record("train/value_loss", error.item() / len(rollout))
-        return flat_gradient(objective + self.ent_coef * entropy - self.vf_coef * error, self._trained())
+        return flat_gradient(
+            objective + self.ent_coef * entropy - self.vf_coef * error, trainable_parameters(self.policy)
+        )
 
     # --- in the main process -------------------------------------------------------------------------------------
 
@@ -259,7 +263,7 @@ class A3C(FixedLengthAlgorithm):
             raise RuntimeError("learn() in a callback of the same model: allowed is another one")
         begun = super()._setup_learn(*arguments, **options)
         self._updates = th.zeros(self.n_workers, dtype=th.int64).share_memory_()
-        shared = self._trained(), self._share(self.policy.optimizer), self._updates
+        shared = trainable_parameters(self.policy), self._share(self.policy.optimizer), self._updates
         twin = copy.copy(self)
         twin.__dict__ = self._attributes_of_workers()
         self._workers = Workers(self.n_workers, sendable(twin._work), shared)
@@ -273,7 +277,7 @@ class A3C(FixedLengthAlgorithm):
         first: dict[str, Callable[[th.Tensor], Any]] = {"step": lambda _: 0, "square_avg": th.ones_like}
         if self.optimizer == "adam":
             first = {"step": lambda _: th.tensor(0.0), "exp_avg": th.zeros_like, "exp_avg_sq": th.zeros_like}
-        for p in self._trained():
+        for p in trainable_parameters(self.policy):
             state = optimizer.state[p]
             state.update({name: make(p.detach()) for name, make in first.items() if name not in state})
             for x in (p, *state.values()):
@@ -325,7 +329,7 @@ class A3C(FixedLengthAlgorithm):
             if playing and enough and not self.synchronous:
                 return
             number = self._idle.pop(0)
-            self._given[number] = [rms.copy() for rms in _statistics(env)]
+            self._given[number] = [rms.copy() for rms in statistics_of_env(env)]
             order = _Order(self.num_timesteps, self._total_timesteps, n_steps, self._given[number])
             self._workers.send(number, order)
 
@@ -333,7 +337,7 @@ class A3C(FixedLengthAlgorithm):
         """Count a worker's update, and take what it has logged and seen."""
         self._idle.append(number)
         assert self.env is not None
-        for rms, before, after in zip(_statistics(self.env), self._given[number], report.statistics, strict=True):
+        for rms, before, after in zip(statistics_of_env(self.env), self._given[number], report.statistics, strict=True):
             mean, variance, count = seen_since(before, after)
             if count > 0:
                 rms.update_from_moments(mean, variance, count)
@@ -353,16 +357,11 @@ class A3C(FixedLengthAlgorithm):
     def _step(self) -> None:
         self._n_updates += 1
         self._update_learning_rate(self.policy.optimizer)
-        self._ascend(th.from_numpy(np.mean(self._gradients, axis=0)), self._trained())
-
-    def _trained(self) -> list[th.nn.Parameter]:
-        """The parameters that are not frozen, P numbers in all."""
-        return [p for p in self.policy.parameters() if p.requires_grad]
+        self._ascend(th.from_numpy(np.mean(self._gradients, axis=0)), trainable_parameters(self.policy))
 
     def _attributes_of_workers(self) -> dict[str, Any]:
         """The attributes that a worker gets: all but those of the main process alone."""
-        own = ("_logger", "_workers", "_updates", "_idle", "_given", "_gradients")
-        return {name: value for name, value in vars(self).items() if name not in own}
+        return {name: value for name, value in vars(self).items() if name not in ("_logger", *self._of_main_process)}
 
     def _check_arguments(self) -> None:
         require_count("n_workers", self.n_workers, at_most=1024)
@@ -385,13 +384,4 @@ class A3C(FixedLengthAlgorithm):
         return arguments
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_workers", "_updates", "_idle", "_given", "_gradients"]
-
-
-def _statistics(env: VecEnv) -> list[RunningMeanStd]:
-    return [rms for normalizer in normalizers_of(env) for rms in statistics_of(normalizer)]
-
-
-def _copy_statistics(statistics: list[RunningMeanStd], into: list[RunningMeanStd]) -> None:
-    for one, other in zip(statistics, into, strict=True):
-        vars(other).update(vars(one))
+        return [*super()._excluded_save_params(), *self._of_main_process]

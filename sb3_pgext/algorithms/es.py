@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.algorithms.base import PolicyGradientAlgorithm
 from sb3_pgext.algorithms.constructor import given
+from sb3_pgext.algorithms.parameters import trainable_parameters
 from sb3_pgext.arguments import (
     require,
     require_bool,
@@ -175,7 +176,7 @@ class SearchGradient(PolicyGradientAlgorithm, BaseAlgorithm):
             sigma = FloatSchedule(self.sigma)(progress)
             require_positive(f"sigma at progress {progress:.3g}", sigma)
 
-            mean = th.cat([p.detach().flatten() for p in self._parameters()])
+            mean = th.cat([p.detach().flatten() for p in trainable_parameters(self.policy)])
             n_directions = self.n_directions if n_rollout_steps is None else n_rollout_steps
             self._noise_seed = int(th.randint(2**62, ())) if self.ranks.several else 0
             noise = self._noise(n_directions, len(mean), self._noise_seed)  # ε_i
@@ -198,7 +199,7 @@ class SearchGradient(PolicyGradientAlgorithm, BaseAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/sigma", self.population.sigma)
 
-        parameters = self._parameters()
+        parameters = trainable_parameters(self.policy)
         if parameters:  # not all frozen
             self._ascend(self.estimate_gradient(), parameters)
 
@@ -225,10 +226,6 @@ class SearchGradient(PolicyGradientAlgorithm, BaseAlgorithm):
         generator = th.Generator(self.device).manual_seed(seed) if self.ranks.several else None
         noise = th.randn(n_directions, n_parameters, device=self.device, generator=generator)
         return mirrored(noise) if self.antithetic else noise
-
-    def _parameters(self) -> list[th.nn.Parameter]:
-        """The parameters that are searched, P numbers in all: those that are not frozen."""
-        return [p for p in self.policy.parameters() if p.requires_grad]
 
     def _play(self, members: th.Tensor, callback: BaseCallback, async_eval: AsyncEval | None) -> Played | None:
         """

@@ -14,7 +14,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from sb3_pgext.engine.eager import evaluation_mode
 from sb3_pgext.rollouts.acting import unvalidated_distributions
 
-__all__ = ["critic_parameters", "forget_dependencies", "moved_parameters", "policy_parameters"]
+__all__ = ["critic_parameters", "forget_dependencies", "moved_parameters", "policy_parameters", "trainable_parameters"]
 
 _dependencies: "WeakKeyDictionary[ActorCriticPolicy, dict[str, tuple[Hashable, list[str]]]]" = WeakKeyDictionary()
 """Policy → output → its parameters when they were last asked for, and the names of those that the output depends on."""
@@ -66,6 +66,11 @@ def moved_parameters(
         used |= set(_names_in_graph(loss, named))
         forget_dependencies(policy)  # as they are with what a user may take away again
     return [p for name, p in named.items() if name in used]
+
+
+def trainable_parameters(policy: th.nn.Module) -> list[th.nn.Parameter]:
+    """The parameters of a policy that are not frozen, in their order; P numbers in all."""
+    return [p for p in policy.parameters() if p.requires_grad]
 
 
 def forget_dependencies(policy: ActorCriticPolicy) -> None:

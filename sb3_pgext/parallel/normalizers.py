@@ -1,6 +1,5 @@
 """Statistics of VecNormalize that all ranks share: each adds what it has seen since they last agreed."""
 
-from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -9,7 +8,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_pgext.parallel.ranks import Ranks
-from sb3_pgext.rollouts.acting import statistics_of
+from sb3_pgext.rollouts.acting import copy_statistics, statistics_of
 from sb3_pgext.rollouts.checks import normalizers_of
 from sb3_pgext.rollouts.population import seen_since
 
@@ -29,7 +28,7 @@ def agree_on_statistics(ranks: Ranks, env: VecEnv) -> None:
     for normalizer in normalizers_of(env):
         own = statistics_of(normalizer)
         _agreed[normalizer] = ranks.from_first([rms.copy() for rms in own])
-        _copy(_agreed[normalizer], own)
+        copy_statistics(_agreed[normalizer], own)
 
 
 def merge_statistics(ranks: Ranks, env: VecEnv) -> None:
@@ -49,9 +48,4 @@ def merge_statistics(ranks: Ranks, env: VecEnv) -> None:
                 count, of_rank = of_rank[0], of_rank[1:]
                 if count > 0:
                     rms.update_from_moments(mean.reshape(rms.mean.shape), variance.reshape(rms.mean.shape), count)
-        _copy(before, own)
-
-
-def _copy(statistics: Sequence[RunningMeanStd], into: Sequence[RunningMeanStd]) -> None:
-    for one, other in zip(statistics, into, strict=True):
-        vars(other).update(vars(one.copy()))
+        copy_statistics(before, own)

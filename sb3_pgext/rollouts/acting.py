@@ -22,11 +22,13 @@ __all__ = [
     "Actions",
     "checked_steps",
     "copied",
+    "copy_statistics",
     "draw_actions",
     "explain",
     "fresh_after_failure",
     "require_finite_parameters",
     "statistics_of",
+    "statistics_of_env",
     "unvalidated_distributions",
 ]
 
@@ -180,7 +182,7 @@ def fresh_after_failure(model: BaseAlgorithm) -> Iterator[None]:
     :param model: with an environment
     """
     assert model.env is not None
-    statistics = [rms for normalizer in normalizers_of(model.env) for rms in statistics_of(normalizer)]
+    statistics = statistics_of_env(model.env)
     before = [dict(vars(rms)) for rms in statistics]
     try:
         yield
@@ -189,6 +191,22 @@ def fresh_after_failure(model: BaseAlgorithm) -> Iterator[None]:
         for rms, numbers in zip(statistics, before, strict=True):
             vars(rms).update(numbers)
         raise
+
+
+def statistics_of_env(env: VecEnv) -> list[RunningMeanStd]:
+    """:func:`statistics_of` each VecNormalize around an environment, the outermost first."""
+    return [rms for normalizer in normalizers_of(env) for rms in statistics_of(normalizer)]
+
+
+def copy_statistics(statistics: Sequence[RunningMeanStd], into: Sequence[RunningMeanStd]) -> None:
+    """
+    Copy statistics.
+
+    :param statistics: these
+    :param into: as many, which have the same numbers afterwards, in memory of their own
+    """
+    for one, other in zip(statistics, into, strict=True):
+        vars(other).update(vars(one.copy()))
 
 
 def statistics_of(normalizer: VecNormalize) -> list[RunningMeanStd]:

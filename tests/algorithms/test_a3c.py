@@ -30,6 +30,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from sb3_pgext import A3C, CheckpointCallback, resume
 from sb3_pgext.algorithms.a3c import _Order
 from sb3_pgext.algorithms.fixed_length import FixedLengthAlgorithm
+from sb3_pgext.algorithms.parameters import trainable_parameters
 from sb3_pgext.parallel import workers
 from tests.environments import ACTIONS, VECTOR, AnySpaces, RewardsAndLimits, Scripted
 
@@ -173,7 +174,7 @@ def test_staleness_is_the_number_of_others_updates():
     orders, reports = [_Order(0, 100, 3, [])] * 4, []
     link = SimpleNamespace(
         number=0,
-        shared=(model._trained(), model._share(model.policy.optimizer), updates),
+        shared=(trainable_parameters(model.policy), model._share(model.policy.optimizer), updates),
         receive=lambda: orders.pop() if orders else None,
         send=reports.append,
     )
