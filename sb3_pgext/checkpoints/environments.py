@@ -62,7 +62,7 @@ class _ContinuedResults(ResultsWriter):
             super().close()
 
     def __reduce__(self) -> Any:
-        """Of a copy for another process, which cuts nothing off: there may be several."""
+        """Pickle for another process: the copy cuts nothing off, as there may be several."""
         path, extra_keys, *_ = _written(self)
         return appending, (path, extra_keys)
 

@@ -274,7 +274,7 @@ def _multinomial(
 
 
 def _bernoulli(probabilities: th.Tensor, *, generator: Any = None) -> th.Tensor:
-    """What torch calls for it: the compiler draws other numbers on a GPU, and the same ones on the CPU."""
+    """Draw as torch does: the compiler draws other numbers on a GPU, and the same ones on the CPU."""
     if not probabilities.is_cuda:
         return NotImplemented
     return th.empty_like(probabilities, memory_format=th.contiguous_format).bernoulli_(probabilities)
