@@ -132,6 +132,7 @@ def schedule(*usual: Any, above: bool = False) -> Domain:
 
 SWITCH = choice(True, False)
 FRACTION = number(0.0, 0.5, 0.99, 1.0, low=0.0, high=1.0)
+KL_TARGET = number(0.01, low=0.0, above=True, optional=True)
 RIGHT_KWARGS = [None, {"net_arch": [4]}, {"net_arch": {"pi": [4], "vf": [4]}}, {"net_arch": [4], "ortho_init": False}]
 RIGHT_KWARGS += [{"net_arch": [4], "optimizer_class": th.optim.SGD}, {"net_arch": []}]
 WRONG_KWARGS = [{"net_arch": [-1]}, {"net_arch": "big"}, {"nope": 1}, {"net_arch": [4], "activation_fn": 3}, {1: 2}]
@@ -178,6 +179,7 @@ OF_EPISODES = {
     "max_episode_steps": count(2, 10, optional=True),
     "normalize_advantage": SWITCH,
     "max_grad_norm": number(0.5, low=0.0, above=True, optional=True),
+    "learning_rate_kl_target": KL_TARGET,
 }
 OF_CRITICS = {
     "critic_target": choice("mc", "td", "lambda"),
@@ -259,6 +261,7 @@ ARGUMENTS: dict[type, dict[str, Domain]] = {
         "advantage": choice("mc", "td", "n_step", "gae", "q"),
         "lookahead": count(5, 1),
         "max_grad_norm": number(0.5, low=0.0, above=True, optional=True),
+        "learning_rate_kl_target": KL_TARGET,
     },
     NPG: {
         **COMMON,
@@ -285,6 +288,7 @@ ARGUMENTS: dict[type, dict[str, Domain]] = {
         "normalize_advantage": choice("minibatch", "rollout", True, False),
         "vf_coef": number(0.5, 0.0),
         "max_grad_norm": number(0.5, low=0.0, above=True, optional=True),
+        "learning_rate_kl_target": KL_TARGET,
         "target_kl": number(0.01, low=0.0, above=True, optional=True),
         "value_clip": choice("max", "clip"),
         "surrogate": choice("clip", "kl", "adaptive_kl", "none"),

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.algorithms.action_std import set_action_std
@@ -31,7 +31,6 @@ from sb3_pgext.estimators.importance import (
 )
 from sb3_pgext.parallel.start import begin
 from sb3_pgext.rollouts import EpisodeBatch, EpisodeBuffer, EpisodeDataset, EpisodeReplay, ReplayedBatch
-from sb3_pgext.rollouts.acting import unvalidated_distributions
 from sb3_pgext.rollouts.dataset import require_suitable
 from sb3_pgext.rollouts.replay import OffPolicyBatch, concatenated
 
@@ -91,6 +90,7 @@ class ISPG(EpisodicAlgorithm):
     :param normalize_advantage: Whether to normalize G_t - b_t over the episodes used, before they are weighted
     :param ent_coef: coefficient of the mean entropy in the objective
     :param max_grad_norm: The maximum norm of the gradient of a step, of the policy and of the critic; None for no limit
+    :param learning_rate_kl_target: mean KL per update that the learning rate adapts to, by factors of 1.5; or None
     :param action_std: σ of the actions on a Box, instead of learning it; can be a function of the remaining progress
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
@@ -135,6 +135,7 @@ class ISPG(EpisodicAlgorithm):
         normalize_advantage: bool = False,
         ent_coef: float = 0.0,
         max_grad_norm: float | None = None,
+        learning_rate_kl_target: float | None = None,
         action_std: float | Schedule | None = None,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
@@ -195,15 +196,16 @@ class ISPG(EpisodicAlgorithm):
         self._begin_update()
         parameters = list(policy_parameters(self.policy).values())
         n_steps, alive = 0, True
-        while parameters and n_steps < self.gradient_steps:  # not all frozen
-            log_w = self._log_weights(self._log_prob(batch.episodes), batch)  # log W_t
-            log_w, ess = self._clipped(log_w), self._effective_share(log_w, batch.episodes)
-            self.logger.record("train/ess", ess)
-            alive = n_steps < at_least or ess >= self.min_ess
-            if not alive:
-                break
-            self._ascend(self._policy_gradient(batch, log_w, parameters), parameters)
-            n_steps += 1
+        with self._adapting_learning_rate(new):
+            while parameters and n_steps < self.gradient_steps:  # not all frozen
+                log_w = self._log_weights(self._log_prob(batch.episodes), batch)  # log W_t
+                log_w, ess = self._clipped(log_w), self._effective_share(log_w, batch.episodes)
+                self.logger.record("train/ess", ess)
+                alive = n_steps < at_least or ess >= self.min_ess
+                if not alive:
+                    break
+                self._ascend(self._policy_gradient(batch, log_w, parameters), parameters)
+                n_steps += 1
 
         self.logger.record("train/gradient_steps", n_steps)
         self._fit_baseline(new, self._returns(new))
@@ -334,15 +336,6 @@ class ISPG(EpisodicAlgorithm):
         n_episodes = th.tensor([other.episodes.n_episodes for other in batches], device=self.device)
         n_episodes = self.ranks.sum(n_episodes)
         return log_mixture(th.stack(log_w), n_episodes / n_episodes.sum())
-
-    def _log_prob(self, episodes: EpisodeBatch) -> th.Tensor:
-        """log π(a_t|s_t) of the policy as it acts, without dropout, ``(M,)``, constant."""
-
-        def log_prob(observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
-            return self.policy.get_distribution(observations).log_prob(actions)
-
-        with unvalidated_distributions():
-            return self.engine.evaluate(log_prob, (episodes.observations, episodes.actions))
 
     def _log_prob_under(self, episodes: EpisodeBatch, policy: dict[str, th.Tensor]) -> th.Tensor:
         """:meth:`_log_prob` with the numbers of another policy."""

@@ -1,7 +1,8 @@
 """The two gradient steps of on-policy methods: along the policy gradient, and by regression with the critic."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch as th
@@ -15,6 +16,7 @@ from stable_baselines3.common.policies import (
     MultiInputActorCriticPolicy,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.algorithms.action_std import set_action_std
@@ -22,10 +24,12 @@ from sb3_pgext.algorithms.base import PolicyGradientAlgorithm
 from sb3_pgext.algorithms.distributions import log_prob_and_entropy
 from sb3_pgext.algorithms.parameters import critic_parameters, forget_dependencies
 from sb3_pgext.algorithms.policies import QCriticPolicy
-from sb3_pgext.arguments import require, require_count, require_fraction, require_number
+from sb3_pgext.arguments import require, require_count, require_fraction, require_number, require_positive
 from sb3_pgext.engine import Engine, regress, require_finite_losses
 from sb3_pgext.estimators.statistics import explained_variance
+from sb3_pgext.estimators.surrogates import adapted_factor, approximate_kl
 from sb3_pgext.parallel.rollouts import of_all_ranks
+from sb3_pgext.rollouts.acting import unvalidated_distributions
 from sb3_pgext.rollouts.collector import Collector
 
 __all__ = ["OnPolicyGradientAlgorithm"]
@@ -54,6 +58,9 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
     max_grad_norm: float | None  # type: ignore[assignment]
     n_critic_updates: int
     batch_size: int
+    learning_rate_kl_target: float | None = None
+    learning_rate_factor: float = 1.0
+    """What ``learning_rate_kl_target`` has made of the learning rate: a factor of what the schedule says."""
 
     def __init__(self, policy: Any, env: Any, **arguments: Any):
         require_count(self.batch_argument, arguments["n_steps"])
@@ -72,6 +79,8 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         require_fraction("gamma", self.gamma)
         require_fraction("gae_lambda", self.gae_lambda)
         require_number("ent_coef", self.ent_coef, "a finite number")
+        if self.learning_rate_kl_target is not None:
+            require_positive("learning_rate_kl_target", self.learning_rate_kl_target)
         if self.max_grad_norm is not None:
             require_number("max_grad_norm", self.max_grad_norm, "None or a number > 0", at_least=math.ulp(0.0))
         if not (isinstance(self.sde_sample_freq, int) and self.sde_sample_freq == -1):
@@ -113,6 +122,40 @@ class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         batch = (observations, actions)
         log_prob, entropy = self.engine.differentiable(of_rows, batch) if in_parts else of_rows(*batch)
         return log_prob, entropy.mean()
+
+    def _log_prob(self, batch: Any) -> th.Tensor:
+        """log π(a_t|s_t) of the policy as it acts, without dropout, on a rollout or episodes, ``(M,)``, constant."""
+
+        def log_prob(observations: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+            return self.policy.get_distribution(observations).log_prob(actions)
+
+        with unvalidated_distributions():
+            return self.engine.evaluate(log_prob, (batch.observations, batch.actions))
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        super()._update_learning_rate(optimizers)
+        if self.learning_rate_kl_target is not None:
+            learning_rate = self.learning_rate_factor * self.lr_schedule(self._current_progress_remaining)
+            self.logger.record("train/learning_rate", learning_rate)
+            update_learning_rate(self.policy.optimizer, learning_rate)
+
+    @contextmanager
+    def _adapting_learning_rate(self, batch: Any) -> Iterator[None]:
+        """Around the policy's steps: how far they move it on a rollout or episodes sets the next learning rate."""
+        if self.learning_rate_kl_target is None:
+            yield
+            return
+        log_prob = self._log_prob(batch)
+        yield
+        kl = approximate_kl(self._log_prob(batch) - log_prob).mean()
+        mean_kl = self.ranks.mean(kl, len(log_prob)).item()
+        self.logger.record("train/kl", mean_kl)
+        self._adapt_learning_rate(mean_kl)
+
+    def _adapt_learning_rate(self, kl: float) -> None:
+        """Adapt the next update's learning rate to the mean divergence that this one has led to."""
+        if self.learning_rate_kl_target is not None:
+            self.learning_rate_factor = adapted_factor(self.learning_rate_factor, kl, self.learning_rate_kl_target)
 
     def _ascend(self, gradient: th.Tensor, parameters: list[th.nn.Parameter]) -> None:
         super()._ascend(gradient, parameters)

@@ -118,6 +118,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
     :param kl_direction: ``"old_new"``, KL(π_old ‖ π_θ), as in the paper; ``"new_old"``, KL(π_θ ‖ π_old), of lecture 004
     :param recompute_advantage: compute advantages and targets anew with the current critic before each epoch but the
         first (Andrychowicz et al. 2021); V_old stays, a callback's advantages do not
+    :param learning_rate_kl_target: mean KL per update that the learning rate adapts to, by factors of 1.5; or None
     :param action_std: σ of the actions on a Box, instead of learning it; can be a function of the remaining progress
     :param compile: compile acting and updates (some seconds, once): the same results up to rounding, in less time
     :raises ValueError: an argument is not allowed, or would have no effect beside the others
@@ -167,6 +168,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         desired_kl: float = 0.01,
         kl_direction: str = "old_new",
         recompute_advantage: bool = False,
+        learning_rate_kl_target: float | None = None,
         action_std: float | Schedule | None = None,
         compile: bool = False,
     ):
@@ -225,12 +227,12 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
                 if not near:
                     break
 
-        self._log(rollout, log, coefficients)
-        if self.penalizes_kl:
-            kl = self._mean_kl(rollout, old_distribution)
-            self.logger.record("train/kl", kl)
-            if self.surrogate == "adaptive_kl":
-                self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.desired_kl)
+        approx_kl = self._log(rollout, log, coefficients)
+        kl = self._mean_kl(rollout, old_distribution) if self.penalizes_kl else approx_kl
+        self.logger.record("train/kl", kl)
+        if self.surrogate == "adaptive_kl":
+            self.kl_coef = adapted_kl_coef(self.kl_coef, kl, self.desired_kl)
+        self._adapt_learning_rate(kl)
 
     def _loss(self, minibatch: Steps, coefficients: Coefficients) -> tuple[th.Tensor, th.Tensor]:
         """The loss that a step descends, of these arguments and the parameters alone; and a vector for the log."""
@@ -242,7 +244,7 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         advantages = standardize(minibatch.advantages) if normalizes else minibatch.advantages
 
         policy_gradient_loss = -self._surrogate(ratio, advantages, minibatch.old_distribution, coefficients)
-        clip = self._value_clip, coefficients.clip_range_vf
+        clip = "none" if self.clip_range_vf is None else self.value_clip, coefficients.clip_range_vf
         critic_loss = value_loss(values, minibatch.returns, minibatch.old_values, *clip)
         entropy_loss = -(-log_prob if entropy is None else entropy).mean()
         loss = policy_gradient_loss
@@ -280,10 +282,6 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         new = self.policy.action_dist
         kl = kl_divergence(old_distribution, distribution_parameters(new), new, self.kl_direction)
         return kl_penalized_surrogate(ratio, advantages, kl, coefficients.kl_coef)
-
-    @property
-    def _value_clip(self) -> str:
-        return "none" if self.clip_range_vf is None else self.value_clip
 
     def _within_target_kl(self, terms: th.Tensor) -> th.Tensor:
         """True if the estimated divergence from the policy that acted is within ``target_kl``."""
@@ -343,8 +341,8 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         kl = kl_divergence(old_distribution, new_distribution, like, self.kl_direction).mean()
         return self.ranks.mean(kl, len(rollout)).item()
 
-    def _log(self, rollout: Rollout, log: list[list[tuple[Any, Any]]], coefficients: Coefficients) -> None:
-        """Log SB3's keys and ours: means over the minibatches, ``approx_kl`` over those of the last epoch."""
+    def _log(self, rollout: Rollout, log: list[list[tuple[Any, Any]]], coefficients: Coefficients) -> float:
+        """Log SB3's keys and ours: means over the minibatches; return ``approx_kl``, that over the last epoch."""
         terms = th.stack([terms for of_epoch in log for terms, _ in of_epoch])
         require_finite_losses("loss", terms[:, LOSS], self._n_updates)
         norms = [norm for of_epoch in log for _, norm in of_epoch if norm is not None]
@@ -356,13 +354,13 @@ class ClippedCriticPPO(FixedLengthAlgorithm, PPO):
         if hasattr(self.policy, "log_std"):
             means["std"] = self.policy.log_std.detach().exp().mean()
         logged = dict(zip(means, th.stack([x.float() for x in means.values()]).tolist(), strict=True))
-        logged["kl"] = logged["approx_kl"]  # that of a surrogate with a divergence is computed exactly
         logged |= {"clip_range": coefficients.clip_range} if self.surrogate == "clip" else {}
         logged |= {"clip_range_vf": coefficients.clip_range_vf} if self.clip_range_vf is not None else {}
         logged |= {"kl_coef": coefficients.kl_coef} if self.penalizes_kl else {}
         for name, value in logged.items():
             self.logger.record(f"train/{name}", value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        return logged["approx_kl"]
 
     def _check_arguments(self) -> None:
         for argument in ("batch_size", "n_epochs"):

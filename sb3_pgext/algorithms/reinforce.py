@@ -55,6 +55,7 @@ class REINFORCE(EpisodicAlgorithm):
     :param normalize_advantage: Whether to normalize G_t - b_t over the batch (not with ``baseline="optimal"``)
     :param ent_coef: coefficient of the mean entropy in the objective
     :param max_grad_norm: The maximum norm of the gradient of a step, of the policy and of the critic; None for no limit
+    :param learning_rate_kl_target: mean KL per update that the learning rate adapts to, by factors of 1.5; or None
     :param action_std: σ of the actions on a Box, instead of learning it; can be a function of the remaining progress
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
@@ -90,6 +91,7 @@ class REINFORCE(EpisodicAlgorithm):
         normalize_advantage: bool = False,
         ent_coef: float = 0.0,
         max_grad_norm: float | None = None,
+        learning_rate_kl_target: float | None = None,
         action_std: float | Schedule | None = None,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
@@ -115,7 +117,8 @@ class REINFORCE(EpisodicAlgorithm):
         if parameters:  # not all frozen
             advantages = self._advantages(episodes, returns)  # Ψ_t = G_t - b_t
             gradient = self._score_function_gradient(episodes, advantages, parameters)  # mean of Σ_t w_t ∇log π_t Ψ_t
-            self._ascend(gradient, parameters)
+            with self._adapting_learning_rate(episodes):
+                self._ascend(gradient, parameters)
 
         self._fit_baseline(episodes, returns)  # y_t, then minibatch steps on (y_t - V(s_t))²
 

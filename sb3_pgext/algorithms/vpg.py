@@ -63,6 +63,7 @@ class VPG(FixedLengthAlgorithm):
     :param normalize_advantage: Whether to normalize Ψ_t over the rollout
     :param ent_coef: coefficient of the mean entropy in the objective
     :param max_grad_norm: The maximum norm of the gradient of a step, of the policy and of the critic; None for no limit
+    :param learning_rate_kl_target: mean KL per update that the learning rate adapts to, by factors of 1.5; or None
     :param action_std: σ of the actions on a Box, instead of learning it; can be a function of the remaining progress
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE) instead of action noise exploration
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
@@ -126,6 +127,7 @@ class VPG(FixedLengthAlgorithm):
         normalize_advantage: bool = False,
         ent_coef: float = 0.0,
         max_grad_norm: float | None = None,
+        learning_rate_kl_target: float | None = None,
         action_std: float | Schedule | None = None,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
@@ -150,7 +152,8 @@ class VPG(FixedLengthAlgorithm):
 
         parameters = list(policy_parameters(self.policy).values())
         if parameters:  # not all frozen
-            self._ascend(self._policy_gradient(rollout, parameters), parameters)
+            with self._adapting_learning_rate(rollout):
+                self._ascend(self._policy_gradient(rollout, parameters), parameters)
 
         critic = (rollout.values,) if self.critic == "v" else (self._q_values(rollout), rollout.actions)
         self._fit_critic(rollout.observations, rollout.returns, *critic)

@@ -23,8 +23,8 @@ def whole_update(update: Update) -> Update:
     """
     Undo an update that fails: of a NaN, Ctrl-C, an error of the user's code.
 
-    What SB3 saves of a model (``_get_torch_save_params``: networks, optimizers, tensors), and the number of updates,
-    are put back then. What a finished update leaves must be finite.
+    What SB3 saves of a model (``_get_torch_save_params``: networks, optimizers, tensors), and attributes that are
+    numbers, are put back then. What a finished update leaves must be finite.
 
     :param update: a method of an SB3 algorithm
     :return: the same method, which may also raise the ValueError of :func:`require_finite_state`
@@ -33,14 +33,14 @@ def whole_update(update: Update) -> Update:
     @wraps(update)
     def whole(model: BaseAlgorithm, *arguments: Any, **options: Any) -> Any:
         put_back = _restorer(model, [part for _, part in _trained_parts(model)])
-        n_updates = model._n_updates
+        numbers = {name: value for name, value in vars(model).items() if type(value) in (int, float)}
         try:
             with unvalidated_distributions():  # what is not finite is named by its place in the update
                 result = update(model, *arguments, **options)
                 require_finite_state(model)
         except BaseException:
             put_back()
-            model._n_updates = n_updates
+            vars(model).update(numbers)
             raise
         return result
 

@@ -9,6 +9,7 @@ import torch as th
 from torch.nn import functional as F
 
 __all__ = [
+    "adapted_factor",
     "adapted_kl_coef",
     "approximate_kl",
     "clipped_ratios",
@@ -69,6 +70,22 @@ def adapted_kl_coef(kl_coef: float, kl: float, kl_target: float) -> float:
     if kl < kl_target / 1.5:
         return kl_coef / 2
     return kl_coef * 2 if kl > kl_target * 1.5 else kl_coef
+
+
+def adapted_factor(factor: float, kl: float, kl_target: float) -> float:
+    r"""
+    The factor of the next update's learning rate: smaller after a step that was too long, larger after one too short.
+
+    After Heess et al. 2017 (appendix B), with the numbers of Rudin et al. 2022.
+
+    :param factor: of the update just made
+    :param kl: the mean divergence that it led to
+    :param kl_target: the one that is wanted
+    :return: 1.5 times as much for d < d_targ/2, 1.5 times less for d > 2 d_targ, within [0.01, 100]
+    """
+    if kl < kl_target / 2:
+        return min(1.5 * factor, 100.0)
+    return max(factor / 1.5, 0.01) if kl > 2 * kl_target else factor
 
 
 def value_loss(

@@ -99,6 +99,11 @@ _REPLAY: Space = {
 """rl_zoo3's of SAC, with our networks."""
 
 
+def _adaptive(config: Mapping[str, Any]) -> Space:
+    """The divergence that a learning rate adapts to, if that of the configuration does."""
+    return {"learning_rate_kl_target": _log(1e-3, 0.1)} if config.get("learning_rate_kl_target") else {}
+
+
 def reinforce_space(config: Mapping[str, Any]) -> Space:
     """
     Make REINFORCE's search space. Its ingredients (baseline, credit, critic target) stay the configuration's, and what
@@ -107,7 +112,7 @@ def reinforce_space(config: Mapping[str, Any]) -> Space:
     :param config: the configuration
     :return: the search space
     """
-    space = {**_COMMON, "max_grad_norm": _log(0.3, 5.0), "n_episodes_pow": _whole(2, 6)}
+    space = {**_COMMON, **_adaptive(config), "max_grad_norm": _log(0.3, 5.0), "n_episodes_pow": _whole(2, 6)}
     baseline = config.get("baseline", "state")
     if baseline != "optimal" and config.get("weights") != "per_decision":
         space |= _ADVANTAGE
@@ -137,7 +142,7 @@ def vpg_space(config: Mapping[str, Any]) -> Space:
     :param config: the configuration
     :return: the search space
     """
-    space = {**_ROLLOUTS, "max_grad_norm": _log(0.3, 5.0)}
+    space = {**_ROLLOUTS, **_adaptive(config), "max_grad_norm": _log(0.3, 5.0)}
     used = {config.get("critic_target", "lambda")}
     if config.get("gradient") == "all_action":
         del space["normalize_advantage"]
@@ -177,6 +182,7 @@ def ppo_cc_space(config: Mapping[str, Any]) -> Space:
     """
     space: Space = {
         **_COMMON,
+        **_adaptive(config),
         "learning_rate": _log(1e-5, 2e-3),
         "one_minus_gae_lambda": _log(1e-4, 0.1),
         "n_steps_pow": _whole(5, 12),

@@ -12,7 +12,7 @@ from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO, SearchGradien
 
 SMALL = {
     REINFORCE: {"n_episodes": 4},
-    VPG: {"n_steps": 64, "batch_size": 32},
+    VPG: {"n_steps": 64, "batch_size": 32, "learning_rate_kl_target": 1e-9},
     NPG: {"n_steps": 64, "batch_size": 32, "n_critic_updates": 2},
     ClippedCriticPPO: {
         "n_steps": 64,
@@ -44,6 +44,7 @@ def small(algorithm, env_id="CartPole-v1", n_envs=2, normalize=False, env_kwargs
 
 _COUNTERS = (
     *("num_timesteps", "_n_updates", "_total_timesteps", "_current_progress_remaining", "_episode_num", "kl_coef"),
+    "learning_rate_factor",
     *("_last_obs", "_last_original_obs", "_last_episode_starts"),
 )
 _REPLAY = ("pos", "full", "observations", "next_observations", "actions", "rewards", "dones", "timeouts", "log_probs")

@@ -132,7 +132,11 @@ OF_CRITICS = {
     "gae_lambda": (0.1, {}),
     "normalize_advantage": (True, {}),
 }
-OF_GRADIENTS = {"max_grad_norm": (1e-3, {}), "sde_sample_freq": (2, {"use_sde": True})}
+OF_GRADIENTS = {
+    "max_grad_norm": (1e-3, {}),
+    "learning_rate_kl_target": (1e-9, {}),
+    "sde_sample_freq": (2, {"use_sde": True}),
+}
 _PARAMETERS = inspect.signature(REINFORCE.__init__).parameters
 WITHOUT_CRITIC = {name: _PARAMETERS[name].default for name in ("n_critic_updates", "batch_size")}
 """The defaults, which have no effect then."""
@@ -215,7 +219,7 @@ ONLY_AT_THE_START |= {"device", "compile", "rollout_buffer_class", "rollout_buff
 ONLY_AT_THE_START |= {"_init_setup_model"}
 """Whose size of a buffer, network, noise or logger is made with the model."""
 
-LATER = {"replay_batches", "desired_kl"}
+LATER = {"replay_batches", "desired_kl", "learning_rate_kl_target"}
 """What shows in a later update, or after a save and load."""
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sb3_pgext.estimators.surrogates import (
+    adapted_factor,
     adapted_kl_coef,
     approximate_kl,
     clipped_ratios,
@@ -138,6 +139,15 @@ def test_adaptation_of_the_coefficient():
     assert adapted_kl_coef(1.0, 0.0067, 0.01) == 1.0
     assert adapted_kl_coef(1.0, 0.0149, 0.01) == 1.0
     assert adapted_kl_coef(1.0, 0.0151, 0.01) == 2.0
+
+
+def test_adaptation_of_the_learning_rate():
+    """On both sides of both thresholds, and no further than the bounds."""
+    assert adapted_factor(2.0, 0.0049, 0.01) == 3.0
+    assert adapted_factor(2.0, 0.0051, 0.01) == adapted_factor(2.0, 0.0199, 0.01) == 2.0
+    assert adapted_factor(3.0, 0.0201, 0.01) == 2.0
+    assert adapted_factor(99.0, 0.0, 0.01) == 100.0
+    assert adapted_factor(0.011, 1.0, 0.01) == 0.01
 
 
 def test_gradients_of_all_surrogates_agree_where_the_policies_do():

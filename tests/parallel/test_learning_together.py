@@ -31,7 +31,7 @@ OF_Q = {"learning_starts": 20, "batch_size": 8, "device": "cpu", **SMALL}
 MAKE = {
     "reinforce": lambda: small(REINFORCE, uneven(2), baseline="state", batch_size=10, **SMALL),
     "reinforce optimal": lambda: small(REINFORCE, uneven(2), baseline="optimal", **SMALL),
-    "vpg": lambda: small(VPG, uneven(2), **SMALL),
+    "vpg": lambda: small(VPG, uneven(2), learning_rate_kl_target=1e-4, **SMALL),
     "npg": lambda: small(NPG, uneven(2), line_search=True, **SMALL),
     "ppo_cc": lambda: small(ClippedCriticPPO, uneven(2), clip_range_vf=0.2, target_kl=0.01, **SMALL),
     "ispg": lambda: small(ISPG, uneven(2), weights="causal", self_normalize=True, **SMALL),
