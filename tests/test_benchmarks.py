@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch as th
 
+from benchmarks import page
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -34,3 +36,37 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):
     finished = run("--out", tmp_path / "gpu.md")
     assert (finished.returncode, finished.stdout) == (0, "no GPU here: nothing is measured\n")
     assert not (tmp_path / "gpu.md").exists()
+
+
+def test_the_page_of_the_benchmark(tmp_path, monkeypatch):
+    """New evaluations take the place of those of the same runs; a task has a table, and few seeds their range."""
+    monkeypatch.setattr(page, "DOCS", tmp_path)
+    monkeypatch.setattr(page, "RESULTS", tmp_path / "results" / "benchmark.csv.gz")
+    header = (
+        "run,algorithm,environment,seed,timesteps,true_timesteps,mean_return,std_return,episodes,training_seconds\n"
+    )
+
+    def written(name, label, returns):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        rows = [
+            f"{label},ppo,Pendulum-v1,{seed},{t},{t},{x * t},0,10,{t}"
+            for seed, x in enumerate(returns)
+            for t in (0, 600)
+        ]
+        (folder / "results.csv").write_text(header + "\n".join(rows) + "\n")
+        monkeypatch.setattr(sys, "argv", ["page", str(folder)])
+        page.main()
+        return (tmp_path / "benchmark.md").read_text()
+
+    assert "| PPO (SB3) | 2 | 600 | 900 [600, 1,200] | 450 [300, 600] | 10.0 |" in written(
+        "benchmark", "PPO (SB3)", [1, 2]
+    )
+    assert "| SAC (SB3) | 6 | 600 | 1,800 [" in written("benchmark_replay", "SAC (SB3)", [3] * 6)
+    text = written("benchmark", "PPO (SB3)", [2, 2])
+    assert "| PPO (SB3) | 2 | 600 | 1,200 [1,200, 1,200] |" in text
+    assert "SAC (SB3)" in text, "what is kept is on the page as well"
+    assert "Acrobot-v1 |" in text, "what others have published"
+    for name in ("benchmark_curves", "benchmark_replay_curves"):
+        assert f"(results/{name}.png)" in text
+        assert (tmp_path / "results" / f"{name}.png").is_file()

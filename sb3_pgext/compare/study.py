@@ -175,16 +175,26 @@ def _parse(name: str, content: object) -> Study:
     packages = map(str, _list("gym_packages", content.get("gym_packages", [])))
     gym_packages = {package: _digest(module) for package, module in import_environments(packages).items()}
     environments = [check_environment(env_id) for env_id in _distinct("environments", content["environments"])]
-    seeds = _seeds(content.get("seeds", 3))
-    labels = _labels(content["runs"])
+    labels = _labels(content["runs"], environments)
     runs, thresholds = [], {}
     for env_id in environments:
         threshold = _by_environment(content, "threshold", env_id, environments)
         if threshold is not None:
             require_number("threshold", threshold, "a return")
             thresholds[env_id] = threshold
-        settings = [_settings(label, entry, env_id, content) for label, entry in labels.items()]
-        runs += [Run(seed=seed, gym_packages=gym_packages, **shared) for seed in seeds for shared in settings]
+        here = {label: entry for label, entry in labels.items() if env_id in entry.get("environments", environments)}
+        settings = {label: _settings(label, entry, env_id, content) for label, entry in here.items()}
+        of_study = _seeds("seeds", _by_environment(content, "seeds", env_id, environments, 3))
+        seeds_of = {
+            label: _seeds(f"runs: {label}: seeds", _by_environment(entry, "seeds", env_id, environments, of_study))
+            for label, entry in here.items()
+        }
+        runs += [
+            Run(seed=seed, gym_packages=gym_packages, **shared)
+            for seed in dict.fromkeys([*of_study, *(seed for of_label in seeds_of.values() for seed in of_label)])
+            for label, shared in settings.items()
+            if seed in seeds_of[label]
+        ]
     if (baseline := content.get("baseline")) is not None:
         check_name("label of baseline", baseline, labels)
     notes = configs.configuration_notes((run.label, run.algo, run.environment) for run in runs)
@@ -200,21 +210,24 @@ def _digest(module: ModuleType) -> str:
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in paths if path.is_file())).hexdigest()
 
 
-def _labels(runs: object) -> Mapping[str, object]:
-    """Return the labels of a study with what stands under them, unless a label is wrong."""
+def _labels(runs: object, environments: Collection[str]) -> Mapping[str, Mapping[str, Any]]:
+    """Return the labels of a study with what stands under them, unless one is wrong."""
     runs = _mapping("runs", runs)
     if not runs:
         raise ValueError("runs: there is none")
-    for label in runs:
+    for label, entry in runs.items():
         if not isinstance(label, str) or not label.isprintable() or label.startswith("_") or not label.strip():
             raise ValueError(f"runs: a label must be a text of one line that does not begin with _, not {label!r}")
+        where = f"runs: {label}"
+        entry = _mapping(where, entry, {"algo", "params", "environments", "seeds"}, required=("algo",))
+        for env_id in _distinct(f"{where}: environments", entry.get("environments", environments)):
+            check_name(f"environment of {where}", env_id, environments)
     return runs
 
 
-def _settings(label: str, entry: object, env_id: str, content: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(label: str, entry: Mapping[str, Any], env_id: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Collect what the runs of a label on an environment share: the zoo's configuration with the study's parameters."""
     where = f"runs: {label}"
-    entry = _mapping(where, entry, {"algo", "params"}, required=("algo",))
     algo = check_name("algorithm", entry["algo"], ALGOS)
     params = entry.get("params")
     params = _mapping(f"{where}: params", {} if params is None else params)
@@ -240,14 +253,14 @@ def _evaluation(content: object, n_timesteps: int, env_id: str, environments: Co
     return Evaluation(**counts, deterministic=content.get("deterministic", True))
 
 
-def _seeds(seeds: object) -> list[int]:
+def _seeds(what: str, seeds: object) -> list[int]:
     """Take a list as it is; a count of seeds means 0, 1, …"""
     if not isinstance(seeds, list):
-        n_seeds = _positive("seeds", seeds)
-        require(n_seeds <= MAX_SEEDS, "seeds", n_seeds, f"at most {MAX_SEEDS}, or a list")
+        n_seeds = _positive(what, seeds)
+        require(n_seeds <= MAX_SEEDS, what, n_seeds, f"at most {MAX_SEEDS}, or a list")
         return list(range(n_seeds))
-    for seed in _distinct("seeds", seeds):
-        require_count("seeds: a seed", seed, at_least=0)
+    for seed in _distinct(what, seeds):
+        require_count(f"{what}: a seed", seed, at_least=0)
     return seeds
 
 

@@ -77,6 +77,26 @@ def test_seeds_may_be_a_list(tmp_path: Path) -> None:
     assert {run.seed for run in _read(tmp_path, seeds=[7, 3]).runs} == {7, 3}
 
 
+def test_a_run_may_have_environments_and_seeds_of_its_own(tmp_path: Path) -> None:
+    runs = {
+        "a": {"algo": "ppo", "seeds": {"CartPole-v1": 1, "Acrobot-v1": [0]}},
+        "b": {"algo": "a2c", "seeds": [1, 7], "environments": ["Acrobot-v1"]},
+        "c": {"algo": "reinforce"},
+    }
+    study = _read(tmp_path, runs=runs)
+    found = [(run.environment, run.seed, run.label) for run in study.runs]
+    assert found == [
+        *(("CartPole-v1", 0, "a"), ("CartPole-v1", 0, "c"), ("CartPole-v1", 1, "c")),
+        *(("Acrobot-v1", 0, "a"), ("Acrobot-v1", 0, "c"), ("Acrobot-v1", 1, "b"), ("Acrobot-v1", 1, "c")),
+        ("Acrobot-v1", 7, "b"),
+    ]
+
+
+def test_seeds_by_environment(tmp_path: Path) -> None:
+    study = _read(tmp_path, seeds={"Acrobot-v1": [5]}, runs={"ours": {"algo": "reinforce"}})
+    assert [(run.environment, run.seed) for run in study.runs][-2:] == [("CartPole-v1", 2), ("Acrobot-v1", 5)]
+
+
 def test_settings_by_environment(tmp_path: Path) -> None:
     study = _read(tmp_path, n_timesteps={"Acrobot-v1": 50}, threshold={"CartPole-v1": 475})
     steps = {run.environment: run.n_timesteps for run in study.runs if run.label == "theirs"}
@@ -178,6 +198,12 @@ def test_labels_that_differ_only_in_marks_have_folders_of_their_own(tmp_path: Pa
         ({"runs": {"a": "ppo"}}, "runs: a must be a mapping"),
         ({"runs": {"a": {}}}, "runs: a: the key 'algo' is missing"),
         ({"runs": {"a": {"algo": "pppo"}}}, "unknown algorithm 'pppo', did you mean 'ppo'"),
+        (
+            {"runs": {"a": {"algo": "ppo", "environments": ["CartPole"]}}},
+            "unknown environment of runs: a 'CartPole', did you mean 'CartPole-v1'",
+        ),
+        ({"runs": {"a": {"algo": "ppo", "environments": []}}}, "runs: a: environments must be a list of one or more"),
+        ({"runs": {"a": {"algo": "ppo", "seeds": 0}}}, "runs: a: seeds must be a whole number of at least 1, not 0"),
         ({"runs": {"a": {"algo": "ppo", "parms": {}}}}, "unknown key of runs: a 'parms', did you mean 'params'"),
         (
             {"runs": {"a": {"algo": "ppo", "params": {"n_step": 1}}}},
