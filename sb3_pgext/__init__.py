@@ -14,7 +14,7 @@ from sb3_pgext.algorithms import (
     SearchGradient,
 )
 from sb3_pgext.checkpoints import CheckpointCallback, has_checkpoint, load, resume, save
-from sb3_pgext.vec_envs import EnvPoolVecEnv, GymnasiumVecEnv
+from sb3_pgext.vec_envs import EnvPoolVecEnv, GymnasiumVecEnv, HalvesVecEnv, WorkerVecEnv
 
 __version__ = "0.1.0"
 
@@ -30,8 +30,10 @@ __all__ = [
     "EnvPoolVecEnv",
     "ExponentialWeights",
     "GymnasiumVecEnv",
+    "HalvesVecEnv",
     "OffPolicyActorCritic",
     "SearchGradient",
+    "WorkerVecEnv",
     "__version__",
     "envs",
     "has_checkpoint",

@@ -59,19 +59,20 @@ class Actions(NamedTuple):
     clipped: np.ndarray
 
 
-def draw_actions(model: Any, act: Act, n_steps: int) -> Actions:
+def draw_actions(model: Any, act: Act, n_steps: int, last_obs: Any = None) -> Actions:
     """
-    Let the policy act on the last observations.
+    Let the policy act.
 
     :param model: an SB3 algorithm with an actor-critic policy
     :param act: the policy's ``forward``, compiled or not
     :param n_steps: vector steps since the start of the rollout
+    :param last_obs: what it acts on; None for the model's last observations
     :return: the actions
     :raises ValueError: naming the first sub-environment whose log-probabilities or actions are not finite
     """
     if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
         model.policy.reset_noise(model.n_envs)
-    obs = copied(model, model._last_obs)
+    obs = copied(model, model._last_obs if last_obs is None else last_obs)
     observations = obs_as_tensor(obs, model.device)
     try:
         tensor, values, log_probs = act(observations)

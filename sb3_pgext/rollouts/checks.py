@@ -14,6 +14,7 @@ __all__ = [
     "first_not_finite",
     "normalizers_of",
     "require_finite",
+    "require_half",
     "require_observation",
     "require_observations",
     "step_check",
@@ -138,6 +139,11 @@ def require_observations(env: VecEnv, observations: Any, n_steps: int) -> None:
     """
     _require_finite_before("observation", "old_obs", env, n_steps)
     _require_of_space("observation", observations, env.observation_space, (env.num_envs,), n_steps)
+
+
+def require_half(env: VecEnv, observations: Any, n_steps: int) -> None:
+    """:func:`require_observations` for the first half of the sub-environments, which is acted for before it is done."""
+    _require_of_space("observation", observations, env.observation_space, (env.num_envs // 2,), n_steps)
 
 
 def require_observation(space: spaces.Space, observation: Any, n_steps: int, env_index: int) -> None:

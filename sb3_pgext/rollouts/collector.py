@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.rollouts.acting import fresh_after_failure, require_finite_parameters
 from sb3_pgext.rollouts.checks import require_observations
+from sb3_pgext.rollouts.halves import nothing_ahead
 
 __all__ = ["Collector"]
 
@@ -35,7 +36,7 @@ class Collector(ABC):
         :raises RuntimeError: a callback of the model's rollout has called its ``learn()``
         """
         assert model._last_obs is not None, "No previous observation was provided"
-        with self._alone(model), fresh_after_failure(model):
+        with self._alone(model), fresh_after_failure(model), nothing_ahead(model, env):
             model.policy.set_training_mode(False)
             require_finite_parameters(model.policy)
             rollout_buffer.buffer_size = n_rollout_steps  # which may have changed since the last rollout

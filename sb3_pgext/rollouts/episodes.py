@@ -17,10 +17,11 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pgext.rollouts.acting import checked_steps, copied, draw_actions
+from sb3_pgext.rollouts.acting import copied
 from sb3_pgext.rollouts.buffers import EpisodeBuffer, each
 from sb3_pgext.rollouts.checks import require_observation
 from sb3_pgext.rollouts.collector import Collector
+from sb3_pgext.rollouts.halves import vector_steps
 
 __all__ = ["EpisodeCollector", "EpisodeSchedule", "begin_episodes"]
 
@@ -68,6 +69,17 @@ class EpisodeSchedule:
     def stalled(self) -> bool:
         """True when episodes are left, but nobody plays one: all wait in an episode that was cut."""
         return not self.recording.any() and not self.complete
+
+    def goes_on(self, dones: np.ndarray) -> bool:
+        """
+        Ask whether some of the first sub-environments go on with the batch after a step, whatever the others do.
+
+        :param dones: which of the first ones ended an episode with it, ``(K,)``, bool
+        :return: True where that is sure
+        """
+        some = slice(0, len(dones))
+        plays_on = self.recording[some] & (~dones | (self._remaining[some] > 1))
+        return bool(plays_on.any()) and self._n_steps + 1 - self._oldest_start < self._limit
 
     def step(self, dones: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -142,12 +154,10 @@ class EpisodeCollector(Collector):
         # cost to compute.
         costly = model.policy.share_features_extractor and list(model.policy.features_extractor.parameters())
         with_values = bool(model.has_critic and costly)
-        act, normalizer, n_steps = model.engine.acting(with_values), model._vec_normalize_env, 0
-        step = checked_steps(model, env)
+        act, normalizer = model.engine.acting(with_values), model._vec_normalize_env
         schedule = EpisodeSchedule(seen["n_rollout_steps"], env.num_envs, model.max_episode_steps)
-        while not schedule.complete:
-            actions = draw_actions(model, act, n_steps)
-            new_obs, rewards, dones, infos = step(actions.clipped, n_steps)
+        steps = vector_steps(model, env, act, lambda _, dones: schedule.goes_on(dones))
+        for n_steps, (actions, (new_obs, rewards, dones, infos)) in enumerate(steps):
             seen.update(n_steps=n_steps, obs_tensor=actions.observations, actions=actions.drawn)
             seen.update(clipped_actions=actions.clipped, new_obs=new_obs, rewards=rewards, dones=dones, infos=infos)
             callback.update_locals(seen)
@@ -162,11 +172,12 @@ class EpisodeCollector(Collector):
             rollout_buffer.add(actions.observations, actions.tensor, *outcome, actions.values if with_values else None)
             if ended.any():
                 self._finish_episodes(model, rollout_buffer, ended, cut, new_obs, infos)
-            n_steps += 1
             model._last_obs = new_obs
             if schedule.stalled:
                 model._last_obs = env.reset()
                 schedule.restart()
+            if schedule.complete:
+                break
         model._last_episode_starts = dones
         return True
 

@@ -10,9 +10,10 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.estimators.returns import generalized_advantages
-from sb3_pgext.rollouts.acting import checked_steps, copied, draw_actions
+from sb3_pgext.rollouts.acting import copied
 from sb3_pgext.rollouts.checks import require_observation
 from sb3_pgext.rollouts.collector import Collector
+from sb3_pgext.rollouts.halves import vector_steps
 
 __all__ = ["Segments", "StepCollector"]
 
@@ -76,11 +77,10 @@ class StepCollector(Collector):
         self.last_dones: Any = None
 
     def _play(self, model: Any, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, seen: dict[str, Any]) -> bool:
-        act, step = model.engine.acting(), checked_steps(model, env)
         self.final_observations = {}
-        for n_steps in range(seen["n_rollout_steps"]):
-            actions = draw_actions(model, act, n_steps)
-            new_obs, rewards, dones, infos = step(actions.clipped, n_steps)
+        last = seen["n_rollout_steps"] - 1
+        steps = vector_steps(model, env, model.engine.acting(), lambda t, _: t < last and not self.until_done)
+        for n_steps, (actions, (new_obs, rewards, dones, infos)) in zip(range(last + 1), steps, strict=False):
             seen.update(n_steps=n_steps, obs_tensor=actions.observations, actions=actions.drawn)
             seen.update(values=actions.values, log_probs=actions.log_probs, clipped_actions=actions.clipped)
             seen.update(new_obs=new_obs, rewards=rewards, dones=dones, infos=infos)

@@ -88,15 +88,22 @@ class EnvPool(VectorEnv):
         observations, infos = self._pool.reset()
         return observations, _without_bookkeeping(infos)
 
-    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step_async(self, actions: np.ndarray) -> None:
         """
-        Step all sub-environments, and begin the next episode where one has ended.
+        Let envpool's threads begin to step all sub-environments.
 
         :param actions: ``(E, *action shape)``
+        """
+        self._pool.send(actions)
+
+    def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """
+        Wait for the step of all sub-environments, and begin the next episode where one has ended.
+
         :return: observations, rewards, terminated, truncated, and infos; those of the last step of an episode are in
             ``final_obs`` and ``final_info``
         """
-        observations, rewards, terminated, truncated, infos = self._pool.step(actions)
+        observations, rewards, terminated, truncated, infos = self._pool.recv()
         infos, ended = _without_bookkeeping(infos), np.flatnonzero(terminated | truncated).astype(np.int32)
         if len(ended):
             final = {"final_obs": observations, "final_info": infos}
@@ -105,6 +112,16 @@ class EnvPool(VectorEnv):
             observations = _replaced(observations, ended, of_reset)
             infos = _replaced(infos, ended, infos_of_reset) | final
         return observations, rewards, terminated, truncated, infos
+
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """
+        Step all sub-environments.
+
+        :param actions: ``(E, *action shape)``
+        :return: as :meth:`step_wait`
+        """
+        self.step_async(actions)
+        return self.step_wait()
 
     def render(self) -> tuple[np.ndarray, ...]:
         """

@@ -46,7 +46,7 @@ class GymnasiumVecEnv(VecEnv):
             'vectorization_mode="sync", vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP})'
         )
         require(mode is AutoresetMode.SAME_STEP, f"autoreset_mode of {env}", mode, allowed)
-        self.env = env
+        self.env: Any = env
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
         self.metadata = env.metadata
 
@@ -57,6 +57,11 @@ class GymnasiumVecEnv(VecEnv):
         if not isinstance(base, SyncVectorEnv):
             raise AttributeError(f"{self.env}, the attribute env, has no sub-environments in this process")
         return base.envs
+
+    @property
+    def asynchronous(self) -> bool:
+        """True if it steps while this process does something else: AsyncVectorEnv without wrappers, and envpool."""
+        return hasattr(type(self.env), "step_async")
 
     def reset(self) -> VecEnvObs:
         """
@@ -82,7 +87,10 @@ class GymnasiumVecEnv(VecEnv):
         """
         :param actions: to take in the next :meth:`step_wait`, ``(E, *action shape)``
         """
-        self._actions = actions
+        if self.asynchronous:
+            self.env.step_async(actions)
+        else:
+            self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
         """
@@ -91,7 +99,8 @@ class GymnasiumVecEnv(VecEnv):
         :return: observations ``(E, *observation shape)``, rewards ``(E,)``, whether an episode has ended ``(E,)``, and
             an info for each sub-environment. All of it is new: nothing is written to by a later step
         """
-        observations, rewards, terminated, truncated, infos = self.env.step(self._actions)
+        result = self.env.step_wait() if self.asynchronous else self.env.step(self._actions)
+        observations, rewards, terminated, truncated, infos = result
         # Copies: the next step may write into what this one returned.
         observations, rewards = _copied(observations, self.observation_space), np.array(rewards, dtype=np.float32)
         dones, cut = np.logical_or(terminated, truncated), np.logical_and(truncated, np.logical_not(terminated))

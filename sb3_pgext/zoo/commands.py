@@ -35,7 +35,7 @@ def train(arguments: Sequence[str]) -> None:
 
     Our algorithms write checkpoints into the folder of the run. With ``--resume`` and that folder, a training goes on.
 
-    :param arguments: rl_zoo3's flags, of which ``--vec-env`` may be ``gymnasium`` or ``envpool`` too, and those of
+    :param arguments: rl_zoo3's flags, of which ``--vec-env`` may be one of ``VEC_ENVS``, and those of
         :func:`~sb3_pgext.zoo.flags.own_flags`; or those of :func:`~sb3_pgext.zoo.flags.resume_flags`
     :raises ValueError: an unknown algorithm, environment or configuration key; a file that is missing or damaged
     """

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_pgext.parallel import present
 from sb3_pgext.zoo.names import check_environment, check_name
-from sb3_pgext.zoo.vec_envs import VEC_ENVS, make_vec_env
+from sb3_pgext.zoo.vec_envs import VEC_ENVS, WHOLE, make_vec_env
 
 ATARI, DEFAULT = "atari", "default"
 """Entries of a configuration file that belong to no single environment."""
@@ -121,7 +121,8 @@ class Experiment(ExperimentManager):
             kwargs = self.eval_env_kwargs if eval_env else self.env_kwargs
             log_folder = None if eval_env or no_log else Path(self.save_path)
             options = kwargs, self.env_wrapper, self.monitor_kwargs, log_folder
-            self.vec_env_class = partial(make_vec_env, self._vec_env, self.env_name.gym_id, *options)  # type: ignore[assignment]
+            kind = WHOLE.get(self._vec_env, self._vec_env) if eval_env else self._vec_env  # with one sub-environment
+            self.vec_env_class = partial(make_vec_env, kind, self.env_name.gym_id, *options)  # type: ignore[assignment]
         return super().create_envs(n_envs, eval_env, no_log)
 
     def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:

@@ -9,10 +9,14 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 
-from sb3_pgext.vec_envs import EnvPoolVecEnv, GymnasiumVecEnv
+from sb3_pgext.arguments import require
+from sb3_pgext.vec_envs import EnvPoolVecEnv, GymnasiumVecEnv, HalvesVecEnv
 
-VEC_ENVS = ("dummy", "subproc", "gymnasium", "envpool")
+VEC_ENVS = ("dummy", "subproc", "halves", "gymnasium", "envpool", "envpool_halves")
 """The values of ``vec_env``."""
+
+WHOLE = {"halves": "dummy", "envpool_halves": "envpool"}
+"""Kinds in two halves → the kind of the same sub-environments in one."""
 
 EnvMaker = Callable[[], gym.Env]
 
@@ -39,8 +43,10 @@ def make_vec_env(
     :return: the environment
     :raises ValueError: the kind cannot do what is asked for
     """
-    if kind in ("dummy", "subproc"):
-        return DummyVecEnv(makers) if kind == "dummy" else SubprocVecEnv(makers)
+    of_makers: dict[str, Callable[[list[EnvMaker]], VecEnv]]
+    of_makers = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv, "halves": HalvesVecEnv.of}
+    if kind in of_makers:
+        return of_makers[kind](makers)
     env: VecEnv
     if kind == "gymnasium":
         spec = gym.spec(env_id)
@@ -50,8 +56,11 @@ def make_vec_env(
         env = GymnasiumVecEnv(gym.make_vec(env_id, len(makers), vectorization_mode="vector_entry_point", **env_kwargs))
     else:
         if env_wrapper is not None:
-            raise ValueError("env_wrapper: allowed is none with vec_env='envpool', but what env_kwargs can ask it for")
-        env = EnvPoolVecEnv(env_id.removeprefix("ALE/"), len(makers), **env_kwargs)
+            raise ValueError(f"env_wrapper: allowed is none with vec_env={kind!r}, but what env_kwargs can ask it for")
+        n_envs, pool = len(makers), lambda n: EnvPoolVecEnv(env_id.removeprefix("ALE/"), n, **env_kwargs)
+        in_halves = kind == "envpool_halves"
+        require(n_envs % 2 == 0 or not in_halves, "n_envs", n_envs, f"an even number with vec_env={kind!r}")
+        env = HalvesVecEnv(pool(n_envs // 2), pool(n_envs // 2)) if in_halves else pool(n_envs)
     return _monitored(env, monitor_kwargs, log_folder)
 
 

@@ -13,7 +13,7 @@ from rl_zoo3 import train as zoo_train
 from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from sb3_pgext import EnvPoolVecEnv, GymnasiumVecEnv
+from sb3_pgext import EnvPoolVecEnv, GymnasiumVecEnv, HalvesVecEnv, WorkerVecEnv
 from sb3_pgext.cli import main
 from sb3_pgext.compare.evaluation import Measurement
 from sb3_pgext.compare.runs import execute, measurements
@@ -121,6 +121,23 @@ def test_envpool(tmp_path: Path) -> None:
         assert {info["l"] for info in model.ep_info_buffer} == {4}
 
 
+@pytest.mark.parametrize(("name", "half"), [("halves", WorkerVecEnv), ("envpool_halves", EnvPoolVecEnv)])
+def test_two_halves(name: str, half: type, tmp_path: Path) -> None:
+    """The environment for evaluation has one sub-environment, and no halves."""
+    if name == "envpool_halves":
+        pytest.importorskip("envpool")
+    with _model(tmp_path, vec_env=name, n_envs=2, normalize=True) as model:
+        env = model.env.unwrapped
+        assert isinstance(env, HalvesVecEnv)
+        assert [type(each) for each in env.halves] == [half] * 2
+        model.learn(64)
+    (tmp_path / "other").mkdir()
+    manager = experiment("ppo", "CartPole-v1", _MINIMAL | {"vec_env": name, "n_envs": 2}, 7, tmp_path / "other")
+    manager.setup_experiment()
+    with contextlib.closing(manager.create_envs(1, eval_env=True)) as env:
+        assert not isinstance(env.unwrapped, HalvesVecEnv)
+
+
 def test_a_game_that_only_envpool_has(tmp_path: Path) -> None:
     """rl_zoo3 takes its configuration from the entry `atari`."""
     pytest.importorskip("envpool")
@@ -138,11 +155,16 @@ def test_a_game_that_only_envpool_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"vec_env": "gym"}, r"unknown vec_env 'gym' \(known: dummy, envpool, gymnasium, subproc\)"),
+        (
+            {"vec_env": "gym"},
+            r"unknown vec_env 'gym' \(known: dummy, envpool, envpool_halves, gymnasium, hal",
+        ),
         (
             {"vec_env": "envpool", "env_wrapper": "gymnasium.wrappers.TimeAwareObservation"},
             "env_wrapper: allowed is none with vec_env='envpool'",
         ),
+        ({"vec_env": "halves"}, "number of sub-environments=3: allowed is an even one"),
+        ({"vec_env": "envpool_halves"}, "n_envs=3: allowed is an even number with vec_env='envpool_halves'"),
         (
             {"vec_env": "gymnasium", "monitor_kwargs": {"allow_early_resets": False}},
             "monitor_kwargs: allow_early_resets: allowed are info_keywords and override_existing",
