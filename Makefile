@@ -10,6 +10,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --progress-bar off --log $(VENV)
 # One thread per process: the processes are what runs in parallel.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 TEST_WORKERS ?= 2
+DEVICE ?= cuda
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -51,12 +52,13 @@ prove: $(INSTALLED)
 	@$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -m prove -n $(TEST_WORKERS) --dist worksteal
 
 gpu: $(INSTALLED)
-	@# What it measures it measures also where a test fails.
-	@if ! $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	@# What it measures it measures also where a test fails. DEVICE=cpu puts the CPU in the GPU's place.
+	@if [ $(DEVICE) != cpu ] && ! $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 		echo "No GPU here: nothing to test or to measure"; \
 	else \
-		$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -m gpu -n $(TEST_WORKERS) --dist worksteal; \
-		tests=$$?; $(ONE_THREAD) $(BIN)/python -m benchmarks.gpu --out runs/gpu.md && exit $$tests; \
+		$(ONE_THREAD) MPLBACKEND=Agg $(BIN)/python -m pytest -m gpu -n $(TEST_WORKERS) --dist worksteal $(GPU_TESTS); \
+		tests=$$?; $(ONE_THREAD) $(BIN)/python -m benchmarks.gpu --device $(DEVICE) --out runs/gpu.md $(GPU_OPTIONS) \
+			&& exit $$tests; \
 	fi
 
 check: $(INSTALLED)

@@ -43,8 +43,9 @@ class Contender:
     :param algorithm: its class, as ``module:name``
     :param peer: the contender that it is measured against
     :param parameters: of the constructor
-    :param vec_env: ``"sb3"`` for DummyVecEnv, or ``"gymnasium"``
+    :param vec_env: ``"sb3"`` for DummyVecEnv, or another of :func:`make_env`
     :param needs: a package that it needs; None for its own module's
+    :param threads: of torch
     """
 
     algorithm: str
@@ -52,6 +53,7 @@ class Contender:
     parameters: dict[str, Any] = field(default_factory=dict)
     vec_env: str = "sb3"
     needs: str | None = None
+    threads: int = 1
 
     @property
     def installed(self) -> bool:
@@ -113,6 +115,10 @@ def make_env(env: str, n_envs: int, kind: str) -> Any:
 
     if kind == "sb3":
         return make_vec_env(env, n_envs, seed=0)
+    if kind != "gymnasium":
+        from benchmarks.cores import KINDS
+
+        return KINDS[kind](env, n_envs)
     import gymnasium as gym
 
     from sb3_pgext import GymnasiumVecEnv
@@ -139,7 +145,7 @@ def work(
     contender: Contender, env: str, setting: dict[str, int], device: str, vec_env: str | None, pipe: Connection
 ) -> None:
     """A contender's process: builds the model, takes turns when told to, and sends what it measured."""
-    th.set_num_threads(1)
+    th.set_num_threads(contender.threads)
     module, _, name = contender.algorithm.partition(":")
     venv = make_env(env, setting["n_envs"], vec_env or contender.vec_env)
     algorithm = getattr(importlib.import_module(module), name)
@@ -153,6 +159,7 @@ def work(
         pipe.send(turn(model, callback, n_steps))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     pipe.send((memory, *synchronisations(model, callback)))
+    venv.close()
 
 
 def synchronize() -> None:
@@ -280,7 +287,8 @@ def measure(
     for name in names:
         pipes[name], theirs = context.Pipe()
         arguments = (CONTENDERS[name], env, setting, device, vec_env, theirs)
-        context.Process(target=work, args=arguments, daemon=True).start()
+        has_workers = (vec_env or CONTENDERS[name].vec_env) not in ("sb3", "gymnasium")  # as no daemon may have
+        context.Process(target=work, args=arguments, daemon=not has_workers).start()
         theirs.close()  # so that a process that dies is an error here
         if not together:
             firsts[name] = answer_of(name, pipes, patience)
