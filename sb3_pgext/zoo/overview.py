@@ -2,6 +2,7 @@
 
 import warnings
 
+import gymnasium as gym
 from gymnasium.error import DependencyNotInstalled
 from rich.progress import track
 
@@ -17,14 +18,14 @@ _EXAMPLE_OF_DEFAULT = {"ew": "sb3_pgext/Chain-v0"}
 
 def check_entry(entry: Entry) -> None:
     """
-    Make the model that a configuration describes. The games of ``atari`` need not be installed: its keys are checked.
+    Make the model that a configuration describes. Atari's games need not be installed: of theirs the keys are checked.
 
     :param entry: the configuration
     :raises Exception: whatever its mistake leads to
     """
     config = shipped_configs(entry.algo)[entry.name]
     check_keys(entry.algo, config, entry.name)
-    if entry.name != ATARI:
+    if entry.name != ATARI and (entry.name in gym.registry or not entry.name.startswith("ALE/")):
         example = _EXAMPLE_OF_DEFAULT.get(entry.algo, "CartPole-v1")
         environment = example if entry.name == DEFAULT else entry.name
         with quiet_model(entry.algo, environment, config, seed=0):
