@@ -27,7 +27,18 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_pgext import ISPG, NPG, REINFORCE, VPG, ClippedCriticPPO, DiscreteSAC, OffPolicyActorCritic
+from sb3_pgext import (
+    ISPG,
+    NPG,
+    REINFORCE,
+    VPG,
+    ClippedCriticPPO,
+    DiscreteSAC,
+    ExponentialWeights,
+    OffPolicyActorCritic,
+    SearchGradient,
+)
+from sb3_pgext.algorithms.ew import TabularPolicy
 from sb3_pgext.algorithms.q_policies import MlpPolicy
 from sb3_pgext.compare.study import read_study
 from sb3_pgext.rollouts import StepBuffer
@@ -227,7 +238,40 @@ OF_REPLAYS = {
         lambda x: (isinstance(x, str) and x == "auto") or is_number(x, high=math.log(2)), ["auto", 0.1, 0.5, 0]
     ),
 }
+OF_ANY = {name: COMMON[name] for name in COMMON if name not in ("gamma", "ent_coef", "use_sde", "sde_sample_freq")}
+CONTROL_VARIATES = [[0.1, 0.2], [[0.0, 1.0]] * 4]
+ARS_KWARGS = [None, {"net_arch": [4]}, {"with_bias": False}]
 ARGUMENTS: dict[type, dict[str, Domain]] = {
+    ExponentialWeights: {
+        **OF_ANY,
+        "policy": Domain(lambda x: isinstance(x, (str, type)) and x in ("MlpPolicy", TabularPolicy), ["MlpPolicy"]),
+        "policy_kwargs": Domain(lambda x: x is None or is_empty(x), [None]),
+        "learning_rate": Domain(
+            lambda x: (isinstance(x, str) and x == "auto") or is_schedule(x, above=True), ["auto", 0.1, _half]
+        ),
+        "n_steps": count(1, 4, work=True),
+        "gamma": FRACTION,
+        "feedback": choice("bandit", "full"),
+        "baseline": number(0.0, 1.0),
+        "control_variate": Domain(
+            lambda x: x is None or any(x is right for right in CONTROL_VARIATES), [None, *CONTROL_VARIATES]
+        ),
+    },
+    SearchGradient: {
+        **OF_ANY,
+        "policy": Domain(lambda x: isinstance(x, str) and x in ("MlpPolicy", "LinearPolicy"), ["MlpPolicy"]),
+        "policy_kwargs": Domain(lambda x: any(x is right for right in ARS_KWARGS) or is_empty(x), ARS_KWARGS),
+        "n_directions": count(2, 4, work=True),
+        "sigma": schedule(0.1, 0.05, above=True),
+        "antithetic": SWITCH,
+        "shaping": choice("none", "standardized", "ranks"),
+        "baseline": choice("none", "mean"),
+        "optimizer": choice("sgd", "adam"),
+        "weight_decay": number(0.0, 0.01, low=0.0),
+        "n_eval_episodes": count(1, 2, work=True),
+        "alive_bonus_offset": number(0.0, -1.0),
+        "zero_policy": SWITCH,
+    },
     OffPolicyActorCritic: {
         **OF_REPLAYS,
         **{name: COMMON[name] for name in ("use_sde", "sde_sample_freq")},
@@ -306,11 +350,13 @@ SMALL = {
     ClippedCriticPPO: {"n_steps": 4, "batch_size": 4, "n_epochs": 2},
     OffPolicyActorCritic: {"buffer_size": 50, "learning_starts": 5, "batch_size": 4},
     DiscreteSAC: {"buffer_size": 50, "learning_starts": 5, "batch_size": 4},
+    SearchGradient: {"n_directions": 2},
+    ExponentialWeights: {},
 }
 """Of what is not set."""
 
 KEYS = {"reinforce": REINFORCE, "ispg": ISPG, "vpg": VPG, "npg": NPG, "ppo_cc": ClippedCriticPPO}
-KEYS |= {"opac": OffPolicyActorCritic, "sacd": DiscreteSAC}
+KEYS |= {"opac": OffPolicyActorCritic, "sacd": DiscreteSAC, "es": SearchGradient, "ew": ExponentialWeights}
 OTHER_NAMES = {"use_sde": "gSDE", "algo": "algorithm", "environments": "environment", "seeds": "seed", "params": "key"}
 """What else messages call them."""
 
@@ -353,7 +399,8 @@ def constructors(draw: Any) -> Example:
     """An algorithm with some arguments."""
     algorithm = draw(st.sampled_from(list(ARGUMENTS)))
     given, wrong = draw(drawn(ARGUMENTS[algorithm], anything, lambda _: True))
-    envs = [name for name in _ENVS if algorithm is not DiscreteSAC or name in ("discrete", "shifted")]
+    suitable = {DiscreteSAC: ("discrete", "shifted"), ExponentialWeights: ("shifted",)}
+    envs = suitable.get(algorithm, tuple(_ENVS))
     return Example(algorithm, given, wrong, {"env": draw(st.sampled_from(envs))})
 
 
@@ -389,7 +436,8 @@ def outcome_of_constructor(example: Example, trains: bool) -> str:
         update is refused
     """
     algorithm, given = example.what, example.given
-    arguments = {"policy": "MlpPolicy", "policy_kwargs": {"net_arch": [4]}, "device": "cpu"}
+    small = {} if algorithm is ExponentialWeights else {"net_arch": [4]}
+    arguments = {"policy": "MlpPolicy", "policy_kwargs": small, "device": "cpu"}
     arguments |= SMALL[algorithm] | given
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -414,7 +462,7 @@ def outcome_of_constructor(example: Example, trains: bool) -> str:
         if not trains or too_much or users_own:
             return "made"
         try:
-            model.learn(30 if hasattr(model, "buffer_size") else 2 * model.n_steps * 2 + 1)
+            model.learn(2 * model.n_steps * 2 + 1 if hasattr(model, "rollout_buffer_class") else 30)
         except ValueError as error:
             if not any(is_number(x) and abs(x) > 100 for x in given.values()) or "finite" not in str(error):
                 raise
@@ -460,7 +508,7 @@ def _of_yaml(value: Any) -> bool:
 
 def _in_a_configuration(name: str, domain: Domain) -> Domain:
     """As rl_zoo3 reads it."""
-    if name in ("learning_rate", "clip_range", "clip_range_vf"):
+    if name in ("learning_rate", "clip_range", "clip_range_vf"):  # that of the bound is written by leaving it out
         return Domain(lambda x: _is_lin(x) or (x is not None and domain.allowed(x)), [0.1, "lin_0.1"])
     if name == "policy":
         return Domain(lambda x: _is_text(x) and (x == "MlpPolicy" or "." in x), ["MlpPolicy"])
@@ -527,7 +575,7 @@ def _are_seeds(value: Any) -> bool:
 
 STUDIES = {
     "environments": Domain(lambda x: x == ["CartPole-v1"], [["CartPole-v1"]]),
-    "seeds": Domain(_are_seeds, [1, 2, [3, 5]]),
+    "seeds": Domain(lambda x: x is None or x == {} or _are_seeds(x), [1, 2, [3, 5], {"CartPole-v1": 2}]),
     "n_timesteps": Domain(lambda x: _POSITIVE.allowed(x) or x == {}, [10, 1e5, {"CartPole-v1": 10}]),
     "threshold": Domain(lambda x: x is None or x == {} or (type(x) is not bool and is_number(x)), [400, 1.5]),
     "baseline": Domain(lambda x: x is None or x in ("a", "b"), ["a", None]),
@@ -540,7 +588,7 @@ STUDIES = {
     "algo": Domain(lambda x: x in ("reinforce", "ppo"), ["reinforce"]),
     "params": Domain(lambda x: x in (None, {}), [{}]),
 }
-for _key in ("n_timesteps", "threshold", "runs"):
+for _key in ("n_timesteps", "seeds", "threshold", "runs"):
     _usual = STUDIES[_key].usual
     STUDIES[_key] = Domain(lambda x, a=STUDIES[_key].allowed, u=_usual: a(x) or any(x is y for y in u), _usual)  # type: ignore[misc]
 

@@ -211,24 +211,26 @@ class ExponentialWeights(FixedLengthAlgorithm):
         tabular = isinstance(policy, type) and issubclass(policy, TabularPolicy)
         require(tabular, "policy", getattr(policy, "__name__", policy), "'MlpPolicy' or a subclass of TabularPolicy")
         super()._check_arguments()
-        if self.env is None:
-            return
         if self.control_variate is not None:
             self._check_control_variate()
+        if self.env is None:
+            return
         if self.feedback == "full":
             one_state = len(self._tables().initial) == 1
             bounded = self._has_step_size or self.gamma < 1 or one_state
             require(bounded, "learning_rate", "auto", "a number or a schedule with gamma=1 and several states")
 
     def _check_control_variate(self) -> None:
-        shape = tuple(int(getattr(space, "n", 0)) for space in (self.observation_space, self.action_space))
         try:
             numbers = np.asarray(self.control_variate, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             numbers = np.full(1, np.nan)
-        fits = numbers.shape in (shape, shape[1:]) and bool(np.isfinite(numbers).all())
-        allowed = f"None, or finite numbers of shape {shape[1:]} or {shape}"
-        require(fits, "control_variate", self.control_variate, allowed)
+        finite = numbers.ndim in (1, 2) and bool(np.isfinite(numbers).all())
+        require(finite, "control_variate", self.control_variate, "None, or finite numbers for actions, or all pairs")
+        if self.env is not None:  # nobody knows the spaces where a configuration is checked
+            shape = tuple(int(getattr(space, "n", 0)) for space in (self.observation_space, self.action_space))
+            allowed = f"None, or finite numbers of shape {shape[1:]} or {shape}"
+            require(numbers.shape in (shape, shape[1:]), "control_variate", self.control_variate, allowed)
 
     def ineffective_arguments(self) -> dict[str, tuple[Any, str]]:
         """See :meth:`~sb3_pgext.algorithms.base.PolicyGradientAlgorithm.ineffective_arguments`."""
