@@ -14,7 +14,14 @@ from sb3_pgext.algorithms import (
     SearchGradient,
 )
 from sb3_pgext.checkpoints import CheckpointCallback, has_checkpoint, load, resume, save
-from sb3_pgext.vec_envs import EnvPoolVecEnv, GymnasiumVecEnv, HalvesVecEnv, WorkerVecEnv
+from sb3_pgext.vec_envs import (
+    EnvPoolVecEnv,
+    GymnasiumVecEnv,
+    HalvesVecEnv,
+    TensorVecEnv,
+    TensorVecNormalize,
+    WorkerVecEnv,
+)
 
 __version__ = "0.1.0"
 
@@ -33,6 +40,8 @@ __all__ = [
     "HalvesVecEnv",
     "OffPolicyActorCritic",
     "SearchGradient",
+    "TensorVecEnv",
+    "TensorVecNormalize",
     "WorkerVecEnv",
     "__version__",
     "envs",

@@ -16,6 +16,7 @@ from sb3_pgext.algorithms.policies import QCriticPolicy, with_critic
 from sb3_pgext.arguments import require, require_count, require_one_of
 from sb3_pgext.estimators.returns import critic_advantages, critic_targets
 from sb3_pgext.rollouts import DictStepBuffer, Rollout, Segments, StepBuffer, StepCollector
+from sb3_pgext.rollouts.tensors import TensorCollector, speaks_tensors
 
 __all__ = ["FixedLengthAlgorithm", "by_step"]
 
@@ -43,6 +44,8 @@ class FixedLengthAlgorithm(OnPolicyGradientAlgorithm):
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int) -> bool:
         """See :meth:`Collector.collect <sb3_pgext.rollouts.collector.Collector.collect>`."""
+        if not self.collector.until_done and isinstance(self.collector, TensorCollector) != speaks_tensors(env):
+            self.collector = TensorCollector() if speaks_tensors(env) else StepCollector()
         if self.n_action_samples is not None:
             policy: Any = self.policy
             policy.n_action_samples = self.n_action_samples
@@ -129,6 +132,6 @@ class FixedLengthAlgorithm(OnPolicyGradientAlgorithm):
         return [*super()._excluded_save_params(), "collector"]
 
 
-def by_step(flat: th.Tensor, rollout_buffer: Any) -> np.ndarray:
-    """Numbers of all steps, ``(M,)``, in the order of the buffer's arrays, ``(T, E)``."""
-    return flat.numpy().reshape(rollout_buffer.n_envs, rollout_buffer.buffer_size).T
+def by_step(flat: th.Tensor, rollout_buffer: Any) -> th.Tensor:
+    """Numbers of all steps, ``(M,)``, in the order of the buffer's columns, ``(T, E)``."""
+    return flat.reshape(rollout_buffer.n_envs, rollout_buffer.buffer_size).T

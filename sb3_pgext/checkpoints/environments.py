@@ -10,7 +10,7 @@ from gymnasium.utils import EzPickle
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor
 
-from sb3_pgext.vec_envs import GymnasiumVecEnv
+from sb3_pgext.vec_envs import GymnasiumVecEnv, TensorVecEnv
 from sb3_pgext.vec_envs.pickling import EnvironmentPickler, appending, whole_state
 
 __all__ = ["adopt", "pickled"]
@@ -89,7 +89,7 @@ def pickled(env: VecEnv) -> bytes:
     :raises TypeError: it cannot be pickled; the message says why
     """
     base = list(_layers(env))[-1]
-    if not isinstance(base, (DummyVecEnv, GymnasiumVecEnv)):
+    if not isinstance(base, (DummyVecEnv, GymnasiumVecEnv, TensorVecEnv)):
         raise TypeError(f"{type(base).__name__} keeps the state of its sub-environments to itself")
     content = io.BytesIO()
     try:
@@ -147,4 +147,5 @@ def _make(layers: list[VecEnv]) -> list[Any]:
     envs: list[Any] = [*([base.env] if isinstance(base, GymnasiumVecEnv) else []), *getattr(base, "envs", [])]
     specs = [env.spec for env in envs]
     arguments = [spec and (spec.kwargs, spec.max_episode_steps, spec.additional_wrappers) for spec in specs]
-    return [base.num_envs, *map(type, layers), *map(str, envs), repr(arguments)]
+    of_tensors = [type(base.env), base.observation_space, base.device] if isinstance(base, TensorVecEnv) else []
+    return [base.num_envs, *map(type, layers), *map(str, envs), repr(arguments), *of_tensors]

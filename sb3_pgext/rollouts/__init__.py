@@ -5,6 +5,7 @@ from sb3_pgext.rollouts.dataset import EpisodeDataset
 from sb3_pgext.rollouts.episodes import EpisodeCollector
 from sb3_pgext.rollouts.replay import EpisodeReplay, ReplayedBatch
 from sb3_pgext.rollouts.steps import Segments, StepCollector
+from sb3_pgext.rollouts.tensors import TensorCollector
 
 __all__ = [
     "DictStepBuffer",
@@ -18,4 +19,5 @@ __all__ = [
     "Segments",
     "StepBuffer",
     "StepCollector",
+    "TensorCollector",
 ]

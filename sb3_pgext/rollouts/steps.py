@@ -44,14 +44,14 @@ class Segments(NamedTuple):
         :param dones: whether an episode ended with the last step, ``(E,)``
         :return: the segments
         """
-        starts = buffer.episode_starts.T.astype(bool)  # (E, T), a copy
+        starts = th.as_tensor(buffer.episode_starts).numpy(force=True).T.astype(bool)  # (E, T), a copy
         starts[:, 0] = True
         ends = np.roll(starts, -1, axis=1)
         bootstrap_values = np.zeros(starts.shape, np.float32)
         bootstrap_values[:, -1] = np.where(dones, 0.0, last_values.numpy(force=True))
         flat = (buffer.swap_and_flatten(column).ravel() for column in (buffer.rewards, buffer.values))
         numbers = np.cumsum(starts) - 1
-        return cls(*map(th.as_tensor, (*flat, numbers, bootstrap_values[ends])))
+        return cls(*(th.as_tensor(x, device="cpu") for x in (*flat, numbers, bootstrap_values[ends])))
 
 
 class StepCollector(Collector):
@@ -113,12 +113,12 @@ class StepCollector(Collector):
         self.last_values = model._values(obs_as_tensor(self.last_obs, model.device))
         self.compute_advantages(model, rollout_buffer)
         names = ("rewards", "advantages", "returns")
-        before = {name: getattr(rollout_buffer, name).copy() for name in names}
+        before = {name: th.as_tensor(getattr(rollout_buffer, name)).clone() for name in names}
         callback.update_locals(seen | {"values": self.last_values[:, None], "n_steps": seen["n_rollout_steps"]})
         callback.on_rollout_end()
         if rollout_buffer.generator_ready:  # a callback has called get(): its arrays are flat
             return
-        changed = {name for name in names if not np.array_equal(before[name], getattr(rollout_buffer, name))}
+        changed = {name for name in names if not before[name].equal(th.as_tensor(getattr(rollout_buffer, name)))}
         if changed == {"rewards"}:
             self.compute_advantages(model, rollout_buffer)
 
