@@ -99,7 +99,7 @@ def push_to_hub(
         files.write(folder / _MODEL, written)
         filmed = _film(model, config, args, folder / _FILM)
         (folder / _RESULTS).write_text(json.dumps(played._asdict(), indent=1))
-        (folder / "README.md").write_text(_card(written_config, args, played, filmed, license_id, repo_id))
+        (folder / "README.md").write_text(_card(written_config, args, model, played, filmed, license_id, repo_id))
         if repo_id is not None:
             from huggingface_hub import HfApi
 
@@ -194,6 +194,7 @@ def _yaml(content: Mapping[str, Any]) -> str:
 def _card(
     config: Mapping[str, Any],
     args: Mapping[str, Any],
+    model: BaseAlgorithm,
     played: Played,
     filmed: bool,
     license_id: str,
@@ -216,7 +217,7 @@ def _card(
         head=yaml.safe_dump(head, sort_keys=False),
         algorithm=algorithm,
         env_id=env_id,
-        steps=config["n_timesteps"],
+        steps=model.num_timesteps,
         played=played,
         n_episodes=len(played.returns),
         film=f'\n<video src="{_FILM}" controls loop></video>\n' if filmed else "",

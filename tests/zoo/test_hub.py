@@ -57,6 +57,7 @@ def test_the_card_has_what_the_hub_and_people_look_for(pushed: Path) -> None:
     assert result["metrics"][0]["value"].startswith(f"{mean:.2f} +/- ")
     for text in (
         f"**Return: {mean:.2f} [",
+        f"trained on CartPole-v1 for {load(pushed / 'model').num_timesteps:,} steps.",  # not the configuration's
         "replay.mp4",
         "n_episodes:",
         "stable-baselines3 | ",
