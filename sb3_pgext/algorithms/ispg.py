@@ -353,12 +353,12 @@ class ISPG(EpisodicAlgorithm):
         return {name: tensor.clone() for name, tensor in numbers.items() if name not in of_critic_alone}
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
-        """SB3's: write the batches that are kept, and the policies that played them, to a file or a name of one."""
-        self.replay_buffer.save(path, self.verbose)
+        """SB3's: write the batches kept, and the policies that played them; ranks beside 0 to files of their own."""
+        self.replay_buffer.save(self.ranks.own_file(path), self.verbose)
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """SB3's, of files that you trust. All episodes are finished, whatever ``truncate_last_traj`` says."""
-        replay = EpisodeReplay.load(path, self.device, self.verbose)
+        replay = EpisodeReplay.load(self.ranks.own_file(path), self.device, self.verbose)
         replay.require_fitting(self.policy.state_dict(), policy_parameters(self.policy).keys())
         self._take_over(replay)
 

@@ -159,6 +159,14 @@ class OffPolicyGradientAlgorithm(PolicyGradientAlgorithm, OffPolicyAlgorithm):
             replay_buffer.add_log_prob(self._log_prob_of_actions)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
+    def save_replay_buffer(self, path: Any) -> None:
+        """SB3's, where the other ranks have files of their own beside that of rank 0."""
+        super().save_replay_buffer(self.ranks.own_file(path))
+
+    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
+        """SB3's, of this rank's own file."""
+        super().load_replay_buffer(self.ranks.own_file(path), truncate_last_traj)
+
     def _sample(self, batch_size: int) -> Transitions:
         """A minibatch of the replay; also rewards of several steps are discounted with γ as it is now."""
         buffer = self.replay_buffer

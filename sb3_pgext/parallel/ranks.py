@@ -1,8 +1,10 @@
 """Ranks: the processes of one run, and means over what all of them have."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -61,6 +63,18 @@ class Ranks:
         if seed is None or self.rank == 0:
             return seed
         return int(np.random.SeedSequence([seed, self.rank]).generate_state(1)[0])
+
+    def own_file(self, file: Any) -> Any:
+        """
+        The file of what each rank has for itself.
+
+        :param file: a path; or an open file, which stays as it is
+        :return: the path on rank 0, elsewhere beside it, with the number of the rank in its name
+        """
+        if self.rank == 0 or not isinstance(file, (str, os.PathLike)):
+            return file
+        path = Path(file)
+        return path.with_name(f"{path.stem}_rank{self.rank}{path.suffix}")
 
     def sum(self, x: th.Tensor) -> th.Tensor:
         """

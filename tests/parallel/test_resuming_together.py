@@ -119,3 +119,24 @@ def test_another_number_of_ranks(before, after, message, tmp_path):
     (said,) = read[0][2]
     for part in message.split(".*"):
         assert part.strip() in said
+
+
+@pytest.mark.parametrize("key", ["sacd", "ispg"])
+def test_each_rank_has_a_file_for_its_replay(key, tmp_path):
+    def kept(rank):
+        model = MAKE[key]()
+        model.learn(60)
+        model.save_replay_buffer(tmp_path / "replay")
+        other = MAKE[key]()
+        other.load_replay_buffer(tmp_path / "replay")
+        return [_numbers_of(m.replay_buffer) for m in (model, other)]
+
+    results = results_of(2, kept)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["replay.pkl", "replay_rank1.pkl"]
+    for saved, loaded in results:
+        assert th.equal(saved, loaded)
+    assert not th.equal(results[0][0], results[1][0]), "what each has played"
+
+
+def _numbers_of(replay):
+    return replay.batches[-1].log_prob if hasattr(replay, "batches") else th.as_tensor(replay.observations)
