@@ -117,6 +117,7 @@ NOISE = NormalActionNoise(np.zeros(2), np.ones(2))
         (MANY, {}, "n_action_samples=None: .*over more than 256 joint actions"),
         (MANY, {"n_action_samples": 1}, "n_action_samples=1: .*>= 2"),
         (MANY, {"gradient": "sampled", "n_action_samples": 0}, "n_action_samples=0: .*>= 1"),
+        (DISCRETE, {"gradient": "sampled", "n_steps": "lin_0.1"}, "n_steps='lin_0.1': allowed is a whole number >= 1"),
         (DISCRETE, {"n_action_samples": 2}, "n_action_samples=2: allowed is None where all actions are enumerated"),
         (BOX, {"n_action_samples": 2}, "n_action_samples=2: allowed is None .*gradient='reparameterized'"),
         (DISCRETE, {"action_noise": NOISE}, "action_noise=.*: allowed is None on discrete actions"),

@@ -100,7 +100,9 @@ class FixedLengthAlgorithm(OnPolicyGradientAlgorithm):
             require(self.critic == made, "critic", self.critic, f"{made!r}, as the policy was made")
         space = getattr(self, "action_space", None)  # nobody knows it where a configuration is checked
         draws = self.critic == "q" and space is not None and JointActions.of(space) is None
-        if draws or self.n_action_samples is not None:
+        needed = f"a whole number >= 2 with critic='q' over {space}"
+        require(not draws or self.n_action_samples is not None, "n_action_samples", None, needed)
+        if self.n_action_samples is not None:
             require_count("n_action_samples", self.n_action_samples, at_least=2)
         kind = DictRolloutBuffer if self._has_dict_observations else RolloutBuffer
         buffer = self.rollout_buffer_class

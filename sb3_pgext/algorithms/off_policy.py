@@ -48,6 +48,7 @@ class OffPolicyGradientAlgorithm(PolicyGradientAlgorithm, OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._checked_env: CheckedVecEnv | None = None
         # SB3 would warn that n_steps is ignored, which it is not.
+        require_count("n_steps", self.n_steps)
         buffer, n_steps = self.replay_buffer_class, self.n_steps
         if isinstance(buffer, type) and issubclass(buffer, NStepReplayBuffer) and n_steps > 1:
             self.replay_buffer_kwargs = {"n_steps": n_steps, "gamma": self.gamma} | self.replay_buffer_kwargs
