@@ -18,7 +18,7 @@ from sb3_pgext.engine.eager import Average, Draw, Engine, Geometry, LossFunction
 from sb3_pgext.engine.functional import FunctionOfPolicy, call_with, names_of, of_tensors
 from sb3_pgext.engine.graphs import Examined, Graph, examine, graph_of, warn_once
 from sb3_pgext.engine.nested import leaves, rebuilding
-from sb3_pgext.engine.plain import parameters_of
+from sb3_pgext.engine.plain import parameters_of, structure_of
 from sb3_pgext.estimators.natural import fisher_vector_product
 from sb3_pgext.rollouts.acting import unvalidated_distributions
 
@@ -69,9 +69,15 @@ class CompiledEngine(Engine):
         """See :meth:`~sb3_pgext.engine.eager.Engine.over`."""
         return CompiledEngine(network, self.key, self.foreign, self.acts)
 
-    def acting(self, with_values: bool = True, draw: Draw | None = None) -> Draw:
+    def acting(
+        self,
+        with_values: bool = True,
+        draw: Draw | None = None,
+        beside: th.nn.Module | None = None,
+        otherwise: Draw | None = None,
+    ) -> Draw:
         """See :meth:`~sb3_pgext.engine.eager.Engine.acting`; the same random numbers are drawn."""
-        eagerly = super().acting(with_values, draw)
+        eagerly = otherwise or super().acting(with_values, draw)
         if not self.acts or (draw is not None and self.foreign is not None):
             return eagerly
         graphs: dict[Hashable, Graph | None] = {}
@@ -91,7 +97,7 @@ class CompiledEngine(Engine):
                 module = policy if draw is None else FunctionOfPolicy(policy, draw)
                 forward = of_tensors(module, parameters, (observations,))
                 with th.no_grad(), unvalidated_distributions():
-                    key = None if draw is None else self.key
+                    key = None if draw is None else (self.key, beside and structure_of(beside))
                     graphs[form] = graph_of(policy, key, forward, arguments, "acting", draws=True)
                 n_registered = _Registrations.n  # among them the policy's in the function
             graph = graphs[form]

@@ -81,12 +81,20 @@ class Engine:
         """
         return Engine(network)
 
-    def acting(self, with_values: bool = True, draw: Draw | None = None) -> Draw:
+    def acting(
+        self,
+        with_values: bool = True,
+        draw: Draw | None = None,
+        beside: th.nn.Module | None = None,
+        otherwise: Draw | None = None,
+    ) -> Draw:
         """
         Acting during a rollout.
 
         :param with_values: whether values and log-probabilities are needed
-        :param draw: how a policy without a critic of V acts; None for the policy's ``forward``
+        :param draw: how a policy without a critic of V acts, or what else is done with it; None for its ``forward``
+        :param beside: another module that ``draw`` evaluates
+        :param otherwise: does the same as ``draw``, where that cannot be compiled; None for ``draw`` as it is
         :return: observations → actions, values, log-probabilities, as the policy's ``forward``; or those of ``draw``
         """
         policy = self.policy

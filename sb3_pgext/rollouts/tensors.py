@@ -1,5 +1,7 @@
 """Fixed-length collection from environments that speak tensors: no array, and no object for each sub-environment."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
+from torch.func import functional_call
 
 from sb3_pgext.arguments import require
 from sb3_pgext.rollouts.acting import explain
@@ -18,6 +21,7 @@ from sb3_pgext.rollouts.checks import require_finite
 from sb3_pgext.rollouts.steps import StepCollector
 from sb3_pgext.vec_envs import tensors
 from sb3_pgext.vec_envs.tensors import NumpySide, StepInfos, TensorStep, TensorVecEnv
+from sb3_pgext.vec_envs.torch_envs import TorchEnv
 
 __all__ = ["Fetched", "TensorCollector", "speaks_tensors"]
 
@@ -106,17 +110,16 @@ class TensorCollector(StepCollector):
             buffer.to_device(env.device)
 
     def _play(self, model: Any, env: Any, callback: BaseCallback, rollout_buffer: Any, seen: dict[str, Any]) -> bool:
-        act, base, at_hand = model.engine.acting(), env.base, tensors.at_hand(env.device)
+        play, base, at_hand = _player(model, env), env.base, tensors.at_hand(env.device)
         observations, starts = obs_as_tensor(model._last_obs, env.device), th.as_tensor(model._last_episode_starts)
         starts = starts.to(env.device)
         played: list[Played] = []
         for n_steps in range(seen["n_rollout_steps"]):
             if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
                 model.policy.reset_noise(env.num_envs)
-            actions, values, log_probs = act(observations if at_hand else each(_drawable, observations))
-            actions = actions.reshape(-1, *model.action_space.shape)
-            clipped = _clipped(model, actions)
-            step = _step(model, env, clipped, n_steps)
+            acted = play(observations if at_hand else each(_drawable, observations), n_steps)
+            actions, values, log_probs, clipped, step = acted
+            model.num_timesteps += env.num_envs
             if at_hand:
                 _require_finite(actions, base.last_step, n_steps)
             played.append(_played(base, step, actions, at_hand))
@@ -181,26 +184,56 @@ def _drawable(x: th.Tensor) -> th.Tensor:
     return th.nan_to_num(x, 0.0, 0.0, 0.0) if x.is_floating_point() else x
 
 
-def _clipped(model: Any, actions: th.Tensor) -> th.Tensor:
-    """The actions as the environment takes them: unscaled, or clipped to the bounds of a Box."""
-    space = model.action_space
-    if not isinstance(space, spaces.Box):
-        return actions
-    low, high = (th.as_tensor(bound, device=actions.device) for bound in (space.low, space.high))
-    if model.policy.squash_output:
-        return low + 0.5 * (actions + 1.0) * (high - low)
-    return actions.clamp(low, high)
+def _player(model: Any, env: Any) -> Callable[[PyTorchObs, int], tuple[Any, ...]]:
+    """
+    Acting and stepping, in one graph where both are functions that can be compiled.
 
+    :param model: with an actor-critic policy
+    :param env: speaks tensors
+    :return: observations and the vector steps before → actions, values, log-probabilities, the actions as the
+        environment takes them, and the step
+    """
+    act, space, torch_env = model.engine.acting(), model.action_space, env.base.env
+    box = isinstance(space, spaces.Box)
+    bounds = [th.as_tensor(x, device=env.device) for x in (space.low, space.high)] if box else []
 
-def _step(model: Any, env: Any, actions: th.Tensor, n_steps: int) -> TensorStep:
-    """The step, counted."""
-    try:
-        step = env.step_tensors(actions)
-    except Exception as error:
-        explain(error, env, f"at vector step {n_steps} of this rollout")
-        raise
-    model.num_timesteps += env.num_envs
-    return step
+    def drawn(observations: PyTorchObs, bounds: list[th.Tensor], act: Callable[..., Any]) -> tuple[Any, ...]:
+        actions, values, log_probs = act(observations)
+        actions = clipped = actions.reshape(-1, *space.shape)
+        if bounds:
+            low, high = bounds
+            squashed = model.policy.squash_output
+            clipped = low + 0.5 * (actions + 1.0) * (high - low) if squashed else actions.clamp(low, high)
+        return actions, values, log_probs, clipped
+
+    def stepped(step: Callable[[Any], TensorStep], x: Any, n_steps: int) -> TensorStep:
+        try:
+            return step(x)
+        except Exception as error:
+            explain(error, env, f"at vector step {n_steps} of this rollout")
+            raise
+
+    def separately(observations: PyTorchObs, n_steps: int) -> tuple[Any, ...]:
+        acted = drawn(observations, bounds, act)
+        return *acted, stepped(env.step_tensors, acted[-1], n_steps)
+
+    if env is not env.base or not isinstance(torch_env, TorchEnv) or type(torch_env).step is not TorchEnv.step:
+        return separately
+
+    def together(given: Any, act: Callable[..., Any]) -> tuple[Any, ...]:
+        observations, bounds, buffers, state, time, uniform = given
+        acted = drawn(observations, bounds, act)
+        return *acted, *functional_call(torch_env, buffers, (state, time, acted[-1], uniform))
+
+    in_one = model.engine.acting(True, partial(together, act=model.policy), torch_env, partial(together, act=act))
+    buffers = dict(torch_env.named_buffers())
+
+    def in_one_graph(observations: PyTorchObs, n_steps: int) -> tuple[Any, ...]:
+        given = observations, bounds, buffers, torch_env.state, torch_env.time, torch_env.uniform()
+        *acted, torch_env.state, torch_env.time, step = in_one(given)
+        return *acted, stepped(env.stepped, step, n_steps)
+
+    return in_one_graph
 
 
 def _played(env: TensorVecEnv, step: TensorStep, actions: th.Tensor, at_hand: bool) -> Played:

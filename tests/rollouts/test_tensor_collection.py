@@ -231,6 +231,33 @@ def test_compiled_it_is_the_same(case, monkeypatch):
     assert_close(columns(compiled), columns(collected(model_of(env(), **arguments))), rtol=1e-4, atol=1e-5)
 
 
+def test_acting_and_the_step_are_one_graph(monkeypatch):
+    monkeypatch.setattr(graphs, "package_of", traced_only)
+    env, calls = cart_pole(), []
+    model = model_of(env, compile=True)
+    transition = env.transition
+    env.transition = lambda *arguments: calls.append(1) or transition(*arguments)
+    for limit, n_graphs in ((10, 1), (10, 1), (3, 2)):  # another number is another graph
+        env.max_episode_steps = limit
+        collected(model)
+        assert len(calls) == n_graphs
+    assert {info["l"] for info in model.ep_info_buffer} == {3}
+
+
+@pytest.mark.filterwarnings("ignore:compile=True. acting runs uncompiled:UserWarning")
+def test_a_step_that_cannot_be_compiled(monkeypatch):
+    class Looks(TorchCartPole):
+        def transition(self, state, actions, uniform):
+            assert state.isfinite().all().item()
+            return super().transition(state, actions, uniform)
+
+    compiled = []
+    monkeypatch.setattr(graphs, "package_of", lambda *graph: compiled.append(graph) or traced_only(*graph))
+    found = collected(model_of(Looks(4, 10), compile=True))
+    assert len(compiled) == 1  # acting
+    assert_close(columns(found), columns(collected(model_of(cart_pole()))), rtol=1e-4, atol=1e-5)
+
+
 # --- callbacks ---------------------------------------------------------------------------------------------------
 
 
