@@ -1,4 +1,9 @@
-"""Values as JSON, with arrays and tensors apart, and back. Nothing that is read can name code to import or to run."""
+"""Values as JSON, with arrays and tensors apart, and back. Nothing that is read can name code to import or to run.
+
+A value that JSON lacks is an object with the key ``is``: ``tensor``, ``array`` or ``scalar`` (its numbers are in
+``tensors.safetensors``, under ``of``), ``class`` (one of the known list), ``made`` (a tuple, path, space, …, from its
+arguments), ``record`` (a schedule, statistics, noise, old batches) or ``custom`` (in ``custom.pkl``).
+"""
 
 import importlib
 from collections import OrderedDict, deque
