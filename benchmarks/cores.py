@@ -1,6 +1,7 @@
 """Environment steps per second on all cores of a machine: our settings beside each of SB3's PPO, by turns.
 
 usage: python -m benchmarks.cores [--env CartPole-v1] [--n-envs 8] [--contenders NAME …] [--out runs/cores]
+       python -m benchmarks.cores --env benchmarks.cores:AtariPong-v0 --n-steps 128 --batch-size 256 --n-epochs 4
 
 Whole trainings, as in ``benchmarks.throughput``: medians of the turns, with the smallest and the largest, as ratios to
 SB3's best contender of the same turns. "One half at a time" is the same two halves, of which none steps while the
@@ -15,11 +16,24 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
+from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
 
 from benchmarks.throughput import CLIPPED, COMPILED, CONTENDERS, SETTING, Contender, Turn, measure
 from sb3_pgext import EnvPoolVecEnv, HalvesVecEnv
+
+
+def pong() -> gym.Env:
+    """ALE's Pong in SB3's wrappers, one frame at a time."""
+    import ale_py
+
+    gym.register_envs(ale_py)
+    return AtariWrapper(gym.make("ALE/Pong-v5", frameskip=1, repeat_action_probability=0.0))
+
+
+gym.register("AtariPong-v0", pong)
 
 
 class OneAtATime(HalvesVecEnv):
@@ -100,8 +114,9 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, help="folder for the table")
     arguments = parser.parse_args()
     setting = {name: getattr(arguments, name) for name in SETTING}
-    vectorised = arguments.env == "CartPole-v1"
-    chosen = arguments.contenders or [name for name in [*SB3, *OURS] if vectorised or name != "ours, vectorised"]
+    lacking = {"benchmarks.cores:AtariPong-v0": ("vectorised", "envpool"), "CartPole-v1": ()}
+    without = lacking.get(arguments.env, ("vectorised",))
+    chosen = arguments.contenders or [x for x in [*SB3, *OURS] if not any(kind in x for kind in without)]
     CONTENDERS.update(SB3 | OURS)
     results = measure(chosen, arguments.env, setting, arguments.repetitions, arguments.rollouts, "cpu")
     turns = {name: result.turns for name, result in results.items() if name in chosen}
@@ -120,7 +135,8 @@ def main() -> None:
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        with (arguments.out / f"cores_{arguments.env}.csv").open("w", newline="") as file:
+        path = arguments.out / f"cores_{arguments.env.rpartition(':')[2]}_{arguments.n_envs}.csv"
+        with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
             writer.writerows(rows)

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import cloudpickle
 import torch as th
-import torch.multiprocessing as mp
+
+from sb3_pgext.vec_envs.worker_vec_env import process_context
 
 __all__ = ["Link", "Workers"]
 
@@ -102,10 +103,7 @@ class Workers:
         self._connections: list[Connection] = []
         self._processes: list[Any] = []
         self._ready: deque[Any] = deque()
-        if mp.get_start_method(allow_none=True) not in (None, *mp.get_all_start_methods()):
-            # In a process of joblib: it has its own way to start others, which these would be told and not know.
-            mp.set_start_method(START_METHOD, force=True)
-        context: Any = mp.get_context(START_METHOD)
+        context = process_context(START_METHOD)
         try:
             for number in range(n_workers):
                 ours, theirs = context.Pipe()

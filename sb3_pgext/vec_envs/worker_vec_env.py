@@ -12,7 +12,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import CloudpickleWrapper, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-__all__ = ["WorkerVecEnv"]
+__all__ = ["WorkerVecEnv", "process_context"]
 
 
 class WorkerVecEnv(VecEnv):
@@ -27,8 +27,7 @@ class WorkerVecEnv(VecEnv):
     """It steps while this process does something else."""
 
     def __init__(self, make: Callable[[], VecEnv]):
-        methods = multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        context = process_context()
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(CloudpickleWrapper(make), theirs), daemon=True)
         self._process.start()
@@ -109,6 +108,21 @@ class WorkerVecEnv(VecEnv):
         """End the worker."""
         self._pipe.close()
         self._process.join()
+
+
+def process_context(method: str | None = None) -> Any:
+    """
+    Choose how processes are started. One of joblib has its own way, which those it starts would be told and not know;
+    it gets this one instead.
+
+    :param method: ``"spawn"`` or another of multiprocessing's; None for SB3's choice
+    :return: multiprocessing's context for it
+    """
+    known = multiprocessing.get_all_start_methods()
+    method = method or ("forkserver" if "forkserver" in known else "spawn")
+    if multiprocessing.get_start_method(allow_none=True) not in (None, *known):
+        multiprocessing.set_start_method(method, force=True)
+    return multiprocessing.get_context(method)
 
 
 def _serve(make: CloudpickleWrapper, pipe: Connection) -> None:

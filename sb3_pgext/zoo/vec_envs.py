@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from sb3_pgext.arguments import require
 from sb3_pgext.vec_envs import EnvPoolVecEnv, GymnasiumVecEnv, HalvesVecEnv
+from sb3_pgext.vec_envs.worker_vec_env import process_context
 
 VEC_ENVS = ("dummy", "subproc", "halves", "gymnasium", "envpool", "envpool_halves")
 """The values of ``vec_env``."""
@@ -44,7 +45,7 @@ def make_vec_env(
     :raises ValueError: the kind cannot do what is asked for
     """
     of_makers: dict[str, Callable[[list[EnvMaker]], VecEnv]]
-    of_makers = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv, "halves": HalvesVecEnv.of}
+    of_makers = {"dummy": DummyVecEnv, "subproc": _in_processes, "halves": HalvesVecEnv.of}
     if kind in of_makers:
         return of_makers[kind](makers)
     env: VecEnv
@@ -62,6 +63,12 @@ def make_vec_env(
         require(n_envs % 2 == 0 or not in_halves, "n_envs", n_envs, f"an even number with vec_env={kind!r}")
         env = HalvesVecEnv(pool(n_envs // 2), pool(n_envs // 2)) if in_halves else pool(n_envs)
     return _monitored(env, monitor_kwargs, log_folder)
+
+
+def _in_processes(makers: list[EnvMaker]) -> SubprocVecEnv:
+    """SubprocVecEnv, also in one of a study's processes."""
+    process_context()
+    return SubprocVecEnv(makers)
 
 
 def _monitored(env: VecEnv, monitor_kwargs: Mapping[str, Any], log_folder: Path | None) -> VecMonitor:

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
+from benchmarks.cores import OneAtATime
 from sb3_pgext import REINFORCE, VPG, ClippedCriticPPO, HalvesVecEnv
 from sb3_pgext.engine.eager import Engine
 from tests.environments import RewardsAndLimits, Scripted
@@ -71,9 +72,9 @@ def makers(observations, actions, n_envs):
     return [lambda: RewardsAndLimits(OBSERVATIONS[observations](), ACTIONS[actions]()) for _ in range(n_envs)]
 
 
-def halves(env_fns, log=None):
+def halves(env_fns, log=None, kind=HalvesVecEnv):
     log, middle = [] if log is None else log, len(env_fns) // 2
-    return HalvesVecEnv(Asynchronous(env_fns[:middle], log, "first"), Asynchronous(env_fns[middle:], log, "second"))
+    return kind(Asynchronous(env_fns[:middle], log, "first"), Asynchronous(env_fns[middle:], log, "second"))
 
 
 def act_in_halves(monkeypatch):
@@ -152,6 +153,17 @@ def test_one_half_is_sent_ahead_while_the_other_one_steps(name):
     assert log[:13] == [*begin, *step, *step]
     assert log[-2:] == ["receive second", "callback"]  # at the end of a rollout nothing is ahead
     assert log.count("send first") == log.count("send second") == log.count("callback")
+
+
+def test_what_the_benchmark_calls_one_half_at_a_time():
+    """The same numbers, without any overlap."""
+    log, models = [], []
+    for kind in (HalvesVecEnv, OneAtATime):
+        models.append(learn(halves(makers("box", "box", 4), log, kind), "VPG", Locals(log), 28))
+        if kind is HalvesVecEnv:
+            log.clear()
+    assert log[:5] == ["send first", "receive first", "send second", "receive second", "send first"]
+    assert_same(*(dict(model.policy.state_dict()) for model in models))
 
 
 def test_a_batch_that_waits_for_a_reset(monkeypatch):

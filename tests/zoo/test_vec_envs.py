@@ -4,11 +4,13 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import SyncVectorEnv
+from joblib.externals.loky import get_reusable_executor
 from rl_zoo3 import train as zoo_train
 from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
@@ -20,6 +22,7 @@ from sb3_pgext.compare.runs import execute, measurements
 from sb3_pgext.compare.study import read_study
 from sb3_pgext.zoo.experiments import experiment, model_of
 from sb3_pgext.zoo.names import check_environment
+from sb3_pgext.zoo.vec_envs import make_vec_env
 
 _MINIMAL = {"policy": "MlpPolicy", "n_timesteps": 1000, "n_envs": 3, "n_steps": 16, "batch_size": 16}
 
@@ -136,6 +139,24 @@ def test_two_halves(name: str, half: type, tmp_path: Path) -> None:
     manager.setup_experiment()
     with contextlib.closing(manager.create_envs(1, eval_env=True)) as env:
         assert not isinstance(env.unwrapped, HalvesVecEnv)
+
+
+def _first_observations(kind: str) -> np.ndarray:
+    with contextlib.closing(make_vec_env(kind, "CartPole-v1", {}, None, {}, None, [_cart_pole] * 2)) as env:
+        env.seed(4)
+        return env.reset()
+
+
+def _cart_pole() -> gym.Env:
+    return gym.make("CartPole-v1")
+
+
+def test_workers_of_a_process_of_joblib() -> None:
+    """A study trains in such processes, which have a way of their own to start others."""
+    executor = get_reusable_executor(max_workers=1)
+    for kind in ("halves", "subproc"):
+        observations = executor.submit(_first_observations, kind).result(120)
+        np.testing.assert_array_equal(observations, _first_observations("dummy"))
 
 
 def test_a_game_that_only_envpool_has(tmp_path: Path) -> None:
