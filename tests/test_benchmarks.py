@@ -48,6 +48,20 @@ def test_without_a_gpu_it_says_so(tmp_path, monkeypatch):
     assert not (tmp_path / "gpu.md").exists()
 
 
+def test_environments_that_speak_tensors():
+    contenders = "PPO (SB3), DummyVecEnv", "ClippedCriticPPO, GymnasiumVecEnv", "ClippedCriticPPO, TensorVecEnv"
+    options = "--n-envs", 4, "--rounds", 1, "--scale", 2, 4
+    finished = run(sys.executable, "-m", "benchmarks.tensor_vec_env", "--contenders", *contenders, *options)
+    assert finished.returncode == 0, finished.stderr
+    for line in (
+        "4 CartPoles | ",
+        *(f"{name} | " for name in contenders),
+        "ClippedCriticPPO, TensorVecEnv against",
+        "2 | ",
+    ):
+        assert f"\n{line}" in f"\n{finished.stdout}"
+
+
 def test_the_page_of_the_benchmark(tmp_path, monkeypatch):
     """New evaluations take the place of those of the same runs; a task has a table, and few seeds their range."""
     monkeypatch.setattr(page, "DOCS", tmp_path)

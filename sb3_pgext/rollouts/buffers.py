@@ -128,14 +128,12 @@ class _Storage(RolloutBuffer):
             self.full = True
             if self._on_device:
                 both = th.stack([th.stack(column) for column in zip(*self._on_device, strict=True)])
-                columns = th.as_tensor(self.values), th.as_tensor(self.log_probs)
-                for column, of_device in zip(columns, both.to(columns[0].device), strict=True):
-                    column.copy_(of_device)
+                self.values[:], self.log_probs[:] = both.to(th.as_tensor(self.values).device)
                 self._on_device = []
 
     def to_device(self, device: th.device) -> None:
         """
-        Keep the columns of this rollout as tensors: what comes from a GPU and goes back there does not leave it.
+        Keep the columns of this rollout as tensors.
 
         :param device: where
         """

@@ -44,7 +44,7 @@ class Cuts(NamedTuple):
 
 class Played(NamedTuple):
     """
-    What is kept of a vector step until the rollout ends.
+    The part of a vector step that is kept until the rollout ends.
 
     :param ended: where an episode has, ``(E,)``, bool
     :param returns: sums of rewards, ``(E,)``

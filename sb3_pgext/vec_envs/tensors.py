@@ -19,7 +19,7 @@ __all__ = ["NumpySide", "StepInfos", "TensorEnv", "TensorStep", "TensorVecEnv", 
 
 class TensorStep(NamedTuple):
     """
-    What a step of E sub-environments returns. Where an episode ends, the next one has already begun.
+    The outcome of a step of E sub-environments. Where an episode ends, the next one has already begun.
 
     :param observations: in the dtype of their space, ``(E, *observation shape)``, or a dict of such tensors
     :param rewards: ``(E,)``, floating
@@ -37,7 +37,7 @@ class TensorStep(NamedTuple):
 
 class TensorEnv(Protocol):
     """
-    What :class:`TensorVecEnv` needs: E sub-environments, whose tensors are all on one device.
+    An environment for :class:`TensorVecEnv`: E sub-environments, whose tensors are all on one device.
 
     :ivar num_envs: E
     :ivar observation_space: of one sub-environment
