@@ -160,7 +160,7 @@ class TensorCollector(StepCollector):
             raise ValueError(f"V of the terminal observation of {where} is not finite: allowed are finite numbers only")
 
     def recomputed_advantages(self, model: Any, rollout_buffer: RolloutBuffer, values: th.Tensor) -> th.Tensor:
-        """See :meth:`StepCollector.recomputed_advantages <sb3_pgext.rollouts.StepCollector>`."""
+        """See :meth:`~sb3_pgext.rollouts.StepCollector.recomputed_advantages`."""
         time, env_index, observations, old_values = self.cuts
         rewards = th.as_tensor(rollout_buffer.rewards)
         before = rewards.clone()

@@ -21,11 +21,11 @@ class TensorStep(NamedTuple):
     """
     The outcome of a step of E sub-environments. Where an episode ends, the next one has already begun.
 
-    :param observations: in the dtype of their space, ``(E, *observation shape)``, or a dict of such tensors
-    :param rewards: ``(E,)``, floating
-    :param terminated: whether the step ended an episode, ``(E,)``, bool
-    :param truncated: whether a time limit cut it, ``(E,)``, bool
-    :param final_observations: as ``observations``, but of the episode that has ended, where one has; anything elsewhere
+    :ivar observations: in the dtype of their space, ``(E, *observation shape)``, or a dict of such tensors
+    :ivar rewards: ``(E,)``, floating
+    :ivar terminated: whether the step ended an episode, ``(E,)``, bool
+    :ivar truncated: whether a time limit cut it, ``(E,)``, bool
+    :ivar final_observations: as ``observations``, but of the episode that has ended, where one has; anything elsewhere
     """
 
     observations: PyTorchObs
