@@ -131,7 +131,8 @@ class TensorCollector(StepCollector):
             if goes_on:
                 columns = (each(_stored, observations), *map(_stored, (actions, step.rewards, starts)))
                 rollout_buffer.add(*columns, values.float(), log_probs.float())
-            observations, starts = step.observations, base.ended
+            # A copy, as the environment may write its next observations into the same memory.
+            observations, starts = each(th.clone, step.observations), base.ended
             if not goes_on:
                 break
         if not at_hand:

@@ -117,7 +117,7 @@ class NumpySide:
         of_each = StepInfos(self.base, step)
         for e in np.flatnonzero(dones).tolist():
             infos[e] = of_each[e]
-        return as_arrays(step.observations), as_arrays(step.rewards.float()), dones, infos
+        return as_arrays(step.observations), as_arrays(step.rewards), dones, infos
 
 
 class StepInfos(Sequence[dict[str, Any]]):
@@ -210,12 +210,14 @@ class TensorVecEnv(NumpySide, VecEnv):
         Check a step and count it.
 
         :param step: of the environment
-        :return: the same
+        :return: the same, with rewards in single precision
         """
         self._require_observations("observations", step.observations)
         self._require_observations("final_observations", step.final_observations)
         for name, dtypes in (("rewards", _FLOATING), ("terminated", (th.bool,)), ("truncated", (th.bool,))):
             self._require(name, getattr(step, name), (), dtypes)
+        if step.rewards.dtype != th.float32:
+            step = step._replace(rewards=step.rewards.float())
         going_on = ~self.ended
         self.returns = self.returns * going_on + step.rewards
         self.lengths = self.lengths * going_on + 1

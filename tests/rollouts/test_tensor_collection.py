@@ -187,6 +187,32 @@ def test_normalised(way):
     assert [e["r"] for e in ours.ep_info_buffer] == pytest.approx([e["r"] for e in theirs.ep_info_buffer], rel=1e-3)
 
 
+def test_an_environment_may_write_into_the_same_memory(way):
+    class InPlace(Walk):
+        kept = None
+
+        def step(self, actions):
+            step = super().step(actions)
+            self.kept = self.kept or type(step)(*map(th.clone, step))
+            for x, new in zip(self.kept, step, strict=True):
+                x.copy_(new)
+            return self.kept
+
+    assert_close(columns(collected(model_of(InPlace()))), columns(collected(model_of(Walk()))))
+
+
+@pytest.mark.parametrize("dtype", [th.float64, th.float16, th.bfloat16])
+def test_rewards_of_another_precision(dtype, way):
+    class Other(Walk):
+        def step(self, actions):
+            step = super().step(actions)
+            return step._replace(rewards=step.rewards.to(dtype))
+
+    found, expected = (columns(collected(model_of(env))) for env in (Other(), Walk()))
+    assert_close(found, expected, rtol=0.1, atol=0.2)
+    assert not th.equal(found["advantages"], expected["advantages"]) or dtype == th.float64
+
+
 def test_whole_episodes_go_through_numpy():
     model = REINFORCE("MlpPolicy", TensorVecEnv(cart_pole()), n_episodes=4, seed=0, device="cpu").learn(100)
     assert len(model.ep_info_buffer) > 4
@@ -436,6 +462,21 @@ def test_a_device_that_is_not_the_models():
     model.env.device = th.device("meta")
     with pytest.raises(ValueError, match="device of env='meta': allowed is 'cpu', that of the model"):
         model.collect_rollouts(model.env, callback, model.rollout_buffer, 4)
+
+
+# --- devices -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to run:UserWarning")
+@pytest.mark.parametrize("cls", SMALL)
+def test_it_trains_on_each_device(cls, device):
+    env = TensorVecNormalize(TensorVecEnv(TorchCartPole(4, max_episode_steps=10, device=device)))
+    model = cls("MlpPolicy", env, seed=0, device=device, **SMALL[cls]).learn(192)
+    assert type(model.collector) is TensorCollector
+    assert all(column.device.type == device for column in columns(model).values())
+    assert len(model.ep_info_buffer) > 10
+    assert env.obs_rms.count == pytest.approx(196)
+    assert np.isfinite(env.obs_rms.mean).all()
 
 
 # --- learning ----------------------------------------------------------------------------------------------------
