@@ -77,7 +77,7 @@ BASELINES: dict[str, _Baseline] = {
 
 
 class EpisodicAlgorithm(OnPolicyGradientAlgorithm):
-    """Whole episodes, ``n_episodes`` per update; after a collection they lie in ``episodes``."""
+    """An algorithm that learns from ``n_episodes`` whole episodes per update; they are in ``episodes``."""
 
     batch_argument: ClassVar[str] = "n_episodes"
     overridden_together: ClassVar[Mapping[str, str]] = {

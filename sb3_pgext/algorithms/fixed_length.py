@@ -22,7 +22,7 @@ __all__ = ["FixedLengthAlgorithm", "by_step"]
 
 
 class FixedLengthAlgorithm(OnPolicyGradientAlgorithm):
-    """``n_steps`` steps of each sub-environment per update, stored in a subclass of SB3's ``RolloutBuffer``."""
+    """An algorithm that learns from ``n_steps`` steps of each sub-environment, in a kind of SB3's ``RolloutBuffer``."""
 
     critic: str = "v"
     n_action_samples: int | None = None

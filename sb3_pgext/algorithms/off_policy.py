@@ -38,7 +38,7 @@ Self = TypeVar("Self", bound="OffPolicyGradientAlgorithm")
 
 class OffPolicyGradientAlgorithm(PolicyGradientAlgorithm, OffPolicyAlgorithm):
     """
-    A policy that acts while its replay is filled, by SB3's own loop, and is trained from it.
+    An algorithm with a replay buffer, which SB3's own loop fills.
 
     A subclass says how an action is drawn (``_draw``) and trains.
     """

@@ -37,9 +37,9 @@ __all__ = ["OnPolicyGradientAlgorithm"]
 
 class OnPolicyGradientAlgorithm(PolicyGradientAlgorithm, OnPolicyAlgorithm):
     """
-    An actor-critic policy with one optimizer for both steps, each of which moves only parameters of its own.
+    An algorithm with one optimizer for the policy's and the critic's steps, each of which moves its own parameters.
 
-    (An optimizer leaves alone what has no gradient.)
+    (An optimizer leaves parameters without a gradient alone.)
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {

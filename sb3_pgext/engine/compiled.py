@@ -44,8 +44,8 @@ register_module_parameter_registration_hook(_Registrations.note)
 
 class CompiledEngine(Engine):
     """
-    The same functions and steps, up to rounding, in less time. Where something cannot be compiled, it runs as it is,
-    and a warning says why, once.
+    An engine that compiles functions and steps: the same results up to rounding, in less time. Where something
+    cannot be compiled, it runs as it is, and a warning says why, once.
 
     :param policy: the network that they evaluate
     :param key: what its losses and functions depend on beside their arguments: the algorithm's own arguments

@@ -20,7 +20,7 @@ Result = tuple[Any, th.Tensor | None, bool]
 
 class CompiledDescent:
     """
-    Many gradient steps in a row, compiled for the shapes of the first minibatch: a context of the step.
+    Many gradient steps in a row, compiled for the shapes of the first minibatch; a context manager.
 
     :param policy: the network that the loss evaluates
     :param examined: it as it is now
@@ -130,7 +130,8 @@ class CompiledDescent:
 
 class AveragedDescent(CompiledDescent):
     """
-    The same with the gradients of several processes: one graph ends at the gradient, another one steps.
+    Compiled gradient steps along the mean gradient of several processes: one graph ends at the gradient, another
+    one steps.
 
     All take the same step, also where only some have a minibatch of the shape of their graph: steps that round
     differently would drive their parameters apart.

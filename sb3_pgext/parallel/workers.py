@@ -38,7 +38,7 @@ class _Failure(NamedTuple):
 
 class Link:
     """
-    A worker's side of the line to the main process, with what that gave to all workers, ``shared``.
+    A worker's connection to the main process, with the object that all workers got from it, ``shared``.
 
     :param number: of the worker, from 0
     :param connection: the line

@@ -14,7 +14,7 @@ _BOUND = 0.05
 
 class SameStepCartPole(VectorWrapper):
     """
-    gymnasium's vectorised CartPole in the autoreset mode ``SAME_STEP``; it has itself only ``NEXT_STEP``.
+    gymnasium's vectorised CartPole in the autoreset mode ``SAME_STEP``; alone it has only ``NEXT_STEP``.
 
     The first observations are drawn as the environment draws them, one step earlier.
 

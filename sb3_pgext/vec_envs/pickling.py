@@ -12,7 +12,7 @@ __all__ = ["EnvironmentPickler", "appending", "whole_state"]
 
 
 class EnvironmentPickler(cloudpickle.Pickler):
-    """cloudpickle's, which also takes wrappers of vectorised environments, with what they wrap."""
+    """A cloudpickle pickler that also takes wrappers of vectorised environments, with what they wrap."""
 
     def reducer_override(self, obj: Any) -> Any:
         """See ``pickle.Pickler.reducer_override``."""
