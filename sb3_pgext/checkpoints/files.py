@@ -1,4 +1,9 @@
-"""Checkpoints on the disk: folders that are there as a whole or not at all, and tell when they have been changed."""
+"""Checkpoints on the disk: folders that are there as a whole or not at all, and tell when they have been changed.
+
+A checkpoint is a folder such as ``000042-step-420000``, the 43rd, at step 420,000. It holds ``manifest.json`` (format,
+version, checksums, signature), ``model.json`` (algorithm, arguments, counters, generators), ``tensors.safetensors``
+(every array and tensor, by its path in ``model.json``), and where needed ``environment.pkl`` and ``custom.pkl``.
+"""
 
 import contextlib
 import hashlib
