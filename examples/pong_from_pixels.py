@@ -4,8 +4,8 @@ usage: python examples/pong_from_pixels.py [--games 8000] [--baseline state] [--
 
 Needs the extra ``atari``. The network has 1.3M parameters and says UP or DOWN; each update is along the gradient of
 whole games. Two busy cores play 1,400 to 1,800 steps per second; a game has 1,000 of them at first. A checkpoint is
-written every 100,000 steps, and the same command goes on with it. ``sb3-pgext train --algo reinforce --env ALE/Pong-v5``
-is the same; with ``--algo ppo_cc`` it is NatureCNN and SB3's Atari wrappers.
+written every 100,000 steps, and the same command goes on with it. ``sb3-pgext train --algo reinforce
+--env ALE/Pong-v5`` is the same; with ``--algo ppo_cc`` it is NatureCNN and SB3's Atari wrappers.
 """
 
 import argparse
