@@ -81,7 +81,7 @@ class BraxEnv:
     A Brax environment as a :class:`~sb3_pgext.vec_envs.tensors.TensorEnv`. Each sub-environment begins every episode in
     its first state of the last reset, as in Brax's own training.
 
-    :param env: name of the environment, such as ``"ant"``; or one that has been made, also of MuJoCo Playground
+    :param env: name of the environment, such as ``"ant"``; or one that has been made, without wrappers
     :param num_envs: number of sub-environments, E
     :param episode_length: an episode is truncated after so many steps
     :param options: of Brax's environment, such as ``backend``
