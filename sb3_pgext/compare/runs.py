@@ -117,6 +117,7 @@ def _one_by_one(runs: list[Run], folder: Path) -> Iterator[Outcome]:
     except BaseException:  # also Ctrl-C: what is under way is not waited for
         worker.shutdown(kill_workers=True)
         raise
+    worker.shutdown()  # joblib, which keeps such a worker for later, could not use this one
 
 
 def _failed(run: Run, folder: Path, error: str, partial: list[Path]) -> Outcome:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -204,6 +205,12 @@ def test_other_backends_of_joblib_give_the_same_numbers(backend, trained_runs) -
     expected = _numbers(str(trained_runs / "mine"))
     expected = expected[expected["seed"] == 0].reset_index(drop=True)
     pd.testing.assert_frame_equal(expected, _numbers(backend))
+
+
+def test_joblib_finds_none_of_the_workers_of_one_job() -> None:
+    """It keeps workers for the next study of the process, and cannot use those that are not its own."""
+    assert list(runs._one_by_one([], Path())) == []
+    assert joblib.Parallel(n_jobs=2)(joblib.delayed(abs)(-number) for number in range(3)) == [0, 1, 2]
 
 
 def test_without_a_file(capsys) -> None:

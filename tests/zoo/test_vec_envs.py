@@ -153,10 +153,10 @@ def _cart_pole() -> gym.Env:
 
 def test_workers_of_a_process_of_joblib() -> None:
     """A study trains in such processes, which have a way of their own to start others."""
-    executor = get_reusable_executor(max_workers=1)
-    for kind in ("halves", "subproc"):
-        observations = executor.submit(_first_observations, kind).result(120)
-        np.testing.assert_array_equal(observations, _first_observations("dummy"))
+    with get_reusable_executor(max_workers=1) as executor:
+        for kind in ("halves", "subproc"):
+            observations = executor.submit(_first_observations, kind).result(120)
+            np.testing.assert_array_equal(observations, _first_observations("dummy"))
 
 
 def test_a_game_that_only_envpool_has(tmp_path: Path) -> None:
