@@ -26,6 +26,7 @@ __all__ = [
     "draw_actions",
     "explain",
     "fresh_after_failure",
+    "renew_noise",
     "require_finite_parameters",
     "statistics_of",
     "statistics_of_env",
@@ -70,8 +71,7 @@ def draw_actions(model: Any, act: Act, n_steps: int, last_obs: Any = None) -> Ac
     :return: the actions
     :raises ValueError: naming the first sub-environment whose log-probabilities or actions are not finite
     """
-    if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
-        model.policy.reset_noise(model.n_envs)
+    renew_noise(model, n_steps)
     obs = copied(model, model._last_obs if last_obs is None else last_obs)
     observations = obs_as_tensor(obs, model.device)
     try:
@@ -89,6 +89,17 @@ def draw_actions(model: Any, act: Act, n_steps: int, last_obs: Any = None) -> Ac
     if not surely_finite(drawn):
         require_finite("action", drawn, n_steps)
     return Actions(obs, observations, tensor, values, log_probs, drawn, _environment_actions(model, drawn))
+
+
+def renew_noise(model: Any, n_steps: int) -> None:
+    """
+    Sample gSDE's noise anew, where it is time.
+
+    :param model: an SB3 algorithm with an actor-critic policy
+    :param n_steps: vector steps since the start of the rollout
+    """
+    if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
+        model.policy.reset_noise(model.n_envs)
 
 
 def copied(model: Any, observations: Any) -> Any:

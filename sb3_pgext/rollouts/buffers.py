@@ -10,20 +10,9 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-__all__ = ["DictStepBuffer", "EpisodeBatch", "EpisodeBuffer", "Rollout", "StepBuffer", "each", "episode_indices"]
+from sb3_pgext.vec_envs.observations import each
 
-
-def each(function: Callable[..., Any], *observations: Any) -> Any:
-    """
-    Apply a function to observations, or to the entries of each key where they are dicts.
-
-    :param function: arrays or tensors, one of each of the observations → any
-    :param observations: arrays or tensors, or dicts of them with the same keys
-    :return: the function's result, or a dict of its results
-    """
-    if isinstance(observations[0], dict):
-        return {key: each(function, *(data[key] for data in observations)) for key in observations[0]}
-    return function(*observations)
+__all__ = ["DictStepBuffer", "EpisodeBatch", "EpisodeBuffer", "Rollout", "StepBuffer", "episode_indices"]
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_pgext.arguments import require
-from sb3_pgext.rollouts.buffers import EpisodeBatch, each, episode_indices
+from sb3_pgext.rollouts.buffers import EpisodeBatch, episode_indices
 from sb3_pgext.rollouts.files import replacing
+from sb3_pgext.vec_envs.observations import each
 
 if TYPE_CHECKING:
     from minari import MinariDataset

@@ -18,10 +18,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pgext.rollouts.acting import copied
-from sb3_pgext.rollouts.buffers import EpisodeBuffer, each
+from sb3_pgext.rollouts.buffers import EpisodeBuffer
 from sb3_pgext.rollouts.checks import require_observation
 from sb3_pgext.rollouts.collector import Collector
 from sb3_pgext.rollouts.halves import vector_steps
+from sb3_pgext.vec_envs.observations import each
 
 __all__ = ["EpisodeCollector", "EpisodeSchedule", "begin_episodes"]
 

@@ -18,9 +18,9 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, 
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from sb3_pgext.rollouts.acting import Act, Actions, checked_steps, draw_actions, explain
-from sb3_pgext.rollouts.buffers import each
 from sb3_pgext.rollouts.checks import require_half
 from sb3_pgext.vec_envs import HalvesVecEnv
+from sb3_pgext.vec_envs.observations import each
 
 __all__ = ["nothing_ahead", "vector_steps"]
 

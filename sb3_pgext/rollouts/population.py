@@ -14,9 +14,9 @@ from torch.func import functional_call, vmap
 
 from sb3_pgext.arguments import require
 from sb3_pgext.rollouts.acting import checked_steps, draw_actions
-from sb3_pgext.rollouts.buffers import each
 from sb3_pgext.rollouts.checks import require_observations
 from sb3_pgext.rollouts.episodes import EpisodeSchedule, begin_episodes
+from sb3_pgext.vec_envs.observations import each
 
 __all__ = ["Members", "Played", "act_together", "play_elsewhere", "play_together", "seen_since"]
 

@@ -9,8 +9,9 @@ import torch as th
 from stable_baselines3.common.save_util import open_path
 
 from sb3_pgext.arguments import require
-from sb3_pgext.rollouts.buffers import EpisodeBatch, each
+from sb3_pgext.rollouts.buffers import EpisodeBatch
 from sb3_pgext.rollouts.files import replacing
+from sb3_pgext.vec_envs.observations import each
 
 __all__ = ["EpisodeReplay", "OffPolicyBatch", "ReplayedBatch", "concatenated"]
 

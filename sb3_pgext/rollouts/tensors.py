@@ -15,11 +15,12 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch.func import functional_call
 
 from sb3_pgext.arguments import require
-from sb3_pgext.rollouts.acting import explain
-from sb3_pgext.rollouts.buffers import DictStepBuffer, StepBuffer, each
+from sb3_pgext.rollouts.acting import explain, renew_noise
+from sb3_pgext.rollouts.buffers import DictStepBuffer, StepBuffer
 from sb3_pgext.rollouts.checks import require_finite
 from sb3_pgext.rollouts.steps import StepCollector
 from sb3_pgext.vec_envs import tensors
+from sb3_pgext.vec_envs.observations import each
 from sb3_pgext.vec_envs.tensors import NumpySide, StepInfos, TensorStep, TensorVecEnv
 from sb3_pgext.vec_envs.torch_envs import TorchEnv
 
@@ -115,8 +116,7 @@ class TensorCollector(StepCollector):
         starts = starts.to(env.device)
         played: list[Played] = []
         for n_steps in range(seen["n_rollout_steps"]):
-            if model.use_sde and model.sde_sample_freq > 0 and n_steps % model.sde_sample_freq == 0:
-                model.policy.reset_noise(env.num_envs)
+            renew_noise(model, n_steps)
             acted = play(observations if at_hand else each(_drawable, observations), n_steps)
             actions, values, log_probs, clipped, step = acted
             model.num_timesteps += env.num_envs

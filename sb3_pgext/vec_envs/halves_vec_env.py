@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from sb3_pgext.arguments import require, require_count
+from sb3_pgext.vec_envs.observations import each
 from sb3_pgext.vec_envs.worker_vec_env import WorkerVecEnv
 
 __all__ = ["HalvesVecEnv"]
@@ -205,6 +206,4 @@ class HalvesVecEnv(VecEnv):
 
 
 def _joined(observations: Sequence[Any]) -> Any:
-    if isinstance(observations[0], dict):
-        return {key: _joined([part[key] for part in observations]) for key in observations[0]}
-    return np.concatenate(observations)
+    return each(lambda *parts: np.concatenate(parts), *observations)

@@ -1,7 +1,7 @@
 """Environments whose steps take and return tensors, as SB3's ``VecEnv``."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
@@ -13,8 +13,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from sb3_pgext.arguments import require, require_count
+from sb3_pgext.vec_envs.observations import each
 
-__all__ = ["NumpySide", "StepInfos", "TensorEnv", "TensorStep", "TensorVecEnv", "as_arrays", "at_hand", "of_each_key"]
+__all__ = ["NumpySide", "StepInfos", "TensorEnv", "TensorStep", "TensorVecEnv", "as_arrays", "at_hand"]
 
 
 class TensorStep(NamedTuple):
@@ -139,7 +140,7 @@ class StepInfos(Sequence[dict[str, Any]]):
         info: dict[str, Any] = {"TimeLimit.truncated": cut}
         if self.ended[e]:
             returns, lengths, seconds = self.episode
-            info["terminal_observation"] = as_arrays(of_each_key(lambda x: x[e], self.step.final_observations))
+            info["terminal_observation"] = as_arrays(each(lambda x: x[e], self.step.final_observations))
             info["episode"] = {"r": returns[e].item(), "l": int(lengths[e]), "t": seconds}
         return info
 
@@ -313,20 +314,9 @@ def at_hand(device: th.device) -> bool:
     return device.type == "cpu"
 
 
-def of_each_key(function: Callable[[th.Tensor], Any], observations: PyTorchObs) -> Any:
-    """
-    :param function: of a tensor
-    :param observations: a tensor, or a dict of them
-    :return: the function's result, or a dict of its results
-    """
-    if isinstance(observations, dict):
-        return {key: function(x) for key, x in observations.items()}
-    return function(observations)
-
-
 def as_arrays(observations: PyTorchObs) -> Any:
     """
     :param observations: a tensor, or a dict of them
     :return: arrays of their own, which no step writes to
     """
-    return of_each_key(lambda x: np.array(x.numpy(force=True)), observations)
+    return each(lambda x: np.array(x.numpy(force=True)), observations)
